@@ -1,0 +1,122 @@
+"""Every field of a run, with its default. The other configs change a few of them; flags change the rest."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults: ResNet-101 with ASPP-L on PASCAL VOC 2012, CRF at test time only."""
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 10  # global: over all devices and processes
+    config.num_steps = 20_000
+    config.init_from = ""  # converted weights (.safetensors) or a workdir to start from; "" = random
+
+    config.model = ConfigDict()
+    config.model.backbone = "resnet101"  # resnet101, resnet50, vgg16, resnet_small
+    config.model.head = "aspp"  # aspp, largefov, fc (v1's fc6/fc7/fc8), plain (one 1x1 classifier)
+    config.model.head_rates = (6, 12, 18, 24)  # atrous rates at output stride 8; halved at 16
+    config.model.head_width = 0  # hidden channels of the head; 0 = the published ones
+    config.model.head_kernel = 3  # v1's fc6: 3, 4 or 7
+    config.model.output_stride = 8  # 8, 16 or 32
+    config.model.scales = (1.0,)  # multi-scale inputs, fused by max (v2 section 4.1): (1.0, 0.75, 0.5)
+    config.model.msc = False  # v1's side branches (v1 section 4.3)
+    config.model.pool5a = False  # v1 LargeFOV's average pool after pool5
+    config.model.base_pools = False  # v1 DeepLab's 2x2 pools instead of LargeFOV's 3x3
+    config.model.freeze_trunk = False  # train only what MSc adds
+    config.model.batch_norm = "frozen"  # frozen (stored statistics and affine) or trained (synchronised)
+    config.model.allow_random_frozen = False  # frozen batch norm without init_from is a mistake; True allows it
+    config.model.stride_on = "1x1"  # where a bottleneck's stride sits: 1x1 (Caffe) or 3x3 (torchvision)
+    config.model.preprocessing = "caffe_bgr"  # caffe_bgr (mean subtraction) or torch_rgb (/255, mean, std)
+    config.model.dropout = 0.5  # VGG's fc6 and fc7
+    config.model.widths = (64, 128, 192, 192)  # resnet_small only: channels per stage
+    config.model.blocks = (2, 2, 2, 2)  # resnet_small only: basic blocks per stage
+    config.model.fine_branch = 0  # resnet_small only: channels of a stride-4 side branch; 0 = none
+    config.model.dtype = "float32"  # compute type: float32 or bfloat16 (parameters stay float32)
+    config.model.remat = False  # recompute blocks in the backward pass to save memory
+
+    config.crf = ConfigDict()
+    config.crf.iterations = 10  # mean-field iterations; 0 = no CRF
+    config.crf.bilateral = "auto"  # auto, permutohedral, exact, separable
+    config.crf.normalization = "after"  # none, before, after, symmetric
+    config.crf.preset = "v2_resnet101"  # a name in crf.PRESETS, a preset file (.json), or "" = the five below
+    config.crf.bilateral_weight = 4.0  # w1
+    config.crf.bilateral_xy_std = 67.0  # sigma_alpha, pixels of the photograph
+    config.crf.bilateral_rgb_std = 3.0  # sigma_beta, 0..255
+    config.crf.gaussian_weight = 3.0  # w2
+    config.crf.gaussian_xy_std = 1.0  # sigma_gamma, pixels of the photograph
+    config.crf.train = "off"  # off (test time only, the papers' piecewise way) or end_to_end
+    config.crf.train_iterations = 5  # iterations of the CRF inside training
+    config.crf.stride = 8  # in training the CRF runs on the image sampled by this stride; testing uses 1
+    config.crf.learn = ("weights", "compatibility")  # what end_to_end learns: weights, compatibility, stds
+    config.crf.per_class_weights = False  # one kernel weight per class instead of one per kernel
+    config.crf.learning_rate_multiplier = 1.0
+
+    config.data = ConfigDict()
+    config.data.name = "voc_segmentation"
+    config.data.dir = ""  # the raw folder, never written to
+    config.data.cache_dir = ""  # prepared files; "" = the user's cache folder
+    config.data.train_split = "train_aug"
+    config.data.holdout = 0  # this many training images are set aside as split "holdout"
+    config.data.crop = (321, 321)  # height, width
+    config.data.scales = (0.5, 0.75, 1.0, 1.25, 1.5)  # random scale; a pair with continuous_scale = its ends
+    config.data.continuous_scale = False
+    config.data.mirror = True
+    config.data.mirror_swaps = ()  # pairs of class ids that swap when mirrored (left/right parts)
+    config.data.brightness = 0.0  # photometric jitter: +- this fraction
+    config.data.contrast = 0.0
+    config.data.saturation = 0.0
+    config.data.on_corrupt = "stop"  # a corrupt image: stop (naming it) or skip (and count)
+    config.data.workers = 2  # threads that decode and augment
+    config.data.cache_decoded_mb = 2048  # decoded images kept in memory, up to this size
+    config.data.images = ""  # folder: images, masks (folders or list files)
+    config.data.masks = ""
+    config.data.classes = ""  # folder: text file, one name and optional R G B per line
+    config.data.val_fraction = 0.1  # folder: share of images for validation, drawn by config.seed
+    config.data.train_list = ""  # folder: text files of names, instead of val_fraction
+    config.data.val_list = ""
+
+    config.loss = ConfigDict()
+    config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or ("median",) from frequencies
+    config.loss.at = "scores"  # scores (labels subsampled, the papers) or pixels (scores upsampled)
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # momentum SGD, Caffe's form
+    config.optimizer.learning_rate = 2.5e-4
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.schedule = "poly"  # poly, step, constant, cosine
+    config.optimizer.poly_power = 0.9
+    config.optimizer.step_size = 2000  # schedule "step": times 0.1 every so many steps
+    config.optimizer.warmup_steps = 0
+    config.optimizer.classifier_multiplier = 10.0  # classifier weights; its bias gets twice that
+    config.optimizer.bias_multiplier = 2.0  # every other bias; biases have no decay
+    config.optimizer.accumulate = 1  # micro-batches per step (the papers' iter_size)
+    config.optimizer.clip_norm = 0.0  # global gradient norm; 0 = no clipping
+    config.optimizer.ema = 0.0  # decay of averaged weights used in evaluation; 0 = none
+    config.optimizer.skip_nonfinite = False  # skip and count steps with a non-finite gradient (bfloat16)
+
+    config.eval = ConfigDict()
+    config.eval.split = "val"
+    config.eval.crf_iterations = (0, 10)  # one result for each; 0 = network alone
+    config.eval.every = 0  # steps between evaluations on `select_split`; 0 = only at the end
+    config.eval.select_split = ""  # split on which the best checkpoint is chosen; "" = the last is used
+    config.eval.limit = 0  # evaluate only the first images; 0 = all
+    config.eval.scales = (1.0,)  # test-time scales, averaged
+    config.eval.mirror = False  # average with the mirrored image
+    config.eval.tile = 0  # overlapping tiles of this side for large images; 0 = whole image
+    config.eval.batch_size = 1
+    config.eval.size_multiple = 32  # images are padded to a multiple of this plus one: few compiled shapes
+    config.eval.trimap_widths = (1, 2, 3, 5, 10, 20, 40)
+    config.eval.trimap_source = "boundary"  # boundary, or void (the papers' rule)
+    config.eval.overlays = 4  # pictures written: photo, truth, network, network + CRF
+    config.eval.submission = ""  # write test-server files: voc or cityscapes
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000  # steps
+    config.checkpoint.keep = 2  # the newest so many, besides the best
+
+    config.log = ConfigDict()
+    config.log.every = 20  # steps between lines, and between checks that loss and gradient are finite
+    config.log.images_every = 1000  # steps between training pictures in TensorBoard; 0 = none
+    return config

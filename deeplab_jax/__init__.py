@@ -1,0 +1,14 @@
+"""DeepLab v1 and v2 with a differentiable, fully connected CRF, in JAX."""
+
+from deeplab_jax.version import __version__
+
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str):
+    # `load` brings Pillow and orbax with it; the CRF alone must not need them.
+    if name == "load":
+        from deeplab_jax.predict import load
+
+        return load
+    raise AttributeError(f"module 'deeplab_jax' has no attribute '{name}'")

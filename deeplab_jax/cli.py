@@ -1,0 +1,128 @@
+"""What every command shares: flags, one sentence for a user's mistake, exit status 1."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from deeplab_jax.errors import MissingExtraError, UserError
+from deeplab_jax.version import __version__
+
+# import name -> the extra that brings it
+_EXTRAS = {
+    "absl": "predict", "ml_collections": "predict", "orbax": "predict", "PIL": "predict", "tqdm": "predict",
+    "safetensors": "predict", "google": "predict", "h5py": "predict", "scipy": "predict", "platformdirs": "predict",
+    "imageio_ffmpeg": "predict", "matplotlib": "predict", "etils": "predict",
+    "optax": "train", "clu": "train", "tensorflow_datasets": "train", "grain": "train", "array_record": "train",
+    "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
+}  # fmt: skip
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+    """Runs a command's `main(argv)` under absl flags and exits with its status.
+
+    A `UserError` becomes one line on stderr and status 1, a wrong flag likewise; Ctrl-C gives 130. Anything else is a
+    defect and keeps its traceback.
+
+    Args:
+      main: takes the arguments that are not flags (without the program's name), returns an exit status or None.
+      argv: the whole command line; default `sys.argv`. `--config NAME` and `--config.a.b=v` are left to
+        `config_flag()`.
+    """
+    try:
+        from absl import flags
+    except ImportError as e:
+        _fail(str(MissingExtraError("absl-py", "predict")), e)
+    argv = list(sys.argv if argv is None else argv)
+    if "--version" in argv:
+        print(f"deeplab_jax {__version__}")
+        sys.exit(0)
+    argv, overrides = _split_overrides(argv)
+    _OVERRIDES[:] = overrides
+    try:
+        if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
+            module = sys.modules[main.__module__]
+            print((module.__doc__ or "").strip(), "\n\nflags:")
+            print(_flag_help(flags.FLAGS, main.__module__))
+            sys.exit(0)
+        rest = flags.FLAGS(argv)[1:]
+        _persistent_compilation_cache()
+        status = main(rest)
+    except UserError as e:
+        _fail(str(e), e)
+    except flags.Error as e:
+        _fail(" ".join(str(e).replace("FATAL Flags parsing error:", "").split()) + " (see --help)", e)
+    except ModuleNotFoundError as e:
+        top = (e.name or "").split(".")[0]
+        if top not in _EXTRAS:
+            raise
+        _fail(str(MissingExtraError(top, _EXTRAS[top])), e)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(status or 0)
+
+
+_OVERRIDES: list[str] = []
+
+
+def config_from_flags(name: str | None):
+    """Loads the config that `--config` and the `--config.field=value` flags of this command line name.
+
+    Raises:
+      UserError: `name` is empty, or the config or an override is wrong.
+    """
+    from deeplab_jax.config import load_config
+
+    if not name:
+        raise UserError("--config is missing; give a file or a shipped name, such as --config=configs/shapes.py")
+    return load_config(name, _OVERRIDES)
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    rest, overrides = argv[:1], []
+    args = iter(argv[1:])
+    for arg in args:
+        name = arg.lstrip("-")
+        if arg.startswith("-") and name.startswith("config."):
+            if "=" not in name:
+                name = f"{name}={next(args, '')}"
+            overrides.append(name.removeprefix("config."))
+        else:
+            rest.append(arg)
+    return rest, overrides
+
+
+def _flag_help(flag_values, module: str) -> str:
+    own = flag_values.flags_by_module_dict().get(sys.argv[0], []) + flag_values.flags_by_module_dict().get(module, [])
+    shown = {f.name: f for f in own}
+    for flag in flag_values.get_key_flags_for_module(module) or []:
+        shown.setdefault(flag.name, flag)
+    lines = []
+    for name in sorted(shown):
+        flag = shown[name]
+        default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
+        lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _persistent_compilation_cache() -> None:
+    """Compiled programs are kept in the user's cache, so that only the first run of a shape compiles."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None and os.environ.get("DEEPLAB_COMPILATION_CACHE") != "off":
+        try:
+            from platformdirs import user_cache_dir
+        except ImportError:
+            return
+        jax.config.update("jax_compilation_cache_dir", os.path.join(user_cache_dir("deeplab_jax"), "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _fail(sentence: str, cause: BaseException) -> None:
+    if os.environ.get("DEEPLAB_TRACEBACK"):
+        raise cause
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)

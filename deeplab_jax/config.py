@@ -1,0 +1,120 @@
+"""Finding, loading and overriding configs: `--config NAME_OR_FILE --config.any.field=value`."""
+
+import ast
+import difflib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.errors import UserError
+
+SHIPPED = Path(__file__).parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """Returns the file that `--config NAME` means: a path, or the name of a shipped config with or without `.py`.
+
+    Raises:
+      UserError: there is neither such a file nor such a shipped config.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = SHIPPED / f"{path.stem}.py"
+    if shipped.is_file() and path.parent in (Path("."), Path("configs")) and path.suffix in ("", ".py"):
+        return shipped
+    names = sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "base"))
+    raise UserError(
+        f"--config={name}: no such file or shipped config{_nearest(path.stem, names)}; shipped: {', '.join(names)}"
+    )
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs a config file's `get_config()` and applies overrides.
+
+    Args:
+      name: a path, or the name of a shipped config.
+      overrides: strings `field.subfield=value`; the value takes the field's type.
+
+    Returns:
+      The locked config, with `config.name` set to the file's stem.
+
+    Raises:
+      UserError: no such file, no `get_config`, an unknown field (the nearest name is suggested) or a value of another
+        type.
+    """
+    path = find_config(name)
+    spec = importlib.util.spec_from_file_location(f"deeplab_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except SyntaxError as e:
+        raise UserError(f"{path}: line {e.lineno} is not Python ({e.msg})") from e
+    except AttributeError as e:
+        raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
+    with config.unlocked():
+        config.name = path.stem
+    config.lock()
+    for override in overrides:
+        set_field(config, override)
+    return config
+
+
+def set_field(config: ConfigDict, override: str) -> None:
+    """Applies one `field.subfield=value` in place; raises `UserError` for an unknown field or a wrong type."""
+    dotted, sep, text = override.partition("=")
+    if not sep:
+        raise UserError(f"--config.{override}: needs a value, as in --config.{override}=VALUE")
+    *parents, last = dotted.split(".")
+    node = config
+    for i, part in enumerate([*parents, last]):
+        if not isinstance(node, ConfigDict) or part not in node:
+            known = [name for name, _ in fields(config)]
+            here = ".".join([*parents, last][: i + 1])
+            raise UserError(f"--config.{dotted}: the config has no field '{here}'{_nearest(dotted, known)}")
+        if i < len(parents):
+            node = node[part]
+    old = node[last]
+    if isinstance(old, ConfigDict):
+        raise UserError(f"--config.{dotted}: is a group of fields; name one of {', '.join(sorted(old))}")
+    node[last] = _parse(text, old, f"--config.{dotted}")
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields every leaf of a config as (dotted name, value)."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parse(text: str, old: object, where: str) -> object:
+    if isinstance(old, str):
+        return text
+    if isinstance(old, bool):
+        if text.lower() in ("true", "1", "yes", "false", "0", "no"):
+            return text.lower() in ("true", "1", "yes")
+        raise UserError(f"{where}={text}: needs true or false")
+    kind = type(old).__name__
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = tuple(text.split(",")) if isinstance(old, tuple) else None
+    if isinstance(old, tuple):
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if isinstance(old, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, int) and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+        return int(value)
+    raise UserError(f"{where}={text}: needs a value of type {kind}, such as {old!r}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
