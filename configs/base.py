@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     config.crf.learn = ("weights", "compatibility")  # what end_to_end learns: weights, compatibility, stds
     config.crf.per_class_weights = False  # one kernel weight per class instead of one per kernel
     config.crf.learning_rate_multiplier = 1.0
+    config.crf.search_images = 0  # after training, search its parameters on so many holdout images; 0 = no search
 
     config.data = ConfigDict()
     config.data.name = "voc_segmentation"
@@ -77,6 +78,7 @@ def get_config() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or ("median",) from frequencies
+    config.loss.unary_weight = 1.0  # end_to_end: weight of the loss on the scores before the CRF
     config.loss.at = "scores"  # scores (labels subsampled, the papers) or pixels (scores upsampled)
 
     config.optimizer = ConfigDict()

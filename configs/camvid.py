@@ -1,0 +1,44 @@
+"""CamVid from scratch on two CPU cores in an hour: a small atrous ResNet with ASPP and a stride-4 side branch."""
+
+from deeplab_jax.configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.batch_size = 6
+    config.num_steps = 3000
+    config.model.update(
+        backbone="resnet_small",
+        widths=(64, 128, 192, 192),
+        blocks=(2, 2, 2, 2),
+        head="aspp",
+        head_width=96,
+        head_rates=(6, 12, 18),
+        fine_branch=48,
+        batch_norm="trained",
+        preprocessing="torch_rgb",
+    )
+    config.data.update(
+        name="camvid",
+        train_split="train",
+        holdout=40,  # chooses the checkpoint and the CRF's parameters
+        crop=(241, 321),
+        scales=(0.6, 1.6),
+        continuous_scale=True,
+        brightness=0.25,
+        contrast=0.25,
+        saturation=0.25,
+    )
+    config.loss.class_weights = ("sqrt",)
+    config.optimizer.update(
+        learning_rate=0.05,
+        nesterov=True,
+        classifier_multiplier=1.0,
+        bias_multiplier=1.0,
+        warmup_steps=50,
+        ema=0.998,
+    )
+    config.crf.update(search_images=40)
+    config.eval.update(every=500, select_split="holdout", mirror=True, size_multiple=8)
+    config.checkpoint.every = 250
+    return config

@@ -1,0 +1,59 @@
+"""From a run's config and variables to the `Segmenter` that evaluates, predicts, searches and serves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from deeplab_jax import crf
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.inference import Segmenter
+from deeplab_jax.models import create_model
+
+
+def create_segmenter(
+    config: ConfigDict, variables: dict, class_names: Sequence[str], palette: np.ndarray, **options
+) -> Segmenter:
+    """Builds the segmenter of a run.
+
+    The CRF's parameters are those the variables learned, where `config.crf.train` is end_to_end, else those of
+    `config.crf`.
+
+    Args:
+      config: the run's config; `model`, `crf` and `eval` are read.
+      variables: Flax variables, host arrays.
+      class_names: C names.
+      palette: [256, 3] RGB.
+      **options: further arguments of `Segmenter`, in place of `config.eval`'s.
+
+    Raises:
+      UserError: `config.crf` names no known parameters or filter.
+    """
+    try:
+        params, normalization = crf.params_from_config(config.crf)
+    except (ValueError, OSError) as e:
+        raise UserError(f"config.crf: {e}") from e
+    compatibility = None
+    learned = variables["params"].get("crf")
+    if learned:
+        params, compatibility = crf.learned_params(learned, params)
+    network = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
+    defaults = {
+        "crf_iterations": config.crf.iterations,
+        "compatibility": compatibility,
+        "scales": config.eval.scales,
+        "mirror": config.eval.mirror,
+        "tile": config.eval.tile,
+        "batch_size": config.eval.batch_size,
+        "size_multiple": config.eval.size_multiple,
+    }
+    return Segmenter(
+        create_model(config.model, len(class_names)),
+        network,
+        params,
+        normalization,
+        config.crf.bilateral,
+        class_names,
+        np.asarray(palette, np.uint8),
+        **(defaults | options),
+    )

@@ -1,0 +1,318 @@
+"""The story of a run: open, build, resume, train, select, search, evaluate."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import fields
+from deeplab_jax.data import open_dataset, train_batches
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import create_model
+from deeplab_jax.training import distributed
+from deeplab_jax.training.checkpoints import Checkpoints, CheckpointWriteError, flatten_state, unflatten_state
+from deeplab_jax.training.class_weights import class_weights_for
+from deeplab_jax.training.optimizer import create_optimizer, create_schedule
+from deeplab_jax.training.provenance import open_workdir, record_run
+from deeplab_jax.training.reporting import Reporter, clock, say
+from deeplab_jax.training.state import TrainState, create_state
+from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard, unreplicate
+
+TERMINATED = 143  # 128 + SIGTERM, which schedulers read as "asked to stop"
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived; the state was saved."""
+
+
+class NonFiniteError(UserError):
+    """Loss or gradient was not finite; the newest checkpoint is from before."""
+
+
+def train(config: ConfigDict, workdir: str | Path) -> None:
+    """Trains until `config.num_steps`, from the newest whole checkpoint of `workdir` if it has one.
+
+    Args:
+      config: see configs/base.py.
+      workdir: checkpoints, record and pictures go here.
+
+    Raises:
+      UserError: the config, the data, the workdir or a checkpoint cannot be used.
+      NonFiniteError: loss or gradient is not finite.
+      Terminated: SIGTERM arrived; the state is saved.
+    """
+    workdir = Path(workdir)
+    first = distributed.is_first()
+
+    # --- open ---------------------------------------------------------------------------------------------------
+    check(config)
+    dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
+    apply_recorded_settings(config)
+    if first:
+        open_workdir(workdir, config, say)
+        record_run(workdir, data_fingerprint=dataset.fingerprint, train_images=len(dataset))
+    distributed.barrier("workdir")
+    say(f"training on {len(dataset)} images, {dataset.num_classes} classes, {jax.device_count()} device(s)")
+
+    # --- build --------------------------------------------------------------------------------------------------
+    model = build_model(config, dataset.num_classes)
+    optimizer = create_optimizer(config)
+    state = create_state(initial_variables(config, model), config, optimizer)
+    if first:
+        print_overview(state)
+    weights = class_weights_for(config, dataset)
+    step_fn = create_train_step(model.clone(axis_name=AXIS), config, optimizer, weights)
+    schedule = create_schedule(config)
+    meta = {
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "palette": np.asarray(dataset.palette).tolist(),
+        "data_fingerprint": dataset.fingerprint,
+    }
+
+    # --- resume -------------------------------------------------------------------------------------------------
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    restored = checkpoints.restore_newest(say)
+    done = 0
+    if restored is not None:
+        done, flat, _ = restored
+        state = unflatten_state(state, flat)
+        checkpoints.forget_after(done)
+        say(f"resuming at step {done} of {config.num_steps}")
+    # The seeds of the leaves are kept on the host only as long as they are needed there.
+    leaf_names = [".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(state.trainable)[0]]
+    state = replicate(state)
+    reporter = Reporter(workdir, done, config.num_steps, active=first)
+    reporter.hyperparameters(dict(fields(config)))
+    select = Selection(config, workdir, checkpoints, reporter, meta)
+    if done and select.due(done) and checkpoints.best_step() != done and not select.recorded(done):
+        select(done, unreplicate(state))
+
+    # --- train --------------------------------------------------------------------------------------------------
+    stop = _TermSignal()
+    batches = train_batches(
+        dataset,
+        config,
+        first_step=done,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    pending: list[tuple[int, dict]] = []
+    saved = done
+
+    def settle() -> None:
+        """Fetches the metrics of the steps since the last time: the one place where the host waits for devices."""
+        if pending:
+            report(pending, leaf_names, schedule, config, reporter, saved)
+            pending.clear()
+
+    def save(step: int) -> None:
+        nonlocal saved
+        settle()
+        host_state = unreplicate(state)
+        try:
+            checkpoints.save(step, flatten_state(host_state), meta | {"step": step})
+            saved = step
+        except CheckpointWriteError as e:
+            if step >= config.num_steps or stop.arrived:
+                raise
+            say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {saved}")
+        reporter.flush()
+        distributed.barrier(f"saved {step}")
+        if select.due(step):
+            select(step, host_state)
+
+    with stop:
+        for step in range(done + 1, config.num_steps + 1):
+            batch = next(batches)
+            state, metrics = step_fn(state, shard(batch, config.optimizer.accumulate))
+            pending.append((step, metrics))
+            if step == done + 1:
+                jax.block_until_ready(metrics)
+                reporter.restart_clock(step)  # the first step compiles
+            if step % config.log.every == 0:
+                settle()
+            last = step == config.num_steps
+            if stop.arrived:
+                save(step)
+                reporter.close()
+                say(f"SIGTERM: saved step {step} and stopping; the same command goes on from there")
+                raise Terminated(TERMINATED)
+            if last or (config.checkpoint.every and step % config.checkpoint.every == 0) or select.due(step):
+                save(step)
+                if not last:
+                    reporter.restart_clock(step)
+    skipped = int(unreplicate(state).skipped) if done < config.num_steps else 0
+    if skipped:
+        say(f"{skipped} steps were skipped for a non-finite gradient")
+    reporter.close()
+
+
+class Selection:
+    """Chooses the best checkpoint on `config.eval.select_split`, never on the split that results are given for."""
+
+    def __init__(self, config, workdir: Path, checkpoints: Checkpoints, reporter: Reporter, meta: dict):
+        self._config, self._workdir, self._checkpoints = config, workdir, checkpoints
+        self._reporter, self._meta = reporter, meta
+
+    def due(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is to be evaluated."""
+        every = self._config.eval.every
+        return bool(every and self._config.eval.select_split and (step % every == 0 or step == self._config.num_steps))
+
+    def recorded(self, step: int) -> bool:
+        """Whether an earlier, interrupted run evaluated it already."""
+        from deeplab_jax.training.reporting import read_record
+
+        return any(r["step"] == step and "select/mean_iou" in r for r in read_record(self._workdir / "metrics.jsonl"))
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        from deeplab_jax.training.evaluation import evaluate_split
+
+        result = evaluate_split(
+            self._config, state.variables(), self._meta, self._config.eval.select_split, None, crf_iterations=(0,)
+        )[0]
+        self._reporter.scalars(step, {"select/mean_iou": result["mean_iou"]})
+        best = self._checkpoints.mark_best(step, result["mean_iou"])
+        say(
+            f"step {step}: {100 * result['mean_iou']:.2f} % mean IoU on {result['images']} images of "
+            f"'{self._config.eval.select_split}'{', the best so far' if best else ''}"
+        )
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses configs that cannot run, before anything is read or written.
+
+    Raises:
+      UserError: naming the field and the remedy.
+    """
+    rows = jax.device_count() * config.optimizer.accumulate
+    if config.batch_size < 1 or config.batch_size % rows:
+        raise UserError(
+            f"config.batch_size={config.batch_size}: must be divisible by {jax.device_count()} device(s) times "
+            f"config.optimizer.accumulate={config.optimizer.accumulate}; the next that is: "
+            f"{max(1, -(-config.batch_size // rows)) * rows}"
+        )
+    model = config.model
+    norm = model.backbone.startswith("resnet") and model.batch_norm == "frozen"
+    if norm and not config.init_from and not model.allow_random_frozen:
+        raise UserError(
+            "config.model.batch_norm=frozen needs stored statistics: give --config.init_from=WEIGHTS (see "
+            "deeplab_jax.convert_weights), or train them with --config.model.batch_norm=trained, or allow random ones "
+            "with --config.model.allow_random_frozen=true"
+        )
+
+
+def apply_recorded_settings(config: ConfigDict) -> None:
+    """Takes over the preprocessing and stride placement that were recorded with `config.init_from`."""
+    if not config.init_from:
+        return
+    from deeplab_jax.weights import recorded_settings
+
+    for name, value in recorded_settings(config.init_from).items():
+        if name in config.model and config.model[name] != value:
+            say(f"config.model.{name} = {value}, as recorded with {config.init_from}")
+            config.model[name] = value
+
+
+def build_model(config: ConfigDict, num_classes: int):
+    """The config's network, with the mean-field CRF on top if `config.crf.train` is end_to_end.
+
+    Raises:
+      UserError: the fields do not describe a network.
+    """
+    try:
+        return create_model(config.model, num_classes, crf=config.crf)
+    except ValueError as e:
+        raise UserError(f"config.model: {e}") from e
+
+
+def initial_variables(config: ConfigDict, model) -> dict:
+    """Random variables keyed by `config.seed`, with those of `config.init_from` put in their place."""
+    height, width = config.data.crop
+    image = jnp.zeros((1, height, width, 3), jnp.float32)
+    key = jax.random.key(config.seed)
+    variables = jax.jit(lambda k: model.init({"params": k, "dropout": k}, image, train=False))(key)
+    if not config.init_from:
+        return variables
+    from deeplab_jax.weights import load_initial
+
+    variables, load_report = load_initial(config.init_from, config.model, jax.tree.map(np.asarray, variables))
+    say(str(load_report))
+    return variables
+
+
+def print_overview(state: TrainState) -> None:
+    """Says how many parameters there are, learned and frozen, by top-level group (the table is `describe`'s)."""
+    from clu import parameter_overview
+
+    total = parameter_overview.count_parameters(state.trainable)
+    frozen = parameter_overview.count_parameters(state.frozen) if state.frozen else 0
+    groups = {name: parameter_overview.count_parameters(tree) for name, tree in state.trainable.items()}
+    parts = ", ".join(f"{name} {count:,}" for name, count in groups.items())
+    say(f"parameters: {total:,} learned ({parts}), {frozen:,} frozen")
+
+
+def report(
+    pending: list[tuple[int, dict]],
+    leaf_names: list[str],
+    schedule: Callable,
+    config: ConfigDict,
+    reporter: Reporter,
+    saved: int,
+) -> None:
+    """Checks the metrics of some steps and records them.
+
+    Raises:
+      NonFiniteError: one of them is not finite; names the steps, the parameters and the checkpoint before.
+    """
+    fetched = [(step, unreplicate(metrics)) for step, metrics in pending]
+    if not config.optimizer.skip_nonfinite:
+        bad = [(step, m) for step, m in fetched if not np.all(m["finite"])]
+        if bad:
+            step, metrics = bad[0]
+            names = [n for n, ok in zip(leaf_names, metrics["finite"]) if not ok]
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint had been written yet"
+            raise NonFiniteError(
+                f"loss or gradient was not finite at step {step} (steps {fetched[0][0]} to {fetched[-1][0]} were looked "
+                f"at); gradients concerned: {shown}; {kept}; lower config.optimizer.learning_rate or set clip_norm"
+            )
+    for step, metrics in fetched:
+        values = {f"train/{k}": float(v) for k, v in metrics.items() if np.ndim(v) == 0 and k != "updated"}
+        reporter.scalars(step, values | {"train/learning_rate": float(schedule(step - 1))})
+    step, metrics = fetched[-1]
+    mean = float(np.mean([m["loss"] for _, m in fetched]))
+    reporter.line(step, {"loss": mean, "rate": float(schedule(step - 1))}, config.batch_size)
+
+
+class _TermSignal:
+    """Notes the first SIGTERM; a second one ends the process at once."""
+
+    def __init__(self):
+        self.arrived = False
+        self._before = None
+
+    def _handle(self, number, frame):
+        if self.arrived:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        self.arrived = True
+
+    def __enter__(self):
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._handle)
+        except ValueError:  # not the main thread (a notebook, a test): no handler
+            self._before = None
+        return self
+
+    def __exit__(self, *exc):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+__all__ = ["NonFiniteError", "Terminated", "clock", "train"]

@@ -1,0 +1,109 @@
+"""Cross-entropy over score positions, as sums and counts that add up over devices and micro-batches."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from deeplab_jax.models.layers import resize_bilinear
+
+VOID = 255
+
+
+def subsample_labels(labels: Array, size: tuple[int, int]) -> Array:
+    """Labels at the positions that scores of a smaller map stand for: `label[::s, ::s]`.
+
+    Never interpolated, so void (255) cannot blend with a class.
+
+    Args:
+      labels: [B, H, W] integers.
+      size: (h, w) of the score map, with h = (H - 1) // s + 1 for a whole stride s, and w alike.
+
+    Returns:
+      [B, h, w], labels unchanged.
+
+    Raises:
+      ValueError: no whole stride takes H, W to h, w.
+    """
+    height, width = labels.shape[1:3]
+    for stride in (1, 2, 4, 8, 16, 32):
+        if ((height - 1) // stride + 1, (width - 1) // stride + 1) == tuple(size):
+            return labels[:, ::stride, ::stride]
+    raise ValueError(f"no whole stride takes labels of {height} x {width} to scores of {size[0]} x {size[1]}")
+
+
+def cross_entropy_sum(log_probs: Array, labels: Array, class_weights: Array | None = None) -> Array:
+    """Sum over valid positions of -log P(label), weighted by class.
+
+    Args:
+      log_probs: [B, h, w, C] log-probabilities.
+      labels: [B, h, w] integers, 255 = void.
+      class_weights: [C] or None.
+
+    Returns:
+      A float32 scalar; 0 where nothing is valid.
+    """
+    valid = labels != VOID
+    target = jnp.where(valid, labels, 0).astype(jnp.int32)
+    # A one-hot product instead of a gather: its gradient is dense, where a gather's is a slow scatter.
+    one_hot = jax.nn.one_hot(target, log_probs.shape[-1], dtype=log_probs.dtype)
+    weight = valid.astype(jnp.float32)
+    if class_weights is not None:
+        weight = weight * class_weights[target]
+    return -jnp.sum(jnp.sum(one_hot * log_probs, axis=-1) * weight)
+
+
+def valid_count(labels: Array) -> Array:
+    """Number of positions of `labels` [B, h, w] that are not void, as float32."""
+    return jnp.sum(labels != VOID).astype(jnp.float32)
+
+
+def named_score_maps(logits: Array, out: dict) -> dict[str, Array]:
+    """The score maps that carry a loss, as log-probabilities [B, h, w, C], by the name that the log shows.
+
+    The papers' multi-scale networks have four losses: fused, and one for each of the scales 1, 0.75, 0.5 (v2
+    section 4.1). With a mean-field CRF inside the model, "crf" is the loss after the unrolled iterations.
+    """
+    maps = {"fused" if len(out.get("scales", ())) > 1 else "scores": jax.nn.log_softmax(logits)}
+    if len(out.get("scales", ())) > 1:
+        maps |= {f"scale_{i}": jax.nn.log_softmax(scores) for i, scores in enumerate(out["scales"])}
+    if "log_marginals" in out:
+        maps["crf"] = out["log_marginals"]
+    return maps
+
+
+def labels_for(labels: Array, size: tuple[int, int], at: str) -> Array:
+    """Labels [B, H, W] for a map of (h, w): subsampled to it (`at` "scores"), or whole (`at` "pixels")."""
+    return labels if at == "pixels" else subsample_labels(labels, size)
+
+
+def loss_sums(maps: dict[str, Array], labels: Array, at: str, class_weights: Array | None = None) -> dict[str, Array]:
+    """Cross-entropy sum of each score map against its labels; see `labels_for` and `cross_entropy_sum`."""
+    sums = {}
+    for name, log_probs in maps.items():
+        if at == "pixels":
+            log_probs = jax.nn.log_softmax(resize_bilinear(log_probs, labels.shape[1:3]))
+        target = labels_for(labels, log_probs.shape[1:3], at)
+        sums[name] = cross_entropy_sum(log_probs, target, class_weights)
+    return sums
+
+
+def class_weights_from_counts(counts: Sequence[float], rule: str) -> list[float]:
+    """Class weights from pixel counts, scaled so that the mean weight over valid pixels is 1.
+
+    "sqrt": 1 / sqrt(frequency). "median": median frequency / frequency (Eigen and Fergus 2015). Classes that never
+    occur get weight 0.
+
+    >>> class_weights_from_counts([75, 25], "median")
+    [0.666..., 2.0]
+    """
+    total = float(sum(counts))
+    frequency = [c / total for c in counts]
+    present = sorted(f for f in frequency if f > 0)
+    power = 0.5 if rule == "sqrt" else 1.0
+    raw = [(f**-power if f > 0 else 0.0) for f in frequency]
+    if not present:
+        return raw
+    mean = sum(w * f for w, f in zip(raw, frequency))
+    return [w / mean for w in raw]

@@ -1,0 +1,101 @@
+"""Momentum SGD as the papers ran it: schedules, per-group rates, decay masks, as one optax chain."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from deeplab_jax.models import is_classifier, is_frozen
+
+Path = tuple[str, ...]
+
+
+def create_schedule(config) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate as a function of the step, from `config.optimizer` and `config.num_steps`.
+
+    "poly": base * (1 - step / max) ** power (v2 section 4.1); "step": base * 0.1 ** (step // step_size) (v1 section
+    5); "cosine", "constant". The first `warmup_steps` rise linearly.
+
+    Raises:
+      ValueError: an unknown schedule.
+    """
+    opt, total = config.optimizer, config.num_steps
+    base = opt.learning_rate
+    schedules = {
+        "poly": lambda step: base * jnp.maximum(1 - step / total, 0.0) ** opt.poly_power,
+        "step": lambda step: base * 0.1 ** (step // opt.step_size),
+        "cosine": lambda step: base * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0))),
+        "constant": lambda step: base + 0.0 * step,
+    }
+    if opt.schedule not in schedules:
+        raise ValueError(f"config.optimizer.schedule={opt.schedule}: must be one of {', '.join(schedules)}")
+    after = schedules[opt.schedule]
+    if not opt.warmup_steps:
+        return after
+    return lambda step: after(step) * jnp.minimum((step + 1) / opt.warmup_steps, 1.0)
+
+
+def rate_multiplier(path: Path, config) -> float:
+    """How many times the base rate a parameter learns with: classifier 10x, its bias 20x, other biases 2x (v1 5)."""
+    if path[0] == "crf":
+        return config.crf.learning_rate_multiplier
+    bias = path[-1] == "bias" and not is_norm(path)
+    if is_classifier(path):
+        return config.optimizer.classifier_multiplier * (2.0 if bias else 1.0)
+    return config.optimizer.bias_multiplier if bias else 1.0
+
+
+def decays(path: Path) -> bool:
+    """Whether weight decay applies: kernels only; no biases, no batch-norm affine, no CRF parameters."""
+    return path[-1] == "kernel" and path[0] != "crf"
+
+
+def is_norm(path: Path) -> bool:
+    """Whether a parameter belongs to a batch-norm layer (their names start with bn)."""
+    return len(path) > 1 and path[-2].startswith("bn")
+
+
+def split_params(params: dict, config) -> tuple[dict, dict]:
+    """Splits a parameter tree into (trainable, frozen); frozen ones get neither gradients nor optimizer memory."""
+    flat = traverse_util.flatten_dict(params)
+    frozen = {p: v for p, v in flat.items() if is_frozen(p, config.model)}
+    trainable = {p: v for p, v in flat.items() if p not in frozen}
+    return traverse_util.unflatten_dict(trainable), traverse_util.unflatten_dict(frozen)
+
+
+def merge_params(trainable: dict, frozen: dict) -> dict:
+    """The whole parameter tree again; the inverse of `split_params`."""
+    flat = traverse_util.flatten_dict(trainable) | traverse_util.flatten_dict(frozen)
+    return traverse_util.unflatten_dict(flat)
+
+
+def create_optimizer(config) -> optax.GradientTransformation:
+    """Caffe's SGD: v <- momentum v + rate (g + decay w); w <- w - v.
+
+    The rate stands inside the momentum, as in Caffe: when it drops, the velocity keeps what it has.
+
+    Raises:
+      ValueError: an unknown `config.optimizer.name` or schedule.
+    """
+    opt = config.optimizer
+    if opt.name not in ("sgd", "adamw"):
+        raise ValueError(f"config.optimizer.name={opt.name}: must be sgd or adamw")
+
+    def scale_by_group(updates, params=None):
+        del params
+        return _map_with_path(lambda path, u: u * rate_multiplier(path, config), updates)
+
+    group = optax.stateless(scale_by_group)
+    decay = optax.add_decayed_weights(opt.weight_decay, mask=lambda p: _map_with_path(lambda path, _: decays(path), p))
+    clip = [optax.clip_by_global_norm(opt.clip_norm)] if opt.clip_norm else []
+    rate = optax.scale_by_schedule(create_schedule(config))
+    if opt.name == "adamw":
+        return optax.chain(*clip, optax.scale_by_adam(b1=opt.momentum), decay, group, rate, optax.scale(-1.0))
+    momentum = optax.trace(decay=opt.momentum, nesterov=opt.nesterov)
+    return optax.chain(*clip, decay, group, rate, momentum, optax.scale(-1.0))
+
+
+def _map_with_path(fn, tree: dict) -> dict:
+    return traverse_util.unflatten_dict({p: fn(p, v) for p, v in traverse_util.flatten_dict(tree).items()})

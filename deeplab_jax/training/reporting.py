@@ -1,0 +1,156 @@
+"""What a run tells while it runs: metrics.jsonl is the record, TensorBoard (through clu) a view of it.
+
+The only module that imports TensorFlow, through clu's metric writer and progress; where TensorFlow is not installed,
+the record alone is written, and that is said once.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def say(message: str) -> None:
+    """Prints one line of progress on stderr; results alone go to stdout."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Reporter:
+    """Writes scalars and pictures of one run; after a resume, what lay beyond the checkpoint is taken back.
+
+    Args:
+      workdir: the run's folder.
+      first_step: steps already done: 0, or the resumed checkpoint's.
+      num_steps: steps of the whole run.
+      active: false on all processes but the first: nothing is written.
+    """
+
+    def __init__(self, workdir: str | Path, first_step: int, num_steps: int, active: bool = True):
+        self._active = active
+        self._record = Path(workdir) / "metrics.jsonl"
+        self._pictures = Path(workdir) / "pictures"
+        self._writer, self._progress = None, None
+        self._start = (time.perf_counter(), first_step)
+        self._num_steps = num_steps
+        if not active:
+            return
+        rows = [row for row in read_record(self._record) if row["step"] <= first_step]
+        _replace_text(self._record, "".join(json.dumps(row) + "\n" for row in rows))
+        self._open_tensorboard(Path(workdir) / "tensorboard", rows, first_step)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Records scalars of a step, e.g. {"train/loss": 0.7}."""
+        if not self._active:
+            return
+        row = {"step": step} | {name: float(value) for name, value in values.items()}
+        with self._record.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._writer:
+            self._writer.write_scalars(step, {k: v for k, v in row.items() if k != "step"})
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Records a picture [H, W, 3] uint8, as PNG in `pictures/` and in TensorBoard."""
+        if not self._active:
+            return
+        from PIL import Image
+
+        self._pictures.mkdir(exist_ok=True)
+        path = self._pictures / f"{step:08d}_{name.replace('/', '_')}.png"
+        Image.fromarray(image).save(path.with_suffix(".tmp"), "PNG")
+        os.replace(path.with_suffix(".tmp"), path)
+        if self._writer:
+            self._writer.write_images(step, {name: image[None]})
+
+    def hyperparameters(self, values: dict) -> None:
+        """Shows the config's fields in TensorBoard's hyperparameter page."""
+        if self._writer:
+            plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
+            self._writer.write_hparams(plain)
+
+    def line(self, step: int, values: dict[str, float], images_per_step: int) -> None:
+        """Prints the progress line of a step: values, images per second, time left."""
+        seconds, done = time.perf_counter() - self._start[0], step - self._start[1]
+        if self._progress:
+            self._progress(step)
+        if not self._active or done <= 0:
+            return
+        left = seconds / done * (self._num_steps - step)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        rate = f"{done * images_per_step / seconds:.2f} images/s"
+        say(f"step {step}/{self._num_steps}  {numbers}  {rate}  {clock(left)} left")
+
+    def restart_clock(self, step: int) -> None:
+        """Starts the rate anew after something that was not training (compilation, evaluation)."""
+        self._start = (time.perf_counter(), step)
+
+    def flush(self) -> None:
+        """Writes out what is buffered."""
+        if self._writer:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the TensorBoard log."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+    def _open_tensorboard(self, folder: Path, rows: list[dict], first_step: int) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+        try:
+            from clu import metric_writers, periodic_actions
+        except ImportError as e:
+            say(f"TensorBoard logs are not written ({e.name} is not installed); metrics go to {self._record}")
+            return
+        # An event file cannot be shortened, so the view is written again from the record.
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = metric_writers.SummaryWriter(str(folder))
+        for row in rows:
+            self._writer.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
+        for path in sorted(self._pictures.glob("*.png")):
+            step, name = path.stem.split("_", 1)
+            if int(step) > first_step:
+                path.unlink()
+                continue
+            from PIL import Image
+
+            self._writer.write_images(int(step), {name: np.asarray(Image.open(path).convert("RGB"))[None]})
+        self._progress = periodic_actions.ReportProgress(
+            num_train_steps=self._num_steps, writer=self._writer, every_steps=None, every_secs=30.0
+        )
+
+
+def read_record(path: str | Path) -> list[dict]:
+    """The rows of a metrics.jsonl, each {"step": n, name: value, ...}; a last line cut short by a kill is left out."""
+    rows = []
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return rows
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss.
+
+    >>> clock(75), clock(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,62 @@
+"""What a run consists of between two steps."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from deeplab_jax.training.optimizer import merge_params, split_params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """One step's state. Leaves are float32 arrays; on devices each has a leading axis of local devices.
+
+    Attributes:
+      step: int32 scalar, the number of steps done.
+      trainable: parameters that learn (network and CRF), nested by layer name.
+      frozen: parameters that do not: no gradient, no optimizer memory.
+      batch_stats: batch-norm means and variances.
+      opt_state: optax state over `trainable`.
+      ema: {"trainable", "batch_stats"} averaged over steps, or {} if `config.optimizer.ema` is 0.
+      skipped: int32 scalar, steps skipped for a non-finite gradient.
+    """
+
+    step: jax.Array
+    trainable: dict
+    frozen: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+    ema: dict
+    skipped: jax.Array
+
+    def variables(self, averaged: bool = True) -> dict:
+        """Flax variables for `model.apply`: the averaged ones where there are any and `averaged` is true."""
+        source = self.ema if averaged and self.ema else {"trainable": self.trainable, "batch_stats": self.batch_stats}
+        variables = {"params": merge_params(source["trainable"], self.frozen)}
+        if source["batch_stats"]:
+            variables["batch_stats"] = source["batch_stats"]
+        return variables
+
+
+def create_state(variables: dict, config, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of step 0 from initialized (or imported) Flax variables."""
+    trainable, frozen = split_params(variables["params"], config)
+    batch_stats = variables.get("batch_stats", {})
+    averaged = {"trainable": trainable, "batch_stats": batch_stats} if config.optimizer.ema else {}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        frozen=frozen,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(trainable),
+        ema=jax.tree.map(jnp.array, averaged),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def update_ema(ema: dict, trainable: dict, batch_stats: dict, step: jax.Array, decay: float) -> dict:
+    """Moves the averages towards the new values; early steps use a shorter memory, (1 + t) / (10 + t)."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    new = {"trainable": trainable, "batch_stats": batch_stats}
+    return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), ema, new)

@@ -1,0 +1,146 @@
+"""The pmapped training step: the only place that maps over devices."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from deeplab_jax.training import losses
+from deeplab_jax.training.optimizer import merge_params
+from deeplab_jax.training.state import TrainState, update_ema
+
+AXIS = "devices"
+Batch = dict[str, jax.Array]
+
+
+def create_train_step(
+    model, config, optimizer: optax.GradientTransformation, class_weights: np.ndarray | None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+    """Builds `step(state, batch) -> (state, metrics)`, mapped over this process's devices; the state is donated.
+
+    Loss and gradient are global sums over the global number of valid positions: over devices, processes and
+    micro-batches, so that how much void a device happens to hold changes nothing. Where no position is valid, nothing
+    changes. All randomness is keyed by seed, step and the example's index in the global batch.
+
+    The batch has leading axes [devices, micro-batches, examples]: image [.., H, W, 3] uint8, label [.., H, W] uint8,
+    valid [.., H, W] bool, index [..] int32. Metrics are scalars per device, equal on all: `loss`, `loss_<map>`,
+    `gradient_norm`, `valid_positions`, `updated`, and `finite` [number of trainable leaves] bool.
+    """
+    weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+    seed_key = jax.random.key(config.seed)
+    unary_weight = config.loss.unary_weight
+
+    def score_maps(params, batch_stats, micro, step):
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(seed_key, step), i))(micro["index"])
+        variables = {"params": params, "batch_stats": batch_stats}
+        (logits, out), updates = model.apply(
+            variables, micro["image"], train=True, valid=micro["valid"], dropout_keys=keys, mutable=["batch_stats"]
+        )
+        return losses.named_score_maps(logits, out), updates.get("batch_stats", batch_stats)
+
+    def step_fn(state: TrainState, batch: Batch):
+        first = jax.tree.map(lambda x: x[0], batch)
+        shapes, _ = jax.eval_shape(
+            score_maps, merge_params(state.trainable, state.frozen), state.batch_stats, first, state.step
+        )
+        labels = batch["label"].reshape(-1, *batch["label"].shape[2:])
+        counts = {
+            name: losses.valid_count(losses.labels_for(labels, shape.shape[1:3], config.loss.at))
+            for name, shape in shapes.items()
+        }
+        counts = lax.psum(counts, AXIS)
+        # With a CRF behind them the network's own scores keep a loss of their own, weighted by `unary_weight`.
+        scale = {
+            name: (unary_weight if "crf" in shapes and name != "crf" else 1.0) / jnp.maximum(count, 1.0)
+            for name, count in counts.items()
+        }
+
+        def loss_fn(trainable, batch_stats, micro):
+            params = merge_params(trainable, state.frozen)
+            maps, batch_stats = score_maps(params, batch_stats, micro, state.step)
+            sums = losses.loss_sums(maps, micro["label"], config.loss.at, weights)
+            terms = {name: sums[name] * scale[name] for name in sums}
+            return sum(terms.values()), (terms, batch_stats)
+
+        def micro_step(carry, micro):
+            gradient, terms, batch_stats = carry
+            (_, (new_terms, batch_stats)), g = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.trainable, batch_stats, micro
+            )
+            return (jax.tree.map(jnp.add, gradient, g), jax.tree.map(jnp.add, terms, new_terms), batch_stats), None
+
+        if config.optimizer.accumulate == 1:
+            (_, (terms, batch_stats)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.trainable, state.batch_stats, first
+            )
+        else:
+            zero = (
+                jax.tree.map(jnp.zeros_like, state.trainable),
+                {name: jnp.zeros(()) for name in shapes},
+                state.batch_stats,
+            )
+            (gradient, terms, batch_stats), _ = lax.scan(micro_step, zero, batch)
+        gradient, terms = lax.psum((gradient, terms), AXIS)
+
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        finite = jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)])
+        loss = sum(terms.values())
+        valid = max(counts.values()) if len(counts) == 1 else jnp.max(jnp.stack(list(counts.values())))
+        updated = valid > 0
+        if config.optimizer.skip_nonfinite:
+            updated &= jnp.all(finite) & jnp.isfinite(loss)
+        ema = state.ema
+        if config.optimizer.ema:
+            ema = update_ema(state.ema, trainable, batch_stats, state.step, config.optimizer.ema)
+        old = (state.trainable, state.opt_state, state.batch_stats, state.ema)
+        trainable, opt_state, batch_stats, ema = jax.tree.map(
+            lambda new, before: jnp.where(updated, new, before), (trainable, opt_state, batch_stats, ema), old
+        )
+        state = state.replace(
+            step=state.step + 1,
+            trainable=trainable,
+            opt_state=opt_state,
+            batch_stats=batch_stats,
+            ema=ema,
+            skipped=state.skipped + (~updated & (valid > 0)),
+        )
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradient),
+            "valid_positions": valid,
+            "updated": updated,
+            "finite": finite & jnp.isfinite(loss),
+        }
+        return state, metrics | {f"loss_{name}": term for name, term in terms.items()}
+
+    return jax.pmap(step_fn, axis_name=AXIS, donate_argnums=(0,))
+
+
+def replicate(state: TrainState) -> TrainState:
+    """Puts one copy of a host state on each local device (a leading axis of devices)."""
+    count = jax.local_device_count()
+    return jax.pmap(lambda _, s: s, in_axes=(0, None), axis_name=AXIS)(np.zeros(count, np.int32), state)
+
+
+def unreplicate(tree):
+    """The first device's copy as numpy arrays on the host."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def shard(batch: dict[str, np.ndarray], accumulate: int) -> dict[str, np.ndarray]:
+    """Reshapes this process's rows [b, ...] to [devices, micro-batches, examples, ...].
+
+    Raises:
+      ValueError: b is not divisible by devices x micro-batches.
+    """
+    devices = jax.local_device_count()
+
+    def reshape(x: np.ndarray) -> np.ndarray:
+        per = x.shape[0] // (devices * accumulate)
+        return x.reshape(accumulate, devices, per, *x.shape[1:]).swapaxes(0, 1)
+
+    return {name: reshape(x) for name, x in batch.items()}
