@@ -1,0 +1,9 @@
+"""Data sets and training batches, without TensorFlow.
+
+`open_dataset(config.data, split)` gives photographs and labels, `train_batches(ds, config, first_step=n)` the batches.
+"""
+
+from deeplab_jax.data.dataset import Example, SegmentationDataset, holdout_indices, open_dataset
+from deeplab_jax.data.pipeline import prefetch, train_batches
+
+__all__ = ["Example", "SegmentationDataset", "holdout_indices", "open_dataset", "prefetch", "train_batches"]

@@ -1,0 +1,170 @@
+"""Augmentation with the released semantics: scale, pad, crop, mirror; and photometric jitter.
+
+Scaling is bilinear with aligned corners for the image and nearest for the label (recipes of DeepLab v2, "Aug"): `n`
+pixels become `round((n - 1) * s) + 1`, and pixel `i` of the result lies at `i * (n - 1) / (m - 1)` of the source.
+"""
+
+import dataclasses
+
+import numpy as np
+
+VOID = 255
+# R, G, B of the mean color that the networks subtract, rounded: padding is nothing after preprocessing.
+MEAN_COLOR = np.array([123, 117, 104], np.uint8)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each example. See `configs/base.py`, `config.data`."""
+
+    crop: tuple[int, int]
+    scales: tuple[float, ...] = (1.0,)
+    continuous_scale: bool = False
+    mirror: bool = False
+    mirror_swaps: tuple[tuple[int, int], ...] = ()
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    @classmethod
+    def from_config(cls, data) -> "Augmentation":
+        """From `config.data`."""
+        return cls(
+            tuple(int(n) for n in data.crop), tuple(float(s) for s in data.scales), data.continuous_scale, data.mirror,
+            tuple(tuple(pair) for pair in data.mirror_swaps), data.brightness, data.contrast, data.saturation,
+        )  # fmt: skip
+
+
+def scaled_size(n: int, scale: float) -> int:
+    """Pixels of a side of `n` pixels after scaling, corners aligned."""
+    return max(1, int(np.floor((n - 1) * scale + 0.5)) + 1)
+
+
+def augment(
+    image: np.ndarray, label: np.ndarray, spec: Augmentation, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scales, pads, crops, mirrors and jitters one example.
+
+    Only the part of the source that the crop shows is touched, so the cost does not depend on the photograph's size.
+
+    Args:
+      image: uint8 `[H, W, 3]` RGB.
+      label: uint8 `[H, W]`, 255 = void.
+      spec: what to draw.
+      rng: all randomness comes from here, in a fixed order.
+
+    Returns:
+      image uint8 `[h, w, 3]`, label uint8 `[h, w]`, valid bool `[h, w]` (False = padding at the bottom and right before
+      mirroring), with `(h, w) = spec.crop`.
+    """
+    uniform = rng.random(7)  # drawn at once: switching one option off does not change the others
+    if spec.continuous_scale:
+        low, high = spec.scales[0], spec.scales[-1]
+        scale = low + (high - low) * uniform[0]
+    else:
+        scale = spec.scales[int(uniform[0] * len(spec.scales))]
+    size = scaled_size(image.shape[0], scale), scaled_size(image.shape[1], scale)
+    top, left = (int(u * (max(n - c, 0) + 1)) for u, n, c in zip(uniform[1:3], size, spec.crop))
+    height, width = min(spec.crop[0], size[0]), min(spec.crop[1], size[1])
+
+    out_image = np.empty((*spec.crop, 3), np.uint8)
+    out_label = np.full(spec.crop, VOID, np.uint8)
+    valid = np.zeros(spec.crop, bool)
+    window = (top, left, height, width)
+    out_image[:height, :width] = resize_window(image, size, window)
+    out_label[:height, :width] = resize_label_window(label, size, window)
+    valid[:height, :width] = True
+    if spec.brightness or spec.contrast or spec.saturation:
+        part = out_image[:height, :width]
+        factors = 1 + (2 * uniform[4:7] - 1) * (spec.brightness, spec.contrast, spec.saturation)
+        out_image[:height, :width] = jitter(part, *factors)
+    out_image[height:] = MEAN_COLOR
+    out_image[:, width:] = MEAN_COLOR
+    if spec.mirror and uniform[3] < 0.5:
+        out_image, out_label, valid = out_image[:, ::-1], out_label[:, ::-1], valid[:, ::-1]
+        if spec.mirror_swaps:
+            out_label = swap_table(spec.mirror_swaps)[out_label]
+    return out_image, out_label, valid
+
+
+def resize_window(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
+    """A window of the image resized bilinearly with aligned corners, without making the rest.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      size: (height, width) of the whole resized image.
+      window: (top, left, height, width) within it.
+
+    Returns:
+      uint8 `[height, width, 3]`, rounded.
+    """
+    top, left, height, width = window
+    if size == image.shape[:2]:
+        return image[top : top + height, left : left + width]
+    y0, y1, wy = _taps(image.shape[0], size[0], top, height)
+    x0, x1, wx = _taps(image.shape[1], size[1], left, width)
+    first = x0[0]
+    columns = image[:, first : x1[-1] + 1]
+    upper = columns[y0].astype(np.float32)
+    rows = columns[y1].astype(np.float32)
+    rows -= upper
+    rows *= wy[:, None, None]
+    rows += upper
+    left_part = np.take(rows, x0 - first, axis=1)
+    out = np.take(rows, x1 - first, axis=1)
+    out -= left_part
+    out *= wx[:, None]
+    out += left_part
+    out += 0.5
+    return out.astype(np.uint8)
+
+
+def resize_label_window(label: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
+    """The same window of a label, each pixel from the nearest one: ids never blend. uint8 `[height, width]`."""
+    top, left, height, width = window
+    if size == label.shape:
+        return label[top : top + height, left : left + width]
+    rows = _nearest(label.shape[0], size[0], top, height)
+    columns = _nearest(label.shape[1], size[1], left, width)
+    return label[rows][:, columns]
+
+
+def jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """Multiplies brightness, contrast (about the mean gray) and saturation (about each pixel's gray) by factors.
+
+    Args:
+      image: uint8 `[H, W, 3]` RGB.
+      brightness, contrast, saturation: factors, 1 = unchanged.
+
+    Returns:
+      uint8 `[H, W, 3]`, clipped.
+    """
+    pixels = image.astype(np.float32)
+    matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * np.outer(_LUMA, np.ones(3, np.float32))
+    mean = float(pixels.mean(axis=(0, 1)) @ _LUMA)
+    # y = b * (c * (M x - mean) + mean)
+    pixels = pixels.reshape(-1, 3) @ (brightness * contrast * matrix).astype(np.float32)
+    pixels += np.float32(brightness * (1 - contrast) * mean + 0.5)
+    np.clip(pixels, 0, 255, out=pixels)
+    return pixels.astype(np.uint8).reshape(image.shape)
+
+
+def swap_table(pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """uint8 `[256]` that exchanges the two ids of each pair: left and right parts trade places in a mirror."""
+    table = np.arange(256, dtype=np.uint8)
+    for a, b in pairs:
+        table[a], table[b] = b, a
+    return table
+
+
+def _taps(n: int, m: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper source index and the upper's weight, for results `start .. start + count - 1` of `m`."""
+    at = np.arange(start, start + count) * ((n - 1) / (m - 1) if m > 1 else 0.0)
+    lower = np.minimum(at.astype(np.int64), n - 1)
+    return lower, np.minimum(lower + 1, n - 1), (at - lower).astype(np.float32)
+
+
+def _nearest(n: int, m: int, start: int, count: int) -> np.ndarray:
+    at = np.arange(start, start + count) * ((n - 1) / (m - 1) if m > 1 else 0.0)
+    return np.minimum((at + 0.5).astype(np.int64), n - 1)

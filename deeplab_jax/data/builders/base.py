@@ -1,0 +1,210 @@
+"""What every segmentation data set's TFDS builder shares: from a listing of files to checked, encoded records."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import files, palettes
+
+VOID = palettes.VOID
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One example before it is prepared: its name and its raw files (no label in test splits)."""
+
+    name: str
+    image: Path | None = None
+    label: Path | None = None
+
+
+class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of the builders. A data set says its classes, its palette, and where the files of each split are.
+
+    Records hold the photograph as it was encoded, the label as an 8-bit gray PNG of class ids (255 = void) and the
+    name. Nothing here imports TensorFlow.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    CLASS_NAMES: tuple[str, ...] = ()
+    LABEL_TABLE: np.ndarray | None = None  # uint8 [256]: raw id -> class id or 255; None = as they are
+    NEEDS_FOLDER = True  # False: the data set can be made or downloaded without `config.data.dir`
+
+    def __init__(self, *, raw: Path | None = None, options=None, on_corrupt: str = "stop", **kwargs):
+        """Args:
+        raw: the data set's folder, only read; None = what TFDS's download manager gives.
+        options: `config.data`, for the builders that have more to say than a folder.
+        on_corrupt: "stop" at a file that cannot be decoded, or "skip": the record is kept, reading will skip it.
+        """
+        self.raw = Path(raw) if raw else None
+        self.options = options
+        self.on_corrupt = on_corrupt
+        super().__init__(**kwargs)
+
+    # What a data set defines.
+
+    def sources(self) -> dict[str, list[Source]]:
+        """The examples of each stored split, in order, found under `self.raw`; `UserError` if they are not there."""
+        raise NotImplementedError
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, the background included where it is a class, void not."""
+        return self.CLASS_NAMES
+
+    def palette(self) -> np.ndarray:
+        """uint8 `[256, 3]`."""
+        return palettes.voc_palette()
+
+    def available_splits(self) -> list[str]:
+        """The names that `open_dataset` accepts, once prepared."""
+        return list(self.info.splits)
+
+    def select(self, split: str, seed: int) -> np.ndarray | None:
+        """Which of the stored examples of `split_expression(split)` belong to it; None = all."""
+        del split, seed
+        return None
+
+    def split_expression(self, split: str) -> str:
+        """TFDS's expression for a split: stored splits, joined by `+`."""
+        return split
+
+    def sequence_of(self, name: str) -> str | None:
+        """The video that an example comes from, whose frames resemble each other; None for single photographs."""
+        return None
+
+    def extra_files(self) -> list[Path]:
+        """Files other than the sources' that decide what is prepared."""
+        return []
+
+    def read_label(self, source: Source) -> np.ndarray:
+        """Class ids, uint8 `[H, W]`, before `LABEL_TABLE`."""
+        return files.read_label(source.label)
+
+    def encode(self, source: Source) -> tuple[bytes, bytes]:
+        """(encoded photograph, label PNG or b"") of one example, checked.
+
+        Raises:
+          UserError: an unreadable file, a label of another size, an id outside the classes. The name is in the text.
+        """
+        photograph = read_bytes(source.image)
+        try:
+            height, width = files.read_photograph(photograph, str(source.image)).shape[:2]
+            if source.label is None:
+                return photograph, b""
+            label = self.read_label(source)
+        except files.CorruptImageError:
+            if self.on_corrupt == "skip":
+                return photograph, b"corrupt"
+            raise
+        if label.shape != (height, width):
+            raise UserError(
+                f"{source.label}: is {label.shape[1]}x{label.shape[0]} but its image {source.image} is "
+                f"{width}x{height}; a label must have its image's size"
+            )
+        if self.LABEL_TABLE is not None:
+            label = self.LABEL_TABLE[label]
+        check_ids(label, len(self.class_names()), source.label)
+        return photograph, files.encode_png(label)
+
+    # TFDS's side.
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.Image(shape=(None, None, 1)),
+                    "name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        if self.raw is None:
+            self.raw = self._download(dl_manager)
+        splits = self.sources()
+        progress = tqdm(
+            total=sum(map(len, splits.values())),
+            desc=f"preparing {self.name}",
+            unit="image",
+            mininterval=1,
+            leave=False,
+        )
+        return {split: self._generate_examples(sources, progress) for split, sources in splits.items() if sources}
+
+    def _download(self, dl_manager) -> Path:
+        return Path(dl_manager.manual_dir)
+
+    def _generate_examples(self, sources: Sequence[Source], progress: tqdm | None = None) -> Iterator[tuple[int, dict]]:
+        for i, (source, (image, label)) in enumerate(zip(sources, _in_threads(self.encode, sources))):
+            if progress is not None:
+                progress.update()
+            yield i, {"image": image, "label": label, "name": source.name}
+
+
+def check_ids(label: np.ndarray, num_classes: int, where: object) -> None:
+    """Raises `UserError` if `label`, uint8, holds an id that is neither a class nor 255."""
+    wrong = (label >= num_classes) & (label != VOID)
+    if wrong.any():
+        ids = ", ".join(map(str, np.unique(label[wrong]).tolist()[:8]))
+        raise UserError(
+            f"{where}: holds the label id {ids}, but the classes are 0..{num_classes - 1} (255 = void); "
+            "correct the label or the classes (python -m deeplab_jax.check_dataset lists every such file)"
+        )
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes; `UserError` if it is not there."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; the data set's list names it") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a list file, without empty ones; `UserError` if there is no such file or nothing in it."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; check config.data.dir") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read as a list of names ({e})") from e
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"{path}: is empty; it should name one image per line")
+    return names
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """The images directly in `folder`, by file name without suffix; `UserError` if there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; check config.data.dir")
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in files.IMAGE_SUFFIXES}
+
+
+def _in_threads(function, items: Sequence, threads: int = 2) -> Iterator:
+    """`map` with a few items computed ahead, in order."""
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        iterator = iter(items)
+        ahead = [pool.submit(function, item) for item in itertools.islice(iterator, 4 * threads)]
+        try:
+            while ahead:
+                result = ahead.pop(0).result()
+                ahead += [pool.submit(function, item) for item in itertools.islice(iterator, 1)]
+                yield result
+        finally:
+            for future in ahead:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""CamVid road scenes."""

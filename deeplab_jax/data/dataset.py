@@ -1,0 +1,211 @@
+"""A prepared split as a sequence of photographs and labels."""
+
+import importlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from deeplab_jax.data import caching
+from deeplab_jax.data.builders.base import SegmentationBuilder
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import files
+
+BUILDERS = (
+    "camvid", "cityscapes", "coco_voc", "folder", "pascal_context", "pascal_person_part", "shapes", "voc_segmentation",
+)  # fmt: skip
+_SKIP_DECODING = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+
+
+class Example(NamedTuple):
+    """`image`: uint8 `[H, W, 3]` RGB, upright; `label`: uint8 `[H, W]`, 255 = void, None in test splits; `name`."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    name: str
+
+
+class SegmentationDataset:
+    """Random access to a split: `len(ds)`, `ds[i] -> Example`. Safe to read from several threads.
+
+    Attributes:
+      class_names: tuple of str.
+      num_classes: their number.
+      palette: uint8 `[256, 3]`.
+      fingerprint: str, of the whole data set's raw files.
+      name, split: str.
+      folder: where the prepared records lie.
+      cache_bytes: decoded examples are kept in memory up to this size; 0 = none.
+    """
+
+    def __init__(
+        self,
+        builder: SegmentationBuilder,
+        split: str,
+        indices: np.ndarray | None,
+        fingerprint: str,
+        cache_bytes: int = 0,
+    ):
+        self.name, self.split, self.fingerprint = builder.name, split, fingerprint
+        self.class_names = tuple(builder.class_names())
+        self.num_classes = len(self.class_names)
+        self.palette = builder.palette()
+        self.folder = Path(builder.data_dir)
+        self.cache_bytes = cache_bytes
+        expression = builder.split_expression(split)
+        self._records = builder.as_data_source(expression, decoders=_SKIP_DECODING)
+        self._indices = np.arange(len(self._records)) if indices is None else np.asarray(indices)
+        self._cache: dict[int, Example] = {}
+        self._cached_bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, i: int) -> Example:
+        """Raises `IndexError`, or `files.CorruptImageError` naming an example that cannot be decoded."""
+        i = range(len(self))[i]
+        cached = self._cache.get(i)
+        if cached is not None:
+            return cached
+        record = self.record(i)
+        name = record["name"].decode()
+        image = files.read_photograph(record["image"], f"{self.name} {self.split} image '{name}'")
+        label = None
+        if record["label"]:
+            label = files.read_label(record["label"], f"{self.name} {self.split} label '{name}'")
+        example = Example(image, label, name)
+        size = image.nbytes + (label.nbytes if label is not None else 0)
+        with self._lock:
+            if self._cached_bytes + size <= self.cache_bytes and i not in self._cache:
+                for array in (image, label):
+                    if array is not None:
+                        array.setflags(write=False)
+                self._cache[i] = example
+                self._cached_bytes += size
+        return example
+
+    def record(self, i: int) -> dict[str, bytes]:
+        """The encoded example: `image`, `label` (b"" where there is none) and `name`, all bytes."""
+        return self._records[int(self._indices[i])]
+
+    def names(self) -> list[str]:
+        """The examples' names, in order."""
+        return [self.record(i)["name"].decode() for i in range(len(self))]
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that decoded examples take now."""
+        return self._cached_bytes
+
+
+def builder_class(name: str) -> type[SegmentationBuilder]:
+    """The builder of `config.data.name`; `UserError` if there is none."""
+    if name not in BUILDERS:
+        raise UserError(f"config.data.name={name}: no such data set; choose one of {', '.join(BUILDERS)}")
+    return importlib.import_module(f"deeplab_jax.data.builders.{name}.{name}_dataset_builder").Builder
+
+
+def raw_builder(data_config, seed: int = 0) -> SegmentationBuilder:
+    """A builder over the raw folder of `config.data`, nothing prepared yet; `UserError` if the folder is not there."""
+    cls = builder_class(data_config.name)
+    raw = None
+    if data_config.dir:
+        raw = Path(data_config.dir).expanduser()
+        if not raw.is_dir():
+            raise UserError(
+                f"config.data.dir={data_config.dir}: no such folder; name the raw {data_config.name} folder"
+            )
+        if not any(raw.iterdir()):
+            raise UserError(
+                f"config.data.dir={data_config.dir}: is empty; it should hold the raw {data_config.name} files"
+            )
+    elif cls.NEEDS_FOLDER:
+        raise UserError(f"config.data.dir is not set; name the raw {data_config.name} folder: --config.data.dir=PATH")
+    cache = caching.cache_folder(data_config.cache_dir)
+    return cls(
+        raw=raw, options=data_config, on_corrupt=data_config.on_corrupt, data_dir=str(cache), file_format="array_record"
+    )
+
+
+def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
+    """Opens a split of `config.data`, preparing the data set on first use.
+
+    Args:
+      data_config: `config.data`.
+      split: a split of the data set, or "holdout": `data_config.holdout` training images set aside (see
+        `holdout_indices`), which the training split then lacks.
+      seed: draws the validation images of `folder`.
+
+    Raises:
+      UserError: the folder is missing or empty, has no such split, or a file in it is wrong (see
+        `SegmentationBuilder.encode`).
+    """
+    if data_config.on_corrupt not in ("stop", "skip"):
+        raise UserError(f"config.data.on_corrupt={data_config.on_corrupt}: must be stop or skip")
+    raw = raw_builder(data_config)
+    cache = caching.cache_folder(data_config.cache_dir)
+    key = caching.fingerprint(raw, raw.sources() if raw.raw is not None else None, cache)
+    builder = caching.prepare(
+        type(raw), cache, key, raw=raw.raw, options=raw.options, on_corrupt=data_config.on_corrupt
+    )
+    stored = data_config.train_split if split == "holdout" else split
+    available = builder.available_splits()
+    if stored not in available:
+        raise UserError(
+            f"{data_config.name} has no split '{stored}' in {data_config.dir or 'its downloads'}; "
+            f"available: {', '.join(available)}"
+        )
+    megabytes = data_config.cache_decoded_mb if split in (data_config.train_split, "holdout") else 0
+    indices = builder.select(stored, seed)
+    if stored == data_config.train_split and (data_config.holdout or split == "holdout"):
+        whole = SegmentationDataset(builder, stored, indices, key)
+        held = holdout_indices(whole.names(), data_config.holdout, builder.sequence_of)
+        chosen = held if split == "holdout" else np.setdiff1d(np.arange(len(whole)), held)
+        indices = chosen if indices is None else indices[chosen]
+    dataset = SegmentationDataset(builder, stored, indices, key, megabytes * 2**20)
+    dataset.split = split
+    if not len(dataset):
+        raise UserError(
+            f"{data_config.name} split '{split}' holds no image; check config.data.dir and config.data.holdout"
+        )
+    return dataset
+
+
+def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: None, block: int = 10) -> np.ndarray:
+    """Which training examples to set aside, always the same for the same names.
+
+    Photographs: every n-th. Frames of videos resemble their neighbours, so single frames would flatter: each video
+    gives its share in blocks of about `block` consecutive frames, the blocks spread evenly over the video.
+
+    Args:
+      names: of the training examples, in order (frames of a video in the order of time).
+      count: how many to set aside.
+      sequence_of: the video an example belongs to, or None.
+
+    Returns:
+      int64 `[count]`, increasing.
+    """
+    if not 0 < count < len(names):
+        raise UserError(
+            f"config.data.holdout={count}: must be between 1 and {len(names) - 1}, less than the training images"
+        )
+    videos: dict[str | None, list[int]] = {}
+    for i, name in enumerate(names):
+        videos.setdefault(sequence_of(name), []).append(i)
+    shares = {video: count * len(members) / len(names) for video, members in videos.items()}
+    counts = {video: int(share) for video, share in shares.items()}
+    for video in sorted(shares, key=lambda v: counts[v] - shares[v])[: count - sum(counts.values())]:
+        counts[video] += 1
+    held = []
+    for video, members in videos.items():
+        blocks = counts[video] if video is None else -(-counts[video] // block)
+        for b in range(blocks):
+            size = counts[video] * (b + 1) // blocks - counts[video] * b // blocks
+            segment = members[len(members) * b // blocks : len(members) * (b + 1) // blocks]
+            start = (len(segment) - size) // 2
+            held += segment[start : start + size]
+    return np.array(sorted(held), np.int64)

@@ -1,0 +1,149 @@
+"""Training batches: batch n is a pure function of the seed and n, whatever threads and processes make it."""
+
+import concurrent.futures
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from deeplab_jax.data.augment import VOID, Augmentation, augment
+from deeplab_jax.data.dataset import Example, SegmentationDataset
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import CorruptImageError
+
+_ORDER, _AUGMENT = 0, 1  # two independent streams of random numbers
+
+
+class TrainBatches:
+    """Iterator over training batches from `first_step` on, without end; made by `train_batches`.
+
+    Example g of the run is row g % batch_size of batch g // batch_size. Each epoch is a permutation of the data set
+    drawn from (seed, epoch); the augmentation of example g is drawn from (seed, g).
+
+    Attributes:
+      skipped: names of corrupt examples that were replaced (`config.data.on_corrupt = "skip"`).
+    """
+
+    def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: range):
+        self.dataset, self.rows = dataset, rows
+        self.batch_size, self.seed = config.batch_size, config.seed
+        self.spec = Augmentation.from_config(config.data)
+        self.skip_corrupt = config.data.on_corrupt == "skip"
+        self.workers = max(1, config.data.workers)
+        self.step = first_step
+        self.skipped: set[str] = set()
+        self._permutations: dict[int, np.ndarray] = {}
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._ahead: deque[list[concurrent.futures.Future]] = deque()
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._pool is None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(self.workers, thread_name_prefix="data")
+        while len(self._ahead) < 4:
+            n = self.step + len(self._ahead)
+            self._ahead.append([self._pool.submit(self.example, n, row) for row in self.rows])
+        images, labels, valids = zip(*(future.result() for future in self._ahead.popleft()))
+        self.step += 1
+        return {
+            "image": np.stack(images),
+            "label": np.stack(labels),
+            "valid": np.stack(valids),
+            "index": np.array(self.rows, np.int32),
+        }
+
+    def close(self) -> None:
+        """Stops the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+        self._ahead.clear()
+
+    def position(self, number: int) -> int:
+        """Which example of the data set the run's example `number` is."""
+        epoch, place = divmod(number, len(self.dataset))
+        order = self._permutations.get(epoch)
+        if order is None:
+            order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.dataset))
+            self._permutations[epoch] = order
+            for old in [e for e in list(self._permutations) if e < epoch - 2]:
+                self._permutations.pop(old, None)
+        return int(order[place])
+
+    def example(self, step: int, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row `row` of global batch `step`: image, label, valid as `augment` returns them."""
+        number = step * self.batch_size + row
+        source = self._read(self.position(number))
+        return augment(source.image, source.label, self.spec, np.random.default_rng([self.seed, _AUGMENT, number]))
+
+    def _read(self, i: int) -> Example:
+        for k in range(len(self.dataset)):
+            try:
+                return self.dataset[(i + k) % len(self.dataset)]
+            except CorruptImageError as e:
+                if not self.skip_corrupt:
+                    raise UserError(f"{e}, or set config.data.on_corrupt=skip to train without it") from e
+                name = self.dataset.record((i + k) % len(self.dataset))["name"].decode()
+                if name not in self.skipped:
+                    self.skipped.add(name)
+                    logging.getLogger(__name__).warning("%s; skipped (%d so far)", e, len(self.skipped))
+        raise UserError(f"{self.dataset.name} split '{self.dataset.split}': every image is corrupt")
+
+
+def train_batches(
+    dataset: SegmentationDataset,
+    config,
+    *,
+    first_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    local_only: bool = True,
+) -> TrainBatches:
+    """Batches for training, from `first_step` on, prepared ahead by `config.data.workers` threads.
+
+    Args:
+      dataset: a training split, with labels.
+      config: `batch_size` (global), `seed` and `data` are used.
+      first_step: the position; resuming needs nothing else.
+      process_index, process_count: this process gets rows `[p * b / P, (p + 1) * b / P)` of every batch.
+      local_only: False = all rows, whatever the process.
+
+    Returns:
+      An iterator of dicts: `image` uint8 `[b, h, w, 3]` RGB, `label` uint8 `[b, h, w]` (255 = void and padding),
+      `valid` bool `[b, h, w]` (False = padding), `index` int32 `[b]`, the row within the global batch.
+
+    Raises:
+      UserError: the batch does not divide by the processes, or a setting is impossible.
+    """
+    if config.batch_size % process_count:
+        raise UserError(f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes")
+    if config.data.continuous_scale and len(config.data.scales) != 2:
+        raise UserError(
+            "config.data.scales: with continuous_scale, give two numbers, the smallest and the largest scale"
+        )
+    if not config.data.scales or min(config.data.scales) <= 0:
+        raise UserError(f"config.data.scales={tuple(config.data.scales)}: needs at least one scale, all above 0")
+    if len(config.data.crop) != 2 or min(config.data.crop) < 1:
+        raise UserError(f"config.data.crop={tuple(config.data.crop)}: must be two sizes in pixels, height and width")
+    share = config.batch_size // process_count
+    rows = range(process_index * share, (process_index + 1) * share) if local_only else range(config.batch_size)
+    return TrainBatches(dataset, config, first_step=first_step, rows=rows)
+
+
+def prefetch(batches: Iterator, transfer: Callable = lambda batch: batch, size: int = 2) -> Iterator:
+    """Yields `transfer(batch)` in order, `size` of them started before they are asked for.
+
+    With `transfer = jax.device_put` or a sharded variant, copies to the device overlap the step.
+    """
+    ahead: deque = deque()
+    for batch in batches:
+        ahead.append(transfer(batch))
+        if len(ahead) > size:
+            yield ahead.popleft()
+    yield from ahead
+
+
+__all__ = ["VOID", "TrainBatches", "prefetch", "train_batches"]

@@ -1,0 +1,1 @@
+"""Photographs and label maps as files and pictures."""

@@ -1,0 +1,229 @@
+"""Reading any photograph or label map, and writing files that are never half there."""
+
+import io
+import os
+import secrets
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.palettes import voc_palette
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+# Images above this size are refused unless the caller allows more.
+MAX_PIXELS = 200_000_000
+
+# What Pillow raises on damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError)
+
+
+class CorruptImageError(UserError):
+    """A file that is there but cannot be decoded."""
+
+
+def read_photograph(source: str | os.PathLike | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes a photograph of any kind: gray, palette, CMYK, 16 bits, with transparency, turned by EXIF.
+
+    Args:
+      source: a path, or the encoded bytes.
+      name: what errors call it; default the path.
+      max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+      RGB, uint8 `[H, W, 3]`, upright. 16-bit values keep their high byte; transparency is laid over white.
+
+    Raises:
+      UserError: no such file, or it is too large. CorruptImageError: it cannot be decoded.
+    """
+    image = ImageOps.exif_transpose(_open(source, name, max_pixels=max_pixels))
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        values = np.asarray(image, np.float32)
+        if values.size and values.max() > 255:
+            values = values / 257.0
+        gray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_label(source: str | os.PathLike | bytes, name: str = "", colors: np.ndarray | None = None) -> np.ndarray:
+    """Decodes a label map: palette PNG (its indices), gray (its values), or colors looked up in a table.
+
+    Args:
+      source: a path, or the encoded bytes.
+      name: what errors call it; default the path.
+      colors: uint8 `[K, 3]`, RGB of class 0..K-1; a colored map is then looked up, black or white outside the table is
+        void, other unknown colors are refused (in JPEGs, the nearest is taken).
+
+    Returns:
+      Class ids, uint8 `[H, W]`, 255 = void.
+
+    Raises:
+      UserError: no such file, colors without a table, or a color that the table lacks.
+      CorruptImageError: it cannot be decoded.
+    """
+    image = ImageOps.exif_transpose(_open(source, name))
+    where = name or str(source)
+    if image.mode in ("L", "P") and not (colors is not None and image.mode == "P" and _is_colored(image, colors)):
+        return np.array(image)
+    if image.mode == "1":
+        return np.array(image).astype(np.uint8)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        values = np.asarray(image)
+        if values.size and (values.max() > 255 or values.min() < 0):
+            raise UserError(f"{where}: holds the id {values.max()}, and ids above 255 are not supported; renumber them")
+        return values.astype(np.uint8)
+    if image.mode == "LA":
+        return np.array(image.getchannel(0))
+    rgb = np.array(image.convert("RGB"))
+    if colors is None:
+        if (rgb == rgb[..., :1]).all():
+            return np.ascontiguousarray(rgb[..., 0])
+        raise UserError(
+            f"{where}: is a color picture where class ids are expected; "
+            "give R G B for each class in the classes file (config.data.classes), or save an index or palette PNG"
+        )
+    return _look_up(
+        rgb, colors, where, nearest=image.format == "JPEG" or str(where).lower().endswith((".jpg", ".jpeg"))
+    )
+
+
+def read_palette(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
+    """The palette of a palette image, uint8 `[256, 3]`, entries it lacks as in VOC's; VOC's for other images."""
+    palette = voc_palette()
+    image = _open(source, name, load=False)
+    if image.mode == "P":
+        own = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(own)] = own
+    return palette
+
+
+def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int]:
+    """(height, width) of an image after EXIF rotation, from its header alone."""
+    image = _open(source, name, load=False)
+    width, height = image.size
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
+def encode_png(array: np.ndarray, palette: np.ndarray | None = None, compress_level: int = 3) -> bytes:
+    """PNG bytes of uint8 `[H, W]` (gray, or indices of `palette` `[256, 3]`) or `[H, W, 3 or 4]`."""
+    image = Image.fromarray(np.ascontiguousarray(array, np.uint8))
+    if palette is not None:
+        image = image.convert("L")
+        image.putpalette(np.asarray(palette, np.uint8).tobytes())
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=compress_level)
+    return out.getvalue()
+
+
+def write_png(path: str | os.PathLike, array: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Writes a PNG atomically; see `encode_png`. Raises `UserError` where it cannot be written."""
+    data = encode_png(array, palette, compress_level=6)
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(data))
+
+
+def write_palette_png(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray) -> None:
+    """Writes class ids, uint8 `[H, W]`, as a palette PNG of `palette`, uint8 `[256, 3]`."""
+    write_png(path, labels, palette)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Calls `write(temporary path)` and renames the result to `path`: readers see the old file or the whole new one.
+
+    Args:
+      path: the file to write; its folder is made.
+      write: writes the temporary file, which has the same suffix and folder.
+
+    Raises:
+      UserError: the folder cannot be made or written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}"
+                               f"{path.suffix}")  # fmt: skip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose a folder you may write to") from e
+    finally:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+
+
+def _open(
+    source: str | os.PathLike | bytes, name: str, load: bool = True, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    where = name or ("image" if isinstance(source, bytes) else os.fspath(source))
+    try:
+        if not isinstance(source, bytes):
+            if os.path.isdir(source):
+                raise UserError(f"{where}: is a folder where an image is expected")
+            source = Path(source).read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # ours is the limit that speaks
+            image = Image.open(io.BytesIO(source))
+            if image.width * image.height > max_pixels:
+                raise UserError(
+                    f"{where}: has {image.width * image.height / 1e6:.0f} megapixels, more than the limit of "
+                    f"{max_pixels / 1e6:.0f}; allow it with --max_megapixels or make it smaller"
+                )
+            if load:
+                image.load()
+        return image
+    except FileNotFoundError as e:
+        raise UserError(f"{where}: no such file") from e
+    except PermissionError as e:
+        raise UserError(f"{where}: may not be read; check its permissions") from e
+    except _DAMAGED as e:
+        why = "is empty" if not source else "cannot be decoded as an image"
+        raise CorruptImageError(f"{where}: {why}; replace or remove it") from e
+
+
+def _is_colored(image: Image.Image, colors: np.ndarray) -> bool:
+    """Whether a palette image's used palette entries are the table's colors but in another order."""
+    used = np.unique(np.asarray(image))
+    used = used[used < len(colors)]
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    if used.size == 0 or used.max() >= len(palette):
+        return False
+    table = {tuple(c) for c in colors.tolist()}
+    same = (palette[used] == colors[used]).all()
+    return not same and all(tuple(palette[u].tolist()) in table for u in used)
+
+
+def _look_up(rgb: np.ndarray, colors: np.ndarray, where: str, nearest: bool) -> np.ndarray:
+    packed = (rgb.astype(np.int32) << np.array([16, 8, 0])).sum(axis=2)
+    unique, inverse = np.unique(packed, return_inverse=True)
+    table = np.asarray(colors, np.int32)
+    known = {int((c << np.array([16, 8, 0])).sum()): i for i, c in reversed(list(enumerate(table)))}
+    void = {0x000000, 0xFFFFFF, 0xE0E0C0}  # black, white, and PASCAL's boundary color
+    ids = np.empty(len(unique), np.uint8)
+    for n, color in enumerate(unique.tolist()):
+        if color in known:
+            ids[n] = known[color]
+        elif nearest:
+            parts = np.array([color >> 16, color >> 8 & 255, color & 255])
+            ids[n] = np.argmin(((table - parts) ** 2).sum(axis=1))
+        elif color in void:
+            ids[n] = 255
+        else:
+            parts = (color >> 16, color >> 8 & 255, color & 255)
+            raise UserError(
+                f"{where}: holds the color {parts}, which no class has; add it to the classes file or repaint it"
+            )
+    return ids[inverse].reshape(rgb.shape[:2])
