@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.model.backbone = "resnet101"  # resnet101, resnet50, vgg16, resnet_small
     config.model.head = "aspp"  # aspp, largefov, fc (v1's fc6/fc7/fc8), plain (one 1x1 classifier)
     config.model.head_rates = (6, 12, 18, 24)  # atrous rates at output stride 8; halved at 16
+    config.model.head_rates_stride = 8  # the output stride that head_rates are for; at 32 give rates and set 32 here
     config.model.head_width = 0  # hidden channels of the head; 0 = the published ones
     config.model.head_kernel = 3  # v1's fc6: 3, 4 or 7
     config.model.output_stride = 8  # 8, 16 or 32

@@ -1,0 +1,121 @@
+"""What `config.model` says, checked once and hashable: the description that all network code reads."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+BACKBONES = ("resnet101", "resnet50", "resnet_small", "vgg16")
+HEADS = ("aspp", "fc", "largefov", "plain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """One network of the DeepLab family; the fields are those of `config.model` (see configs/base.py)."""
+
+    backbone: str = "resnet101"
+    head: str = "aspp"
+    head_rates: tuple[int, ...] = (6, 12, 18, 24)
+    head_rates_stride: int = 8
+    head_width: int = 0
+    head_kernel: int = 3
+    output_stride: int = 8
+    scales: tuple[float, ...] = (1.0,)
+    msc: bool = False
+    pool5a: bool = False
+    base_pools: bool = False
+    freeze_trunk: bool = False
+    batch_norm: str = "frozen"
+    stride_on: str = "1x1"
+    preprocessing: str = "caffe_bgr"
+    dropout: float = 0.5
+    widths: tuple[int, ...] = (64, 128, 192, 192)
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    fine_branch: int = 0
+    dtype: str = "float32"
+    remat: bool = False
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Architecture":
+        """Reads the fields of `config.model` (attributes; absent ones keep their default) and checks them.
+
+        Raises:
+          ValueError: a field has a value that no network here has; the sentence names the field.
+        """
+        values = {}
+        for field in dataclasses.fields(cls):
+            value = getattr(config, field.name, field.default)
+            values[field.name] = tuple(value) if isinstance(field.default, tuple) else value
+        architecture = cls(**values)
+        architecture.check()
+        return architecture
+
+    def check(self) -> None:
+        """Raises ValueError with a sentence for the first field that does not fit."""
+        choices = {
+            "backbone": BACKBONES,
+            "head": HEADS,
+            "output_stride": (8, 16, 32),
+            "batch_norm": ("frozen", "trained"),
+            "stride_on": ("1x1", "3x3"),
+            "preprocessing": ("caffe_bgr", "torch_rgb"),
+            "dtype": ("float32", "bfloat16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"config.model.{name}={getattr(self, name)!r} is none of {', '.join(map(repr, allowed))}"
+                )
+        if self.head == "fc" and self.backbone != "vgg16":
+            raise ValueError(f"config.model.head='fc' is VGG-16's; with backbone '{self.backbone}' use 'largefov'")
+        for name in ("msc", "pool5a", "base_pools"):
+            if getattr(self, name) and self.backbone != "vgg16":
+                raise ValueError(f"config.model.{name} belongs to backbone 'vgg16', not to '{self.backbone}'")
+        if self.msc and self.head == "aspp":
+            raise ValueError("config.model.msc joins one feature map (v1); set config.model.head to 'fc' or 'largefov'")
+        if self.fine_branch and (self.backbone != "resnet_small" or self.head != "aspp" or not self.head_width):
+            raise ValueError(
+                "config.model.fine_branch needs backbone 'resnet_small', head 'aspp' and a head_width above 0"
+            )
+        if self.backbone == "resnet_small" and len(self.widths) != len(self.blocks):
+            raise ValueError(
+                f"config.model.widths names {len(self.widths)} stages and config.model.blocks {len(self.blocks)}; "
+                "give one number for each stage in both"
+            )
+        if not self.scales or max(self.scales) != self.scales[0] or min(self.scales) <= 0:
+            raise ValueError(f"config.model.scales={self.scales} must be positive and begin with the largest")
+        if self.head in ("fc", "largefov") and len(self.head_rates) != 1:
+            raise ValueError(
+                f"config.model.head_rates={self.head_rates}: head '{self.head}' has one branch, so one rate"
+            )
+        if self.head != "plain":
+            _ = self.rates
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """Atrous rates of the head at this output stride.
+
+        `head_rates` belong to stride `head_rates_stride` (8, the papers'). At 16 they are halved, so that the head
+        covers the same pixels. At 32 they would shrink to a quarter, which no published system has tried: there the
+        rates have to be given for that stride.
+
+        Raises:
+          ValueError: no rates follow for this output stride.
+        """
+        if self.output_stride == self.head_rates_stride:
+            return self.head_rates
+        if (self.head_rates_stride, self.output_stride) != (8, 16) or any(r % 2 for r in self.head_rates):
+            raise ValueError(
+                f"config.model.head_rates={self.head_rates} are for output stride {self.head_rates_stride} and say "
+                f"nothing for {self.output_stride}; give rates for it and set "
+                f"config.model.head_rates_stride={self.output_stride}"
+            )
+        return tuple(r // 2 for r in self.head_rates)
+
+    @property
+    def frozen_batch_norm(self) -> bool:
+        return self.batch_norm == "frozen"
+
+    @property
+    def compute_dtype(self) -> Any:
+        return jnp.dtype(self.dtype)

@@ -1,0 +1,180 @@
+"""The whole network: preprocessing, trunk, head, input scales, and the mean-field CRF on top where it is trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.models import resnet, vgg
+from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models.heads import ResNetHead, SmallHead, VGGHead
+from deeplab_jax.models.layers import fold_keys, resize_bilinear
+from deeplab_jax.models.multiscale import fuse_scales
+
+# Released mean, RGB order, of images 0..255; torchvision's mean and deviation are of images 0..1.
+CAFFE_MEAN_RGB = (122.675, 116.669, 104.008)
+TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
+TORCH_STD_RGB = (0.229, 0.224, 0.225)
+
+
+class DeepLab(nn.Module):
+    """Scores of a photograph, and its CRF marginals where the CRF belongs to the model.
+
+    Variables: {"params": {"backbone", "head", "crf"}, "batch_stats": {"backbone", "head"}}; layers carry the released
+    Caffe names, conv kernels are HWIO.
+
+    Attributes:
+      architecture: the network's description.
+      num_classes: number of score channels.
+      crf: the end-to-end CRF (a `deeplab_jax.crf.MeanFieldCRF`), or None.
+      crf_stride: the CRF runs on the image sampled by this stride.
+      axis_name: mapped axis over which trained batch norm is synchronized.
+    """
+
+    architecture: Architecture
+    num_classes: int
+    crf: nn.Module | None = None
+    crf_stride: int = 8
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        valid: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Runs the network.
+
+        Args:
+          images: [B, H, W, 3] RGB 0..255, any type.
+          train: dropout on, trained batch norm on the batch's statistics.
+          valid: [B, H, W] bool, False where the image is padding; the network then sees the mean color.
+          dropout_keys: [B] keys, one for each example; without them the "dropout" generator is used.
+
+        Returns:
+          Scores [B, h, w, num_classes] float32 at the output stride, and a dict: with several scales "scales", the
+          score map of each (see `multiscale.fuse_scales`); with a CRF "marginals" and "log_marginals" [B, h', w',
+          num_classes] on the image sampled by `crf_stride`.
+        """
+        a = self.architecture
+        trunk, head = self._trunk(), self._head()
+
+        def network(x: jax.Array, scale: int) -> jax.Array:
+            features = trunk(x, train)
+            if a.freeze_trunk:
+                features = lax.stop_gradient(features)  # the backward pass ends here
+            return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
+
+        logits, maps = fuse_scales(network, preprocess(images, a.preprocessing, valid), a.scales)
+        out: dict[str, Any] = {"scales": maps} if maps else {}
+        if self.crf is not None:
+            out |= self._marginals(logits, images, valid)
+        return logits, out
+
+    def _trunk(self) -> nn.Module:
+        if self.architecture.backbone == "vgg16":
+            return vgg.VGG16(self.architecture, name="backbone")
+        return resnet.ResNet(self.architecture, self.axis_name, name="backbone")
+
+    def _head(self) -> nn.Module:
+        a = self.architecture
+        if a.backbone == "vgg16":
+            return VGGHead(a, self.num_classes, name="head")
+        if a.head == "aspp" and a.head_width:
+            return SmallHead(a, self.num_classes, self.axis_name, name="head")
+        return ResNetHead(a, self.num_classes, name="head")
+
+    def _marginals(self, logits: jax.Array, images: jax.Array, valid: jax.Array | None) -> dict[str, jax.Array]:
+        s = self.crf_stride
+        sampled = images[:, ::s, ::s]
+        mask = None if valid is None else valid[:, ::s, ::s]
+        unary = -jax.nn.log_softmax(resize_bilinear(logits, sampled.shape[1:3]))
+        marginals = self.crf(unary, sampled, mask=mask)
+        return {"marginals": marginals, "log_marginals": jnp.log(jnp.maximum(marginals, 1e-20))}
+
+
+def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> jax.Array:
+    """What the network reads: BGR minus the mean ("caffe_bgr"), or (RGB / 255 - mean) / std ("torch_rgb").
+
+    Args:
+      images: [B, H, W, 3] RGB 0..255.
+      kind: the name above.
+      valid: [B, H, W] bool; the result is exactly 0, the mean color, where it is False.
+
+    Returns:
+      [B, H, W, 3] float32.
+    """
+    x = images.astype(jnp.float32)
+    if kind == "caffe_bgr":
+        x = (x - jnp.asarray(CAFFE_MEAN_RGB))[..., ::-1]
+    else:
+        x = (x / 255 - jnp.asarray(TORCH_MEAN_RGB)) / jnp.asarray(TORCH_STD_RGB)
+    return x if valid is None else jnp.where(valid[..., None], x, 0.0)
+
+
+def create_model(config: Any, num_classes: int, crf: Any = None, axis_name: str | None = None) -> DeepLab:
+    """Builds the network of a config.
+
+    Args:
+      config: `config.model` (its fields are read as attributes).
+      num_classes: number of classes.
+      crf: `config.crf`; with `crf.train == "end_to_end"` and iterations the mean-field CRF is part of the model.
+      axis_name: mapped axis over which trained batch norm is synchronized, "devices" in training.
+
+    Returns:
+      A Flax module; see `DeepLab.__call__`.
+
+    Raises:
+      ValueError: the config describes no network; the sentence names the field.
+    """
+    architecture = Architecture.from_config(config)
+    if crf is None or crf.train != "end_to_end" or not crf.train_iterations:
+        return DeepLab(architecture, num_classes, axis_name=axis_name)
+    return DeepLab(architecture, num_classes, _mean_field(crf, num_classes), crf.stride, axis_name)
+
+
+def _mean_field(crf: Any, num_classes: int) -> nn.Module:
+    from deeplab_jax.crf import MeanFieldCRF, params_from_config
+
+    params, normalization = params_from_config(crf)
+    return MeanFieldCRF(
+        num_classes=num_classes,
+        params=params.at_stride(crf.stride),
+        iterations=crf.train_iterations,
+        bilateral=crf.bilateral,
+        normalization=normalization,
+        learn=tuple(crf.learn),
+        per_class_weights=crf.per_class_weights,
+    )
+
+
+def output_size(config: Any, size: Sequence[int]) -> tuple[int, int]:
+    """Size (h, w) of the score map for an image of `size` (H, W), both in positions."""
+    a = Architecture.from_config(config)
+    length = vgg.score_length if a.backbone == "vgg16" else resnet.score_length
+    return length(a, size[0]), length(a, size[1])
+
+
+def is_classifier(path: Sequence[str]) -> bool:
+    """Whether a parameter (its path of names) belongs to the last classifier, whose learning rate is 10 or 20 times."""
+    names = _names(path)
+    return names[:1] == ("head",) and any(name.startswith(("fc1", "fc8")) for name in names)
+
+
+def is_frozen(path: Sequence[str], config: Any) -> bool:
+    """Whether a parameter (its path of names) never changes in training under `config.model`."""
+    names = _names(path)
+    if len(names) < 2 or names[0] == "crf":
+        return False
+    if config.batch_norm == "frozen" and names[1].startswith("bn"):
+        return True
+    return bool(config.freeze_trunk) and not (names[0] == "head" and (not config.msc or names[1] == "msc"))
+
+
+def _names(path: Sequence[str]) -> tuple[str, ...]:
+    return tuple(path[1:]) if path and path[0] == "params" else tuple(path)

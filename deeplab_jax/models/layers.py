@@ -1,0 +1,254 @@
+"""The layers that all networks here share: convolution, batch normalization, Caffe's pools, resize, dropout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deeplab_jax.models import convolution
+
+# The released ResNets' batch norm; torchvision's is the same.
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9
+
+classifier_init = nn.initializers.normal(0.01)  # v1 section 5: N(0, 0.01)
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """A convolution with explicit stride and atrous rate, centered padding of `rate * (kernel - 1)` in all.
+
+    Parameters: `kernel` [k, k, C_in, features] and, if `use_bias`, `bias` [features], float32. With stride 1 the map
+    keeps its size; with stride s it is what `[::s, ::s]` of the stride-1 result would be.
+
+    Attributes:
+      features: output channels.
+      kernel: side of the square kernel.
+      stride: step between outputs.
+      rate: atrous rate, the step between kernel taps.
+      use_bias: whether a bias is added.
+      dtype: type of the computation.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    rate: int = 1
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    init: nn.initializers.Initializer = conv_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        weights = self.param("kernel", self.init, shape, jnp.float32)
+        y = convolution.conv(x.astype(self.dtype), weights.astype(self.dtype), self.stride, self.rate)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return y
+
+
+class ConvWeights(nn.Module):
+    """The parameters of a `Conv` with bias, for layers that are computed together with others.
+
+    Attributes:
+      features: output channels.
+      kernel: side of the square kernel.
+      rate: atrous rate.
+    """
+
+    features: int
+    kernel: int
+    rate: int
+    init: nn.initializers.Initializer = conv_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, H, W, C], of which only C is read -> kernel [k, k, C, features], bias [features], float32."""
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.init, shape, jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization: frozen, as the papers fine-tune it, or trained and synchronized over devices.
+
+    Frozen: stored statistics and stored affine, both constants for the gradient. Trained: the statistics are those of
+    the batch over all devices of `axis_name`, and running averages of them serve evaluation.
+
+    Attributes:
+      frozen: whether statistics and affine are constants.
+      axis_name: the mapped axis over which statistics are averaged, where there is one.
+      dtype: type of the result; statistics are float32 always.
+    """
+
+    frozen: bool
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> the same shape."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        if self.frozen:
+            scale, bias, m, v = map(lax.stop_gradient, (scale, bias, mean.value, var.value))
+        elif train:
+            m, v = self._batch_statistics(x)
+            if not self.is_initializing():
+                mean.value = BATCH_NORM_MOMENTUM * mean.value + (1 - BATCH_NORM_MOMENTUM) * m
+                var.value = BATCH_NORM_MOMENTUM * var.value + (1 - BATCH_NORM_MOMENTUM) * v
+        else:
+            m, v = mean.value, var.value
+        factor = scale * lax.rsqrt(v + BATCH_NORM_EPSILON)
+        offset = bias - m * factor
+        return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = x.astype(jnp.float32)
+        mean, square = jnp.mean(x, (0, 1, 2)), jnp.mean(jnp.square(x), (0, 1, 2))
+        if self.axis_name is not None and not self.is_initializing():
+            # Every device holds equally many positions, so the mean of means is the mean.
+            mean, square = lax.pmean((mean, square), self.axis_name)
+        return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+class Pool(nn.Module):
+    """Caffe's pooling: sizes round up, padding never wins a max, an average counts the padding it covers.
+
+    Attributes:
+      window: side of the window.
+      stride: step between windows.
+      pad: padding on each side.
+      kind: "max" or "average".
+      ceil: round the output size up, as Caffe does. False gives `[::stride, ::stride]` of the stride-1 pool, for the
+        pools that are strided at output stride 16 or 32 only.
+    """
+
+    window: int
+    stride: int
+    pad: int = 0
+    kind: str = "max"
+    ceil: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, h, w, C] with h, w by `pooled_size`."""
+        return (max_pool if self.kind == "max" else average_pool)(x, self.window, self.stride, self.pad, self.ceil)
+
+
+def pooled_size(n: int, window: int, stride: int, pad: int, ceil: bool = True) -> int:
+    """Output length of Caffe's pooling over n positions: rounded up, and no window that starts in the far padding."""
+    if not ceil:
+        return -(-(n + 2 * pad - window + 1) // stride)
+    out = -(-(n + 2 * pad - window) // stride) + 1
+    return out - 1 if pad and (out - 1) * stride >= n + pad else out
+
+
+def _pool_padding(x: jax.Array, window: int, stride: int, pad: int, ceil: bool) -> list[tuple[int, int]]:
+    """Padding of H and W that makes a floor-sized window reduction give Caffe's size."""
+    sizes = [pooled_size(n, window, stride, pad, ceil) for n in x.shape[1:3]]
+    return [(pad, max((out - 1) * stride + window - n - pad, 0)) for out, n in zip(sizes, x.shape[1:3])]
+
+
+def max_pool(x: jax.Array, window: int, stride: int, pad: int, ceil: bool = True) -> jax.Array:
+    """Caffe's max pooling of [B, H, W, C]; see `Pool`."""
+    return convolution.max_pool(x, window, stride, tuple(_pool_padding(x, window, stride, pad, ceil)))
+
+
+def average_pool(x: jax.Array, window: int, stride: int, pad: int, ceil: bool = True) -> jax.Array:
+    """Caffe's average pooling of [B, H, W, C]: the divisor is the window clipped at input + pad; see `Pool`."""
+    padding = _pool_padding(x, window, stride, pad, ceil)
+    sums = lax.reduce_window(
+        x,
+        np.zeros((), x.dtype)[()],
+        lax.add,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        [(0, 0), *padding, (0, 0)],
+    )
+    counts = []
+    for n, out in zip(x.shape[1:3], sums.shape[1:3]):
+        start = np.arange(out) * stride - pad
+        counts.append(np.minimum(start + window, n + pad) - start)
+    return sums / jnp.asarray(np.outer(*counts)[..., None], x.dtype)
+
+
+class Upsample(nn.Module):
+    """`resize_bilinear` as a layer, so that it shows in the layer table."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
+        return resize_bilinear(x, size)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask depends on the example's own key, hence not on where in which batch the example sits.
+
+    Attributes:
+      rate: probability of a zero; the rest is divided by 1 - rate.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, C] and optional [B] keys -> the same shape. Without keys the "dropout" generator gives one."""
+        if not train or self.rate == 0 or self.is_initializing():
+            return x
+        if keys is None:
+            keys = jax.random.split(self.make_rng("dropout"), x.shape[0])
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+def fold_keys(keys: jax.Array | None, number: int) -> jax.Array | None:
+    """[B] keys -> [B] keys of their own for the `number`-th use; None stays None."""
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Bilinear resize with aligned corners, the one resize of this package.
+
+    Output position i of m reads input position i * (n - 1) / (m - 1): zooming by z takes n to n + (n - 1)(z - 1), and
+    where that position is an integer the value is copied, so that 321 -> 161 is exactly `[::2, ::2]`.
+
+    Args:
+      x: [..., H, W, C], finite.
+      size: (h, w) of the result.
+
+    Returns:
+      [..., h, w, C] of x's type (float32 for integers).
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = jnp.asarray(x, jnp.float32)
+    for axis, m in zip((-3, -2), size):
+        n = x.shape[axis]
+        if m == n:
+            continue
+        if m > 1 and (n - 1) % (m - 1) == 0:
+            x = lax.slice_in_dim(x, 0, n, (n - 1) // (m - 1), axis=x.ndim + axis)
+            continue
+        matrix = jnp.asarray(interpolation_matrix(n, m), x.dtype)
+        y = jnp.tensordot(matrix, x, (1, x.ndim + axis), precision=lax.Precision.HIGHEST)
+        x = jnp.moveaxis(y, 0, axis)
+    return x
+
+
+def interpolation_matrix(n: int, m: int) -> np.ndarray:
+    """[m, n] float64 weights of the aligned-corners resize from n to m positions; rows sum to 1."""
+    numerator = np.arange(m) * (n - 1)
+    low, remainder = np.divmod(numerator, max(m - 1, 1))
+    fraction = remainder / max(m - 1, 1)
+    matrix = np.zeros((m, n))
+    matrix[np.arange(m), low] = 1 - fraction
+    matrix[np.arange(m), np.minimum(low + 1, n - 1)] += fraction
+    return matrix

@@ -1,0 +1,70 @@
+"""VGG-16 as DeepLab uses it: the last two pools keep the map, conv5 and what follows is atrous (v1 section 3.1)."""
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models.layers import Conv, Pool, pooled_size
+
+CONVS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and number of each stage's 3x3 convs
+
+
+class VGG16(nn.Module):
+    """conv1_1 to pool5 (and v1 LargeFOV's pool5a).
+
+    Attributes:
+      architecture: the network's description; `base_pools` chooses v1 DeepLab's pools.
+    """
+
+    architecture: Architecture
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """Runs the trunk.
+
+        Args:
+          x: [B, H, W, 3], preprocessed.
+          train: unused; trunks share a signature.
+
+        Returns:
+          "data", "pool1", ..., "pool4": what v1's side branches read; "conv5_3"; "last". All [B, h, w, C].
+        """
+        del train
+        a = self.architecture
+        features = {"data": x}
+        run = nn.remat(_stage, static_argnums=(2, 3, 4, 5)) if a.remat else _stage
+        rate = 2 if a.output_stride == 8 else 1
+        for number, (width, count) in enumerate(CONVS, start=1):
+            x = run(self, x, number, width, count, rate if number == 5 else 1)
+            if number == 5:
+                features["conv5_3"] = x
+            x = _pool(a, number)(x)
+            features[f"pool{number}"] = x
+        if a.pool5a:
+            x = Pool(3, 1, 1, "average", name="pool5a")(x)
+        return {**features, "last": x}
+
+
+def score_length(a: Architecture, n: int) -> int:
+    """Score positions along a side of n pixels."""
+    for number in range(1, 6):
+        pool = _pool(a, number)
+        n = pooled_size(n, pool.window, pool.stride, pool.pad, pool.ceil)
+    return n
+
+
+def _stage(trunk: VGG16, x: jax.Array, number: int, width: int, count: int, rate: int) -> jax.Array:
+    for i in range(1, count + 1):
+        x = nn.relu(Conv(width, 3, rate=rate, dtype=trunk.architecture.compute_dtype, name=f"conv{number}_{i}")(x))
+    return x
+
+
+def _pool(a: Architecture, number: int) -> Pool:
+    """The released pools at output stride 8; at 16 pool4, at 32 also pool5 takes every second position of its map."""
+    name = f"pool{number}"
+    if number <= 3:
+        return Pool(2, 2, 1, name=name) if a.base_pools else Pool(3, 2, 1, name=name)
+    stride = 2 if a.output_stride >= (16 if number == 4 else 32) else 1
+    if number == 4 and a.base_pools:
+        return Pool(2, stride, 0, ceil=False, name=name)
+    return Pool(3, stride, 1, ceil=False, name=name)
