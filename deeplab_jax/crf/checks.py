@@ -1,0 +1,109 @@
+"""What `mean_field` and its relatives refuse, in sentences that name the argument.
+
+Shapes, names and counts are always checked. Values are checked only when arrays are concrete, not inside a user's jit,
+vmap or grad, where they have none yet.
+"""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.crf.params import NORMALIZATIONS, is_traced
+
+UPDATES = ("parallel", "convergent")
+
+
+def check_static(iterations: int, normalization: str, update: str = "parallel") -> None:
+    """Checks everything that is not an array."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer):
+        raise ValueError(f"iterations={iterations!r} must be a whole number, fixed when the function is compiled")
+    if iterations < 0:
+        raise ValueError(f"iterations={iterations} must be at least 0")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization={normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
+    if update not in UPDATES:
+        raise ValueError(f"update={update!r} must be one of {', '.join(UPDATES)}")
+    if update == "convergent":
+        check_symmetric(normalization, 'update="convergent"')
+
+
+def check_symmetric(normalization: str, what: str) -> None:
+    """Refuses normalizations under which the pairwise terms have no energy."""
+    if normalization in ("before", "after"):
+        raise ValueError(
+            f"normalization={normalization!r} makes the kernel asymmetric, so that {what} has no energy to lower; use "
+            'normalization="symmetric" or "none"'
+        )
+
+
+def check_unary(unary: Any, ranks: tuple[int, ...]) -> None:
+    """Checks the unary's rank and type, and that it holds no NaN and no -inf."""
+    if not hasattr(unary, "shape") or not jnp.issubdtype(unary.dtype, jnp.floating):
+        raise ValueError(f"unary must be an array of floats, -log P, not {_kind(unary)}")
+    if len(unary.shape) not in ranks:
+        layouts = {2: "[N, C]", 3: "[H, W, C]", 4: "[B, H, W, C]"}
+        raise ValueError(f"unary has shape {unary.shape}; needed: {' or '.join(layouts[r] for r in ranks)}")
+    if unary.shape[-1] < 2 or 0 in unary.shape:
+        raise ValueError(f"unary has shape {unary.shape}; needed: at least 2 labels and no empty axis")
+    if not is_traced(unary) and bool(_unusable(unary)):
+        raise ValueError("unary holds NaN or -inf; it is -log P with P above 0 (see unary_from_probabilities)")
+
+
+def check_image(image: Any, unary_shape: tuple[int, ...]) -> None:
+    """Checks the image against the unary; warns when its values look like 0..1."""
+    if not hasattr(image, "shape") or image.shape != (*unary_shape[:-1], 3):
+        raise ValueError(
+            f"image must be RGB of shape {(*unary_shape[:-1], 3)} to go with unary of shape {unary_shape}, "
+            f"not {_kind(image)}"
+        )
+    if is_traced(image) or not jnp.issubdtype(image.dtype, jnp.floating):
+        return
+    low, high = (float(v) for v in _range(image))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("image holds NaN or infinite values; it is RGB in 0..255")
+    if low >= 0 and 0 < high <= 1:
+        warnings.warn("image lies in 0..1; the CRF's colour width is for 0..255, multiply by 255", stacklevel=4)
+
+
+def check_mask(mask: Any, unary_shape: tuple[int, ...]) -> None:
+    """Checks that a mask has the unary's shape without its labels."""
+    if mask is not None and (not hasattr(mask, "shape") or mask.shape != unary_shape[:-1]):
+        raise ValueError(f"mask must have shape {unary_shape[:-1]} to go with unary, not {_kind(mask)}")
+
+
+def check_weight(weight: Any, name: str, labels: int) -> None:
+    """Checks that a weight is a number, [C] or [C, C]."""
+    if np.shape(weight) not in ((), (labels,), (labels, labels)):
+        raise ValueError(f"{name} has shape {np.shape(weight)}; needed: a number, ({labels},) or ({labels}, {labels})")
+
+
+def check_compatibility(compatibility: Any, labels: int) -> None:
+    """Checks that a compatibility is [C, C]."""
+    if compatibility is not None and np.shape(compatibility) != (labels, labels):
+        raise ValueError(f"compatibility has shape {np.shape(compatibility)}; needed: ({labels}, {labels})")
+
+
+def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
+    """Checks that a kernel's features are [..., D] over the unary's points, and finite."""
+    if not hasattr(features, "shape") or features.shape[:-1] != points or features.shape[-1] < 1:
+        raise ValueError(f"{name} must be features of shape {(*points, 'D')} to go with unary, not {_kind(features)}")
+    if not is_traced(features) and not bool(jnp.isfinite(jnp.asarray(features)).all()):
+        raise ValueError(f"{name} holds NaN or infinite values")
+
+
+@jax.jit
+def _unusable(unary: jax.Array) -> jax.Array:
+    return (jnp.isnan(unary) | (unary == -jnp.inf)).any()
+
+
+@jax.jit
+def _range(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return image.min(), image.max()
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{value.dtype} {shape}"

@@ -1,0 +1,103 @@
+"""The spatial kernel: a Gaussian over pixel positions, filtered along one axis and then the other.
+
+out(y, x) = sum over all pixels of exp(-(y - y')^2 / (2 s_y^2) - (x - x')^2 / (2 s_x^2)) v(y', x'), i = j included.
+Outside the image there is nothing, as in the definition, so sums near a border are smaller.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.crf.params import Value, components
+
+TRUNCATE = 5.3  # standard deviations: what is dropped has kernel values below 1e-6
+
+
+@flax.struct.dataclass
+class Structure:
+    """One symmetric matrix or one row of taps per axis.
+
+    Attributes:
+      rows: along the vertical axis: taps [2r + 1], or the whole matrix [H, H].
+      columns: along the horizontal axis: taps [2r + 1], or the whole matrix [W, W].
+      height: H.
+      width: W.
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    height: int = flax.struct.field(pytree_node=False)
+    width: int = flax.struct.field(pytree_node=False)
+
+
+def build(
+    height: int, width: int, std: Value, *, radius: tuple[int, int] | None = None, dtype: jnp.dtype = jnp.float32
+) -> Structure:
+    """Prepares the filter.
+
+    Args:
+      height: H.
+      width: W.
+      std: the standard deviation in pixels, a number or a pair (x, y), from 0.1 up; may be traced.
+      radius: (x, y) pixels beyond which the kernel is dropped (`params.truncation_radius`), without gradient in `std`;
+        None = nothing is dropped, each axis is a dense matrix and `std` has a gradient.
+      dtype: of the computation.
+    """
+    std_x, std_y = components(std, 2, dtype)
+
+    def axis(length: int, deviation: jax.Array, reach: int | None) -> jax.Array:
+        if reach is not None and reach < length:
+            return _gaussian(jnp.arange(-reach, reach + 1, dtype=dtype), lax.stop_gradient(deviation))
+        at = jnp.arange(length, dtype=dtype)
+        return _gaussian(at[:, None] - at[None], deviation)
+
+    reach_x, reach_y = (None, None) if radius is None else radius
+    return Structure(axis(height, std_y, reach_y), axis(width, std_x, reach_x), height, width)
+
+
+def apply(structure: Structure, values: jax.Array) -> jax.Array:
+    """Filters `values` [H * W, C]; returns [H * W, C]."""
+    grid = values.reshape(1, structure.height, -1)
+    grid = _along(structure.rows, grid).reshape(structure.height, structure.width, -1)
+    return _along(structure.columns, grid).reshape(values.shape)
+
+
+def transpose(structure: Structure, values: jax.Array) -> jax.Array:
+    """The transposed filter, which is the filter itself: the kernel is symmetric."""
+    return apply(structure, values)
+
+
+def _gaussian(distance: jax.Array, std: jax.Array) -> jax.Array:
+    return jnp.exp(-0.5 * (distance / std) ** 2)
+
+
+def _along(kernel: jax.Array, values: jax.Array) -> jax.Array:
+    """Filters [A, n, M] along its middle axis by taps or by a matrix."""
+    if kernel.ndim == 2:
+        return jnp.einsum("pn,anm->apm", kernel, values, precision=lax.Precision.HIGHEST)
+    return _shift_and_add(kernel, values)
+
+
+@jax.custom_vjp
+def _shift_and_add(taps: jax.Array, values: jax.Array) -> jax.Array:
+    radius = taps.shape[0] // 2
+    length = values.shape[1]
+    # Without the barrier, XLA pads anew for each of the taps.
+    padded = lax.optimization_barrier(jnp.pad(values, ((0, 0), (radius, radius), (0, 0))))
+    shifted = lambda k: lax.slice_in_dim(padded, k, k + length, axis=1)  # noqa: E731
+    total = taps[radius] * shifted(radius)
+    for k in range(1, radius + 1):
+        total += taps[radius + k] * (shifted(radius - k) + shifted(radius + k))
+    return total
+
+
+def _shift_and_add_forward(taps: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _shift_and_add(taps, values), taps
+
+
+def _shift_and_add_backward(taps: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros_like(taps), _shift_and_add(taps, gradient)
+
+
+_shift_and_add.defvjp(_shift_and_add_forward, _shift_and_add_backward)

@@ -1,0 +1,135 @@
+"""Pairwise kernels: features of an image, the choice of a filter, normalization and weights.
+
+Every filter is a module with the same three functions, `build(features) -> structure`, `apply(structure, values)` and
+`transpose(structure, values)`, for values [N, C] and structures that are pytrees.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.crf.params import CRFParams, Value, components
+
+BILATERALS = ("permutohedral", "exact", "separable")
+
+# Up to this many pixels all pairs are filtered faster than a lattice is built.
+EXACT_UP_TO = {"cpu": 4096, "gpu": 16384, "tpu": 65536}
+
+
+def choose_bilateral(bilateral: str, height: int, width: int, platform: str | None = None) -> str:
+    """The filter that a name stands for.
+
+    Args:
+      bilateral: "permutohedral", "exact", "separable", or "auto": exact up to 4,096 pixels on CPU (measured; score maps
+        of 41 x 41 and the like), 16,384 on GPU and 65,536 on TPU (chosen, not measured), else permutohedral.
+      height: H; for point sets, N with width 1.
+      width: W.
+      platform: "cpu", "gpu" or "tpu"; default: JAX's default backend.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if bilateral == "auto":
+        limit = EXACT_UP_TO.get(platform or jax.default_backend(), EXACT_UP_TO["gpu"])
+        return "exact" if height * width <= limit else "permutohedral"
+    if bilateral not in BILATERALS:
+        raise ValueError(f"bilateral={bilateral!r} must be one of auto, {', '.join(BILATERALS)}")
+    return bilateral
+
+
+def bilateral_features(image: jax.Array, params: CRFParams) -> jax.Array:
+    """(x, y, R, G, B) [H * W, 5] of an image [H, W, 3] in 0..255, divided by their standard deviations."""
+    height, width, _ = image.shape
+    dtype = image.dtype
+    x_std, y_std = components(params.bilateral_xy_std, 2, dtype)
+    y, x = jnp.meshgrid(jnp.arange(height, dtype=dtype) / y_std, jnp.arange(width, dtype=dtype) / x_std, indexing="ij")
+    colour = image / components(params.bilateral_rgb_std, 3, dtype)
+    return jnp.concatenate([x[..., None], y[..., None], colour], axis=-1).reshape(height * width, 5)
+
+
+@flax.struct.dataclass
+class Kernel:
+    """A filter with its normalization and weight: the operator diag(after) (F - [no self] I) diag(before).
+
+    Attributes:
+      structure: what the filter's `build` returned.
+      before: [N, 1], multiplies the values before filtering; 0 where a pixel is masked out.
+      after: [N, 1], multiplies the result.
+      sums: [N, 1], filter(1), the pixel's own contribution included.
+      weight: number, [C] or [C, C].
+      filter: name of the filter's module.
+      include_self: whether a pixel's own value (i = j) counts.
+    """
+
+    structure: Any
+    before: jax.Array
+    after: jax.Array
+    sums: jax.Array
+    weight: Value
+    filter: str = flax.struct.field(pytree_node=False)
+    include_self: bool = flax.struct.field(pytree_node=False, default=True)
+
+
+def build_kernel(
+    name: str,
+    structure: Any,
+    weight: Value,
+    normalization: str,
+    mask: jax.Array,
+    include_self: bool = True,
+) -> Kernel:
+    """Adds normalization (from filter(mask), i = j included) and weight to a built filter.
+
+    Args:
+      name: the filter's module name.
+      structure: what its `build` returned.
+      weight: number, [C] or [C, C].
+      normalization: "none" (Kraehenbuhl and Koltun 2011, Eq. 2), "before" and "after" (divided by filter(1) before or
+        after filtering), "symmetric" (by its square root before and after).
+      mask: [N, 1], 1 where a pixel takes part and 0 where not.
+      include_self: False leaves out i = j. filter(1) counts it all the same, as it is 1 for every pixel.
+    """
+    sums = _filter(name, structure, mask)
+    scale = jnp.where(mask > 0, sums, 1)
+    # A lattice may give a lonely point a tiny sum, never one that should be trusted below this.
+    scale = 1 / jnp.maximum(scale, 1e-6)
+    before, after = {
+        "none": (mask, mask),
+        "before": (mask * scale, mask),
+        "after": (mask, mask * scale),
+        "symmetric": (mask * jnp.sqrt(scale), mask * jnp.sqrt(scale)),
+    }[normalization]
+    return Kernel(structure, before, after, sums * mask, weight, name, include_self)
+
+
+def filtered(kernel: Kernel, q: jax.Array) -> jax.Array:
+    """The normalized filter of q [N, C], not weighted; [N, C]."""
+    values = kernel.before * q
+    out = _filter(kernel.filter, kernel.structure, values)
+    return kernel.after * (out if kernel.include_self else out - values)
+
+
+def message(kernel: Kernel, q: jax.Array) -> jax.Array:
+    """The weighted, normalized filter of q [N, C]: what attracts each pixel to each label; [N, C]."""
+    return weighted(kernel.weight, filtered(kernel, q))
+
+
+def weighted(weight: Value, values: jax.Array) -> jax.Array:
+    """A weight (number, [C], or [C, C] from label l' to l) applied to values [N, C]."""
+    weight = jnp.asarray(weight, values.dtype)
+    if weight.ndim < 2:
+        return weight * values
+    return jnp.matmul(values, weight.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def filter_module(name: str) -> ModuleType:
+    """The module of a filter, by name."""
+    return importlib.import_module(f"deeplab_jax.crf.{name}")
+
+
+def _filter(name: str, structure: Any, values: jax.Array) -> jax.Array:
+    return filter_module(name).apply(structure, values)

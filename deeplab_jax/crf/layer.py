@@ -1,0 +1,123 @@
+"""The CRF as a Flax module with learnable parameters."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.crf.mean_field import mean_field
+from deeplab_jax.crf.params import CRFParams, params_from_config
+
+LEARNABLE = ("weights", "compatibility", "stds")
+STDS = ("bilateral_xy_std", "bilateral_rgb_std", "gaussian_xy_std")
+WEIGHTS = ("bilateral_weight", "gaussian_weight")
+
+
+class MeanFieldCRF(nn.Module):
+    """`mean_field` with learnable kernel weights, label compatibility and kernel widths.
+
+    Parameters, those that `learn` names: `bilateral_weight` and `gaussian_weight` ([] or, with `per_class_weights`,
+    [C]); `compatibility` [C, C], from Potts' penalty 1 - I; `log_bilateral_xy_std`, `log_bilateral_rgb_std` and
+    `log_gaussian_xy_std` [], natural logarithms, widths in pixels of the photograph whatever the stride.
+
+    Attributes:
+      num_classes: C.
+      crf: the parameters to start from, in pixels of the photograph.
+      iterations: T.
+      normalization: as in `mean_field`.
+      bilateral: as in `mean_field`; where widths are learned "auto" means "exact", and the lattice, which has no
+        gradient for them, is refused.
+      learn: any of "weights", "compatibility", "stds".
+      per_class_weights: one weight per kernel and class in place of one per kernel.
+      stride: the image is the photograph sampled by this; position widths are divided by it.
+    """
+
+    num_classes: int
+    crf: CRFParams = CRFParams()
+    iterations: int = 5
+    normalization: str = "after"
+    bilateral: str = "auto"
+    learn: tuple[str, ...] = ("weights", "compatibility")
+    per_class_weights: bool = False
+    stride: float = 1
+
+    @classmethod
+    def from_config(cls, config: Any, num_classes: int, **overrides: Any) -> "MeanFieldCRF":
+        """The module that `config.crf` describes for training: its `train_iterations`, `stride`, `learn` and so on."""
+        params, normalization = params_from_config(config)
+        fields = {
+            "crf": params,
+            "iterations": config.train_iterations,
+            "normalization": normalization,
+            "bilateral": config.bilateral,
+            "learn": tuple(config.learn),
+            "per_class_weights": config.per_class_weights,
+            "stride": config.stride,
+        }
+        return cls(num_classes, **(fields | overrides))
+
+    @nn.compact
+    def __call__(
+        self,
+        unary: jax.Array,
+        image: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        return_log: bool = False,
+        **options: Any,
+    ) -> jax.Array:
+        """Marginals [..., H, W, C]; arguments as in `mean_field`, to which further `options` go.
+
+        Raises:
+          ValueError: an unknown name in `learn`, or widths to be learned with a filter that has no gradient for them.
+        """
+        unknown = set(self.learn) - set(LEARNABLE)
+        if unknown:
+            raise ValueError(f"learn={self.learn!r} holds {unknown.pop()!r}; choose from {', '.join(LEARNABLE)}")
+        bilateral = self.bilateral
+        if "stds" in self.learn:
+            if bilateral == "permutohedral":
+                raise ValueError('learn has "stds", for which bilateral="permutohedral" has no gradient; use "exact"')
+            bilateral = "exact" if bilateral == "auto" else bilateral
+        fields = {}
+        if "weights" in self.learn:
+            for name in WEIGHTS:
+                fields[name] = self.param(name, self._weight, getattr(self.crf, name))
+        if "stds" in self.learn:
+            for name in STDS:
+                start = lambda _, std: jnp.log(jnp.asarray(std, jnp.float32))  # noqa: E731
+                fields[name] = jnp.exp(self.param(f"log_{name}", start, getattr(self.crf, name)))
+        compatibility = None
+        if "compatibility" in self.learn:
+            compatibility = self.param("compatibility", lambda _: 1 - jnp.eye(self.num_classes, dtype=jnp.float32))
+        return mean_field(
+            unary,
+            image,
+            self.crf.replace(**fields).at_stride(self.stride),
+            self.iterations,
+            bilateral=bilateral,
+            normalization=self.normalization,
+            compatibility=compatibility,
+            mask=mask,
+            return_log=return_log,
+            **options,
+        )
+
+    def _weight(self, _: jax.Array, start: Any) -> jax.Array:
+        shape = np.shape(start) or ((self.num_classes,) if self.per_class_weights else ())
+        return jnp.broadcast_to(jnp.asarray(start, jnp.float32), shape)
+
+
+def learned(variables: dict[str, Any], start: CRFParams) -> tuple[CRFParams, jax.Array | None]:
+    """The parameters and the compatibility (None = Potts) that a trained `MeanFieldCRF` holds, for `mean_field`.
+
+    Args:
+      variables: the module's own parameters, `{"params": {...}}` or what is inside.
+      start: the parameters that it was made with, for those that were not learned.
+    """
+    values = variables.get("params", variables)
+    fields = {name: values[name] for name in WEIGHTS if name in values}
+    fields |= {name: jnp.exp(values[f"log_{name}"]) for name in STDS if f"log_{name}" in values}
+    return start.replace(**fields), values.get("compatibility")

@@ -1,0 +1,334 @@
+"""Mean-field inference in the fully connected CRF (Kraehenbuhl and Koltun 2011, Algorithm 1).
+
+Q starts at softmax(-U). Each iteration sets Q = softmax(-U - mu sum_m w_m norm(filter_m(Q))); with Potts compatibility
+that is softmax(-U + sum_m w_m norm(filter_m(Q))). A pixel's own contribution (i = j) is counted unless `include_self`
+is False.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.crf import checks, convergent, gaussian
+from deeplab_jax.crf.kernels import (
+    Kernel,
+    bilateral_features,
+    build_kernel,
+    choose_bilateral,
+    filter_module,
+    message,
+    weighted,
+)
+from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is fixed when the computation is compiled."""
+
+    iterations: int = 10
+    normalization: str = "symmetric"
+    bilateral: str = "exact"
+    cutoff: float | None = None
+    radius: tuple[int, int] | None = None
+    extra: tuple[str, ...] = ()
+    update: str = "parallel"
+    include_self: bool = True
+    return_all: bool = False
+    return_log: bool = False
+    prune: bool = False
+    storage_dtype: Any = None
+
+
+def mean_field(
+    unary: jax.Array,
+    image: jax.Array,
+    params: CRFParams,
+    iterations: int = 10,
+    *,
+    bilateral: str = "auto",
+    normalization: str = "symmetric",
+    compatibility: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    kernels: Sequence[tuple[jax.Array, Value]] = (),
+    update: str = "parallel",
+    include_self: bool = True,
+    return_all: bool = False,
+    return_log: bool = False,
+    prune: bool | None = None,
+    cutoff: float | None = None,
+    storage_dtype: Any = None,
+) -> jax.Array:
+    """Marginals of the fully connected CRF over an image.
+
+    Compiled once per shape and set of options; works inside jit, vmap, grad and pmap. Differentiable in the unary, the
+    weights and the compatibility with every filter; in `bilateral_*_std` and the image with "exact" and "separable"
+    (with "permutohedral" their gradient is 0); in `gaussian_xy_std` always, where it is traced.
+
+    Args:
+      unary: [H, W, C] or [B, H, W, C], -log P up to a constant per pixel, C >= 2.
+      image: [..., H, W, 3] RGB in 0..255, uint8 or float.
+      params: weights and widths of the kernels.
+      iterations: T >= 0; 0 gives softmax(-unary).
+      bilateral: "permutohedral", "exact", "separable", or "auto" (see `choose_bilateral`).
+      normalization: "none", "before", "after" or "symmetric"; published parameters come with theirs (`PRESETS`).
+      compatibility: [C, C] penalties mu(l, l') in the place of Potts' [l != l'].
+      mask: [..., H, W]; pixels where it is False neither send nor receive, and come out uniform. The others come out as
+        if they alone existed.
+      kernels: further pairwise kernels, pairs of features [..., H, W, D], divided by their standard deviations, and a
+        weight. They use `bilateral`'s filter, or the lattice where that is "separable".
+      update: "parallel", or "convergent" (see `deeplab_jax.crf.convergent`), which never raises the free energy.
+      include_self: False leaves out i = j.
+      return_all: also the marginals before the first and after each iteration, [T + 1, ...].
+      return_log: log marginals in place of marginals.
+      prune: True drops labels that cannot win from the filtering; ignored where gradients are taken.
+      cutoff: for "exact": kernel values below it may be skipped (see `exact.build`).
+      storage_dtype: type in which marginals are kept between iterations (`jnp.bfloat16`); arithmetic stays float32.
+
+    Returns:
+      q like unary, non-negative, sums to 1 over C; [T + 1, ...] with `return_all`.
+
+    Raises:
+      ValueError: names the argument. Values (NaN in the unary, widths that are not positive) are looked at only when
+        they are concrete. An image in 0..1 draws a warning.
+    """
+    checks.check_static(iterations, normalization, update)
+    unary, image = (jnp.asarray(x) for x in (unary, image))
+    checks.check_unary(unary, (3, 4))
+    checks.check_image(image, unary.shape)
+    checks.check_mask(mask, unary.shape)
+    checks.check_compatibility(compatibility, unary.shape[-1])
+    check_params(params)
+    for name in ("bilateral_weight", "gaussian_weight"):
+        checks.check_weight(getattr(params, name), name, unary.shape[-1])
+    for n, (features, weight) in enumerate(kernels):
+        checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
+        checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
+    chosen = choose_bilateral(bilateral, *unary.shape[-3:-1])
+    options = Options(
+        iterations=int(iterations),
+        normalization=normalization,
+        bilateral=chosen,
+        cutoff=cutoff,
+        radius=truncation_radius(params.gaussian_xy_std, gaussian.TRUNCATE),
+        extra=("permutohedral" if chosen == "separable" else chosen,) * len(kernels),
+        update=update,
+        include_self=include_self,
+        return_all=return_all,
+        return_log=return_log,
+        prune=bool(prune),
+        storage_dtype=storage_dtype,
+    )
+    features = tuple(jnp.asarray(f) for f, _ in kernels)
+    weights = tuple(w for _, w in kernels)
+    return _mean_field(unary, image, params, compatibility, mask, features, weights, options)
+
+
+def mean_field_features(
+    unary: jax.Array,
+    kernels: Sequence[tuple[jax.Array, Value]],
+    iterations: int = 10,
+    *,
+    bilateral: str = "auto",
+    normalization: str = "symmetric",
+    compatibility: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    update: str = "parallel",
+    include_self: bool = True,
+    return_all: bool = False,
+    return_log: bool = False,
+    cutoff: float | None = None,
+    storage_dtype: Any = None,
+) -> jax.Array:
+    """Marginals of the fully connected CRF over any points: volumes, point clouds, images with depth.
+
+    Args:
+      unary: [N, C], -log P up to a constant per point.
+      kernels: pairs of features [N, D], divided by their standard deviations, and a weight (number, [C] or [C, C]).
+      iterations: T >= 0.
+      bilateral: "permutohedral", "exact" or "auto": the filter of all kernels.
+      mask: [N]; see `mean_field`, as for all else.
+
+    Returns:
+      q like unary, non-negative, sums to 1 over C; [T + 1, N, C] with `return_all`.
+
+    Raises:
+      ValueError: names the argument, as `mean_field` does.
+    """
+    checks.check_static(iterations, normalization, update)
+    unary = jnp.asarray(unary)
+    checks.check_unary(unary, (2,))
+    checks.check_mask(mask, unary.shape)
+    checks.check_compatibility(compatibility, unary.shape[-1])
+    for n, (features, weight) in enumerate(kernels):
+        checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
+        checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
+    chosen = choose_bilateral(bilateral, unary.shape[0], 1)
+    if chosen == "separable":
+        raise ValueError('bilateral="separable" needs rows and columns; use "permutohedral" or "exact" for points')
+    options = Options(
+        iterations=int(iterations),
+        normalization=normalization,
+        cutoff=cutoff,
+        extra=(chosen,) * len(kernels),
+        update=update,
+        include_self=include_self,
+        return_all=return_all,
+        return_log=return_log,
+        storage_dtype=storage_dtype,
+    )
+    features = tuple(jnp.asarray(f) for f, _ in kernels)
+    weights = tuple(w for _, w in kernels)
+    return _mean_field_points(unary, compatibility, mask, features, weights, options)
+
+
+@partial(jax.jit, static_argnames="options")
+def _mean_field(unary, image, params, compatibility, mask, features, weights, options):
+    def one(unary, image, mask, features):
+        height, width, labels = unary.shape
+        flat = unary.reshape(-1, labels)
+        mask = None if mask is None else mask.reshape(-1)
+        features = tuple(f.reshape(height * width, -1) for f in features)
+        kernels = image_kernels(image, params, mask, options, _compute_dtype(unary))
+        kernels += point_kernels(features, weights, mask, options, _compute_dtype(unary))
+        q = solve(flat, kernels, compatibility, mask, options)
+        return q.reshape(*q.shape[:-2], height, width, labels)
+
+    if unary.ndim == 3:
+        return one(unary, image, mask, features)
+    if options.bilateral == "permutohedral":  # one after the other, so that each pays for its own lattice only
+        q = lax.map(lambda x: one(*x), (unary, image, mask, features))
+    else:
+        q = jax.vmap(one)(unary, image, mask, features)
+    return q.swapaxes(0, 1) if options.return_all else q
+
+
+@partial(jax.jit, static_argnames="options")
+def _mean_field_points(unary, compatibility, mask, features, weights, options):
+    kernels = point_kernels(features, weights, mask, options, _compute_dtype(unary))
+    return solve(unary, kernels, compatibility, mask, options)
+
+
+def image_kernels(
+    image: jax.Array, params: CRFParams, mask: jax.Array | None, options: Options, dtype: Any
+) -> list[Kernel]:
+    """The appearance and the smoothness kernel of an image [H, W, 3], over its pixels in rows."""
+    height, width, _ = image.shape
+    features = _among_valid(bilateral_features(image.astype(dtype), params), mask)
+    name = options.bilateral
+    extra = {"exact": {"cutoff": options.cutoff}, "separable": {"grid": (height, width)}}.get(name, {})
+    bilateral = filter_module(name).build(features, **extra)
+    spatial = gaussian.build(height, width, params.gaussian_xy_std, radius=options.radius, dtype=dtype)
+    valid = _column(mask, height * width, dtype)
+    build = partial(build_kernel, normalization=options.normalization, mask=valid, include_self=options.include_self)
+    return [
+        build(name, bilateral, weight=params.bilateral_weight),
+        build("gaussian", spatial, weight=params.gaussian_weight),
+    ]
+
+
+def point_kernels(
+    features: Sequence[jax.Array], weights: Sequence[Value], mask: jax.Array | None, options: Options, dtype: Any
+) -> list[Kernel]:
+    """Kernels over features [N, D] that the user gives."""
+    kernels = []
+    for name, feature, weight in zip(options.extra, features, weights, strict=True):
+        extra = {"cutoff": options.cutoff} if name == "exact" else {}
+        structure = filter_module(name).build(_among_valid(feature.astype(dtype), mask), **extra)
+        valid = _column(mask, feature.shape[0], dtype)
+        kernels.append(build_kernel(name, structure, weight, options.normalization, valid, options.include_self))
+    return kernels
+
+
+def solve(
+    unary: jax.Array,
+    kernels: Sequence[Kernel],
+    compatibility: jax.Array | None,
+    mask: jax.Array | None,
+    options: Options,
+) -> jax.Array:
+    """Runs the iterations on unary [N, C]; returns what `options` ask for, in the unary's type."""
+    dtype = _compute_dtype(unary)
+    negative = -unary.astype(dtype)
+    if mask is not None:
+        negative = jnp.where(mask[:, None], negative, 0)
+    if options.prune:
+        from deeplab_jax.crf import pruning
+
+        run = pruning.iterate
+    else:
+        run = iterate
+    logits, history = run(negative, kernels, compatibility, options)
+    result = history if options.return_all else logits
+    result = jax.nn.log_softmax(result, axis=-1) if options.return_log else jax.nn.softmax(result, axis=-1)
+    return result.astype(unary.dtype)
+
+
+def iterate(
+    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
+) -> tuple[jax.Array, jax.Array | None]:
+    """T updates from softmax(-U).
+
+    Args:
+      negative_unary: [N, C].
+      kernels: over the same N points.
+      compatibility: [C, C] or None for Potts.
+      options: `iterations`, `update`, `return_all` and `storage_dtype` are used.
+
+    Returns:
+      The logits of the marginals [N, C], and those of all iterations [T + 1, N, C] if asked for, else None.
+    """
+    step = update_function(negative_unary, kernels, compatibility, options)
+    store = options.storage_dtype or negative_unary.dtype
+
+    def body(q: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
+        logits = step(q.astype(negative_unary.dtype))
+        return jax.nn.softmax(logits, axis=-1).astype(store), logits if options.return_all else None
+
+    if options.iterations == 0:
+        return negative_unary, negative_unary[None] if options.return_all else None
+    q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), length=options.iterations - 1)
+    logits = step(q.astype(negative_unary.dtype))
+    if options.return_all:
+        history = jnp.concatenate([negative_unary[None], history, logits[None]])
+    return logits, history
+
+
+def update_function(
+    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
+) -> Callable[[jax.Array], jax.Array]:
+    """The function from marginals q [N, C] to the logits of the next ones."""
+
+    def parallel(q: jax.Array) -> jax.Array:
+        return negative_unary + attraction(q, kernels, compatibility)
+
+    if options.update == "parallel":
+        return parallel
+    curvature = convergent.curvature(kernels, compatibility, negative_unary.shape[-1])
+    return lambda q: convergent.solve(parallel(q) + curvature * q, curvature)
+
+
+def attraction(q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None) -> jax.Array:
+    """What all kernels add to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
+    total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
+    return total if compatibility is None else -weighted(compatibility, total)
+
+
+def _among_valid(features: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Puts masked points where a valid one is, so that they neither shift nor enlarge anything a filter builds."""
+    if mask is None:
+        return features
+    return jnp.where(mask[:, None], features, features[jnp.argmax(mask)])
+
+
+def _column(mask: jax.Array | None, points: int, dtype: Any) -> jax.Array:
+    return jnp.ones((points, 1), dtype) if mask is None else mask.astype(dtype)[:, None]
+
+
+def _compute_dtype(unary: jax.Array) -> Any:
+    return jnp.promote_types(unary.dtype, jnp.float32)

@@ -1,0 +1,201 @@
+"""The CRF's parameters, the published presets, and preset files."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NORMALIZATIONS = ("none", "before", "after", "symmetric")
+FIELDS = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
+
+Value = float | jax.Array | np.ndarray | tuple[float, ...]
+
+
+@flax.struct.dataclass
+class CRFParams:
+    """Weights and widths of the two kernels (Chen et al. 2015, Eq. 3; Kraehenbuhl and Koltun 2011, Eq. 3). A pytree.
+
+    A weight is a number, one number per class `[C]`, or a matrix `[C, C]` by which label l' attracts label l. A
+    position width is a number or a pair (x, y); the colour width a number or three (R, G, B).
+
+    Attributes:
+      bilateral_weight: w1, the appearance kernel's weight.
+      bilateral_xy_std: sigma_alpha, pixels.
+      bilateral_rgb_std: sigma_beta, in units of a 0..255 image.
+      gaussian_weight: w2, the smoothness kernel's weight.
+      gaussian_xy_std: sigma_gamma, pixels.
+    """
+
+    bilateral_weight: Value = 4.0
+    bilateral_xy_std: Value = 67.0
+    bilateral_rgb_std: Value = 3.0
+    gaussian_weight: Value = 3.0
+    gaussian_xy_std: Value = 1.0
+
+    def at_stride(self, stride: float) -> "CRFParams":
+        """The same kernels on an image sampled by `stride`: position widths divided by it, all else unchanged."""
+        scale = lambda std: tuple(s / stride for s in std) if isinstance(std, tuple | list) else std / stride  # noqa: E731
+        return self.replace(bilateral_xy_std=scale(self.bilateral_xy_std), gaussian_xy_std=scale(self.gaussian_xy_std))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A published (or searched) setting: parameters are only meaningful with iterations and normalization.
+
+    Attributes:
+      params: the kernels.
+      iterations: mean-field iterations they were chosen for.
+      normalization: "none", "before", "after" or "symmetric".
+      source: where the numbers come from.
+    """
+
+    params: CRFParams
+    iterations: int = 10
+    normalization: str = "after"
+    source: str = ""
+
+
+_V1 = "Chen et al., ICLR 2015; released run scripts"
+_V2 = "Chen et al., TPAMI 2018; released run scripts"
+_SECOND_HAND = ", read second-hand"
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "deeplab_v1": Preset(CRFParams(5.0, 50.0, 10.0, 3.0, 3.0), source=_V1),
+        "v1_msc": Preset(CRFParams(3.0, 95.0, 3.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_largefov": Preset(CRFParams(4.0, 121.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_msc_largefov": Preset(CRFParams(4.0, 83.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_coco_largefov": Preset(CRFParams(5.0, 69.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_msc_coco_largefov": Preset(CRFParams(4.0, 59.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v2_vgg16": Preset(CRFParams(4.0, 65.0, 3.0, 2.0, 2.0), source=_V2),
+        "v2_resnet101": Preset(CRFParams(4.0, 67.0, 3.0, 3.0, 1.0), source=_V2),
+        "crfasrnn": Preset(
+            CRFParams(5.0, 160.0, 3.0, 3.0, 3.0), source="Zheng et al., ICCV 2015 (5 iterations in training)"
+        ),
+    }
+)
+
+
+def write_preset(path: str | os.PathLike, preset: Preset) -> None:
+    """Writes a preset as JSON, atomically: the five parameters, `iterations`, `normalization`, `source`."""
+    path = Path(path)
+    fields = {name: np.asarray(getattr(preset.params, name), np.float64).tolist() for name in FIELDS}
+    fields |= {"iterations": preset.iterations, "normalization": preset.normalization, "source": preset.source}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(fields, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_preset(path: str | os.PathLike) -> Preset:
+    """Reads what `write_preset` wrote; `iterations`, `normalization` and `source` may be missing.
+
+    Raises:
+      ValueError: the file is missing, is not JSON, or has a missing, unknown or unusable field (named).
+    """
+    try:
+        fields = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path}: cannot be read as a CRF preset ({e})") from e
+    known = {*FIELDS, "iterations", "normalization", "source"}
+    if not isinstance(fields, dict) or not set(FIELDS) <= set(fields) <= known:
+        raise ValueError(f"{path}: a CRF preset has the fields {', '.join(FIELDS)} and may have {_optional(known)}")
+    values = {}
+    for name in FIELDS:
+        try:
+            value = np.asarray(fields[name], np.float64)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"{path}: {name}={fields[name]!r} is not a number") from e
+        values[name] = float(value) if value.ndim == 0 else value
+    preset = Preset(
+        CRFParams(**values),
+        fields.get("iterations", 10),
+        fields.get("normalization", "after"),
+        fields.get("source", ""),
+    )
+    if isinstance(preset.iterations, bool) or not isinstance(preset.iterations, int) or preset.iterations < 0:
+        raise ValueError(f"{path}: iterations={preset.iterations!r} must be a whole number of at least 0")
+    if preset.normalization not in NORMALIZATIONS:
+        raise ValueError(f"{path}: normalization={preset.normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
+    check_params(preset.params, where=f"{path}: ")
+    return preset
+
+
+def preset_named(name: str) -> Preset:
+    """A preset by its name in `PRESETS` or by the path of a preset file (`.json`); raises ValueError otherwise."""
+    if name in PRESETS:
+        return PRESETS[name]
+    if str(name).endswith(".json"):
+        return read_preset(name)
+    raise ValueError(f"preset={name!r} is neither a .json file nor one of {', '.join(PRESETS)}")
+
+
+def params_from_config(config: Any) -> tuple[CRFParams, str]:
+    """The parameters and the normalization that `config.crf` asks for.
+
+    Args:
+      config: anything with the attributes `preset`, `normalization` and the five fields of `CRFParams`. `preset` is a
+        name in `PRESETS`, a preset file, or "" for the five fields. A preset file brings its own normalization, which
+        belongs to its numbers; otherwise `normalization` holds.
+
+    Raises:
+      ValueError: an unknown preset, an unreadable preset file, or a value that cannot be used.
+    """
+    if config.normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization={config.normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
+    if config.preset:
+        preset = preset_named(config.preset)
+        from_file = config.preset not in PRESETS
+        return preset.params, preset.normalization if from_file else config.normalization
+    params = CRFParams(**{name: getattr(config, name) for name in FIELDS})
+    check_params(params)
+    return params, config.normalization
+
+
+def check_params(params: CRFParams, where: str = "") -> None:
+    """Raises ValueError for a width that is not positive or a weight that is not finite; traced values pass."""
+    for name in FIELDS:
+        value = getattr(params, name)
+        if is_traced(value):
+            continue
+        array = np.asarray(jax.device_get(value), np.float64)
+        if name.endswith("std") and not (np.isfinite(array).all() and (array > 0).all()):
+            raise ValueError(f"{where}{name}={value} must be greater than 0")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{where}{name}={value} must be finite")
+        sizes = {"bilateral_xy_std": 2, "gaussian_xy_std": 2, "bilateral_rgb_std": 3}
+        if name in sizes and array.shape not in ((), (sizes[name],)):
+            raise ValueError(f"{where}{name} has shape {array.shape}; give one number or {sizes[name]}")
+
+
+def is_traced(value: Any) -> bool:
+    """True where `value` holds a JAX tracer, whose numbers cannot be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def components(std: Value, count: int, dtype: Any) -> jax.Array:
+    """A width as `[count]`: one number repeated, or `count` numbers as they are."""
+    if isinstance(std, tuple | list):
+        std = jnp.stack([jnp.asarray(s, dtype) for s in std])
+    return jnp.broadcast_to(jnp.asarray(std, dtype), (count,))
+
+
+def _optional(known: set[str]) -> str:
+    return ", ".join(sorted(known - set(FIELDS)))
+
+
+def truncation_radius(std: Value, truncate: float, step: int = 4) -> tuple[int, int] | None:
+    """Radii (x, y) in pixels beyond which a Gaussian is dropped, rounded up to `step`; None where `std` is traced."""
+    if is_traced(std):
+        return None
+    stds = np.broadcast_to(np.asarray(jax.device_get(std), np.float64), (2,))
+    x, y = (step * math.ceil(max(1.0, truncate * float(s)) / step) for s in stds)
+    return x, y

@@ -1,0 +1,72 @@
+"""Unaries, -log P [..., C], from what people have: logits, probabilities, or labels."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.crf.params import is_traced
+
+
+def unary_from_logits(logits: jax.Array) -> jax.Array:
+    """-log softmax(logits) for logits [..., C]; float32 or wider."""
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    return -jax.nn.log_softmax(jnp.asarray(logits, dtype), axis=-1)
+
+
+def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Array:
+    """-log P for probabilities [..., C] of any float type.
+
+    Args:
+      probabilities: non-negative; they need not sum to 1.
+      floor: smaller values, zeros included, count as this. The default lies below the smallest positive float16.
+
+    Raises:
+      ValueError: a value that is negative or not finite, or a floor that is not positive.
+    """
+    if not floor > 0:
+        raise ValueError(f"floor={floor} must be greater than 0")
+    probabilities = jnp.asarray(probabilities)
+    if not jnp.issubdtype(probabilities.dtype, jnp.floating):
+        raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
+    probabilities = probabilities.astype(jnp.promote_types(probabilities.dtype, jnp.float32))
+    if not is_traced(probabilities) and not bool((jnp.isfinite(probabilities) & (probabilities >= 0)).all()):
+        raise ValueError("probabilities hold values that are negative or not finite")
+    return -jnp.log(jnp.maximum(probabilities, floor))
+
+
+def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, unknown: int | None = 255) -> jax.Array:
+    """A unary from labels that are believed with `confidence`; the other labels share the rest.
+
+    Args:
+      labels: [...] integers in 0..num_classes-1, or `unknown`.
+      num_classes: C.
+      confidence: probability of the given label, in (0, 1).
+      unknown: the id of pixels that know nothing (uniform); None = no such pixels.
+
+    Returns:
+      [..., C] float32.
+
+    Raises:
+      ValueError: labels beyond C, or a confidence outside (0, 1).
+    """
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, not {labels.dtype}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1")
+    labels = labels.astype(jnp.int32)
+    known = jnp.ones(labels.shape, bool) if unknown is None else labels != unknown
+    if not is_traced(labels):
+        wrong = labels[known & ((labels < 0) | (labels >= num_classes))]
+        if wrong.size:
+            hint = "" if unknown is None else f" or {unknown} (unknown)"
+            raise ValueError(
+                f"labels hold {int(wrong[0])}; with {num_classes} classes they are 0..{num_classes - 1}{hint}"
+            )
+    given, other = -math.log(confidence), -math.log((1 - confidence) / (num_classes - 1))
+    believed = jnp.where(labels[..., None] == jnp.arange(num_classes), given, other)
+    return jnp.where(known[..., None], believed, math.log(num_classes)).astype(jnp.float32)
