@@ -1,0 +1,1 @@
+"""From photographs to marginals, and from marginals to numbers."""

@@ -1,0 +1,80 @@
+"""The confusion matrix and what is read from it.
+
+Mean IoU comes from one matrix summed over the whole set, never from averages of images or batches.
+"""
+
+import numpy as np
+
+VOID = 255
+
+
+def confusion_matrix(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    num_classes: int,
+    group: np.ndarray | None = None,
+    num_groups: int = 1,
+) -> np.ndarray:
+    """Counts the pixels of every (true class, predicted class), in separate groups of pixels if wanted.
+
+    Args:
+      truth: [H, W] uint8, class ids; 255 is void and not counted.
+      prediction: [H, W] integers in 0..num_classes-1.
+      num_classes: C.
+      group: [H, W] integers in 0..num_groups-1, which matrix a pixel counts in; None = all in the first.
+      num_groups: G.
+
+    Returns:
+      [G, C, C] int64, rows are the truth.
+
+    Raises:
+      ValueError: a class id is outside 0..C-1, or the shapes differ.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth is {truth.shape} and the prediction is {prediction.shape}; they must be equal")
+    valid = truth != VOID
+    t, p = truth[valid].astype(np.int64), prediction[valid].astype(np.int64)
+    if t.size and t.max() >= num_classes:
+        raise ValueError(f"the label holds class id {t.max()}, but there are {num_classes} classes")
+    if p.size and (p.max() >= num_classes or p.min() < 0):
+        raise ValueError(f"the prediction holds an id outside 0..{num_classes - 1}")
+    cell = t * num_classes + p
+    if group is not None:
+        cell += group[valid].astype(np.int64) * num_classes**2
+    counts = np.bincount(cell, minlength=num_groups * num_classes**2)
+    return counts.reshape(num_groups, num_classes, num_classes).astype(np.int64)
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union per class, [C] float64; NaN for a class neither in the truth nor predicted."""
+    hit = np.diagonal(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean of `class_iou` over the classes that occur in the truth or in the prediction; NaN if none does."""
+    iou = class_iou(confusion)
+    return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """The fraction of valid pixels that are right; NaN if there are none."""
+    total = confusion.sum()
+    return float(np.diagonal(confusion).sum() / total) if total else float("nan")
+
+
+def mean_accuracy(confusion: np.ndarray) -> float:
+    """Mean over the classes that occur in the truth of the fraction of their pixels that are right."""
+    pixels = confusion.sum(1)
+    occurs = pixels > 0
+    return float((np.diagonal(confusion)[occurs] / pixels[occurs]).mean()) if occurs.any() else float("nan")
+
+
+def frequency_weighted_iou(confusion: np.ndarray) -> float:
+    """Mean of `class_iou`, each class weighted by its share of the true pixels."""
+    pixels = confusion.sum(1)
+    occurs = pixels > 0
+    if not occurs.any():
+        return float("nan")
+    return float((class_iou(confusion)[occurs] * pixels[occurs]).sum() / pixels.sum())

@@ -1,0 +1,133 @@
+"""Files for the test servers of PASCAL VOC and Cityscapes, and a reader that checks them."""
+
+import io
+import re
+import tarfile
+import threading
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import files, palettes
+
+FORMATS = ("voc", "cityscapes")
+
+# Cityscapes' 19 training ids as the label ids its server reads (cityscapesScripts, helpers/labels.py).
+CITYSCAPES_LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8)
+
+_VOC_FOLDER = "results/VOC2012/Segmentation/comp6_{split}_cls"
+_CITYSCAPES_NAME = re.compile(r"[a-z-]+_\d{6}_\d{6}")
+
+
+class Submission:
+    """Collects predictions as PNGs and packs them: `.tgz` for VOC, `.zip` for Cityscapes. Thread-safe."""
+
+    def __init__(self, folder: str | Path, kind: str, split: str = "test"):
+        """Writes below `folder`; the archive is `folder` with the suffix of `kind` ("voc" or "cityscapes")."""
+        if kind not in FORMATS:
+            raise UserError(f"config.eval.submission is '{kind}'; it must be empty or one of {', '.join(FORMATS)}")
+        self.folder, self.kind = Path(folder), kind
+        self.inside = _VOC_FOLDER.format(split=split) if kind == "voc" else "results"
+        self._names: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def archive(self) -> Path:
+        """The file to upload."""
+        return self.folder.with_name(self.folder.name + (".tgz" if self.kind == "voc" else ".zip"))
+
+    def add(self, name: str, labels: np.ndarray) -> None:
+        """Writes one prediction; `labels` [H, W] uint8: VOC's class ids, or Cityscapes' 19 training ids.
+
+        Raises:
+          UserError: the name was given before or, for Cityscapes, has not the form city_000000_000000.
+        """
+        stem = self._stem(name)
+        with self._lock:
+            if stem in self._names:
+                raise UserError(f"{name}: a second image would get the name {stem}.png in the submission")
+            self._names.add(stem)
+        palette = palettes.voc_palette() if self.kind == "voc" else None
+        if self.kind == "cityscapes":
+            labels = CITYSCAPES_LABEL_IDS[labels]
+        files.write_png(self.folder / self.inside / f"{stem}.png", labels, palette)
+
+    def close(self, names: Sequence[str]) -> Path:
+        """Packs the PNGs of these images, which this or another process has added; returns the archive's path."""
+        members = sorted({self._stem(name) for name in names})
+        files.write_atomically(self.archive, lambda temporary: self._pack(temporary, members))
+        return self.archive
+
+    def _stem(self, name: str) -> str:
+        if self.kind == "voc":
+            return Path(name).name.removesuffix(".jpg")
+        found = _CITYSCAPES_NAME.search(Path(name).name)
+        if not found:
+            raise UserError(f"{name}: the Cityscapes server needs names of the form city_000000_000000")
+        return found.group()
+
+    def _pack(self, path: Path, stems: list[str]) -> None:
+        where = self.folder / self.inside
+        if self.kind == "voc":
+            with tarfile.open(path, "w:gz") as tar:
+                for stem in stems:
+                    tar.add(where / f"{stem}.png", arcname=f"{self.inside}/{stem}.png")
+        else:
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as zipped:
+                for stem in stems:
+                    zipped.write(where / f"{stem}.png", arcname=f"{stem}.png")
+
+
+def read_submission(archive: str | Path, kind: str, split: str = "test") -> dict[str, np.ndarray]:
+    """Reads an archive as the server would and checks it.
+
+    Returns:
+      {name: [H, W] uint8 class ids (VOC) or training ids (Cityscapes)}.
+
+    Raises:
+      UserError: the archive holds a file of another name or place, mode or class id than the server takes.
+    """
+    found = {}
+    for member, data in _members(Path(archive)):
+        path = Path(member)
+        if path.suffix != ".png":
+            raise UserError(f"{archive}: holds {member}, which is not a .png; the server takes nothing else")
+        image = Image.open(io.BytesIO(data))
+        if kind == "voc":
+            if str(path.parent) != _VOC_FOLDER.format(split=split):
+                raise UserError(f"{archive}: {member} is not in {_VOC_FOLDER.format(split=split)}")
+            colors = np.asarray(image.getpalette(), np.uint8).reshape(-1, 3) if image.mode == "P" else None
+            if colors is None or (colors[:21] != palettes.voc_palette()[:21]).any():
+                raise UserError(f"{archive}: {member} is not a PNG with VOC's palette")
+            ids = np.asarray(image)
+            if ids.max() > 20:
+                raise UserError(f"{archive}: {member} holds class id {ids.max()}; VOC has 0 to 20")
+        else:
+            if not _CITYSCAPES_NAME.fullmatch(path.stem):
+                raise UserError(f"{archive}: {member} has not the form city_000000_000000.png")
+            if image.mode != "L":
+                raise UserError(f"{archive}: {member} is not an 8-bit gray PNG")
+            back = np.full(256, 255, np.uint8)
+            back[CITYSCAPES_LABEL_IDS] = np.arange(len(CITYSCAPES_LABEL_IDS))
+            ids = back[np.asarray(image)]
+            if (ids == 255).any():
+                raise UserError(f"{archive}: {member} holds label ids that Cityscapes does not evaluate")
+        found[path.stem] = ids
+    return found
+
+
+def _members(archive: Path):
+    """Yields (name, bytes) of an archive's files, read in place: nothing is extracted."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as zipped:
+            for name in zipped.namelist():
+                yield name, zipped.read(name)
+    else:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.isfile():
+                    yield member.name, tar.extractfile(member).read()

@@ -1,0 +1,67 @@
+"""Overlapping tiles: windows that share one static shape, and the weights with which they are blended."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+STRIDE = 8  # windows start at multiples of this, so that their score grids are parts of the whole image's
+
+
+class Span(NamedTuple):
+    """One window along one axis: reads [start, stop), keeps [core_start, core_stop)."""
+
+    start: int
+    stop: int
+    core_start: int
+    core_stop: int
+
+
+def padded_size(size: int, multiple: int) -> int:
+    """The smallest `multiple * k + 1 >= size` with k >= 1: sizes at which align-corners upsampling is exact."""
+    return max(1, math.ceil((size - 1) / multiple)) * multiple + 1
+
+
+def spans(size: int, side: int, overlap: int) -> list[Span]:
+    """Cuts an axis into windows that overlap by at least `overlap` and whose cores partition it.
+
+    Args:
+      size: length of the axis.
+      side: length of a window; an axis no longer than this is one window.
+      overlap: pixels shared by neighbours, below `side`; cores meet in the middle of it.
+
+    Raises:
+      ValueError: `overlap` leaves no step.
+    """
+    if size <= side:
+        return [Span(0, size, 0, size)]
+    step = (side - overlap) // STRIDE * STRIDE
+    if step <= 0 or overlap < 0:
+        raise ValueError(f"tiles of {side} pixels cannot overlap by {overlap}; the overlap must be smaller")
+    starts = [0]
+    while starts[-1] + side < size:
+        starts.append(starts[-1] + step)
+    stops = [min(s + side, size) for s in starts]
+    cuts = [0, *((b + a) // 2 for a, b in zip(starts[1:], stops[:-1], strict=True)), size]
+    return [Span(s, e, c, d) for s, e, c, d in zip(starts, stops, cuts[:-1], cuts[1:], strict=True)]
+
+
+def blend_weights(span: Span, size: int, overlap: int) -> np.ndarray:
+    """Weight of every pixel of a window along one axis, [stop - start] float32.
+
+    Zero in the outer quarter of the overlap, where the window's border has reached the scores, then rising to one over
+    its middle half; one where the window ends with the image.
+    """
+    at = np.arange(span.start, span.stop, dtype=np.float32) + 0.5
+    weight = np.ones(span.stop - span.start, np.float32)
+    if overlap:
+        if span.start > 0:
+            weight = np.minimum(weight, (at - span.start - overlap / 4) / (overlap / 2))
+        if span.stop < size:
+            weight = np.minimum(weight, (span.stop - at - overlap / 4) / (overlap / 2))
+    return np.clip(weight, 0, 1)
+
+
+def default_overlap(side: int) -> int:
+    """A quarter of the side, as a multiple of `STRIDE`."""
+    return max(side // 4 // STRIDE, 1) * STRIDE
