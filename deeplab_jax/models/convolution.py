@@ -1,9 +1,19 @@
-"""Convolution and max pooling, each in the form that is fastest for its shape, all equal to the plain definition."""
+"""Convolution and max pooling, each in the form that is fastest for its shape, all equal to the plain definition.
+
+On a CPU, XLA's gradients of a convolution with respect to its kernel and of a max pool are several times slower than
+the matrix products and shifted additions that they amount to; there, and there only (`jax.default_backend() == "cpu"`),
+these functions bring gradients of their own. On other platforms they are XLA's plain operations.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+# Kernel gradients are taken tap by tap from this many input channels on; below, products are too thin to pay.
+MIN_TAP_CHANNELS = 32
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax.Array:
@@ -22,6 +32,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax
         if stride > 1:
             x = x[:, ::stride, ::stride]
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+    if jax.default_backend() == "cpu" and kernel.shape[2] >= MIN_TAP_CHANNELS:
+        return tap_conv(x, kernel, stride, rate)
     return plain_conv(x, kernel, stride, rate)
 
 
@@ -34,12 +46,114 @@ def plain_conv(x: jax.Array, kernel: jax.Array, stride: int, rate: int) -> jax.A
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def tap_conv(x: jax.Array, kernel: jax.Array, stride: int, rate: int) -> jax.Array:
+    """`plain_conv` whose gradient with respect to the kernel is one matrix product for each tap."""
+    return plain_conv(x, kernel, stride, rate)
+
+
+def _tap_conv_forward(x, kernel, stride, rate):
+    return plain_conv(x, kernel, stride, rate), (x, kernel)
+
+
+def _tap_conv_backward(stride, rate, residuals, dy):
+    x, kernel = residuals
+    (dx,) = jax.vjp(lambda x: plain_conv(x, kernel, stride, rate), x)[1](dy)
+    side = kernel.shape[0]
+    before = (side - 1) * rate // 2
+    after = (side - 1) * rate - before
+    padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    rows, columns = [(n - 1) * stride + 1 for n in dy.shape[1:3]]
+    taps = []
+    for i in range(side):
+        for j in range(side):
+            shifted = padded[:, i * rate : i * rate + rows : stride, j * rate : j * rate + columns : stride]
+            taps.append(lax.dot_general(shifted, dy, (((0, 1, 2), (0, 1, 2)), ((), ()))))
+    return dx, jnp.stack(taps).reshape(kernel.shape)
+
+
+tap_conv.defvjp(_tap_conv_forward, _tap_conv_backward)
+
+
 def max_pool(x: jax.Array, window: int, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
-    """Maximum over windows of [B, H, W, C]; padding (a negative end crops) is minus infinity."""
+    """Maximum over windows.
+
+    Args:
+      x: [B, H, W, C].
+      window: side of the window.
+      stride: step between windows.
+      padding: positions before and after H and W, which never win.
+
+    Returns:
+      [B, h, w, C]; the gradient goes to the first maximum in row-major order.
+    """
+    if jax.default_backend() == "cpu":
+        return line_max_pool(x, window, stride, padding)
+    return plain_max_pool(x, window, stride, padding)
+
+
+def plain_max_pool(
+    x: jax.Array, window: int, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]
+) -> jax.Array:
+    """The definition, by XLA's window reduction; see `max_pool`."""
     low = np.asarray(-np.inf, x.dtype)[()]
     return lax.reduce_window(
         x, low, lax.max, (1, window, window, 1), (1, stride, stride, 1), [(0, 0), *padding, (0, 0)]
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def line_max_pool(
+    x: jax.Array, window: int, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]
+) -> jax.Array:
+    """`max_pool` whose gradient adds up shifted maps, along rows and then along columns, where XLA's would scatter."""
+    return plain_max_pool(x, window, stride, padding)
+
+
+def _line_max_pool_forward(x, window, stride, padding):
+    y, column = _pool_line(x, 2, window, stride, padding[1])
+    y, row = _pool_line(y, 1, window, stride, padding[0])
+    return y, (column, row, x.shape)
+
+
+def _line_max_pool_backward(window, stride, padding, residuals, dy):
+    column, row, shape = residuals
+    dy = _spread_line(dy, row, 1, shape[1], window, stride, padding[0][0])
+    return (_spread_line(dy, column, 2, shape[2], window, stride, padding[1][0]),)
+
+
+line_max_pool.defvjp(_line_max_pool_forward, _line_max_pool_backward)
+
+
+def _pool_line(
+    x: jax.Array, axis: int, window: int, stride: int, padding: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """Maximum along one axis, and which tap of the window is the first to have it (int8)."""
+    widths = [padding if i == axis else (0, 0) for i in range(x.ndim)]
+    padded = jnp.pad(x, widths, constant_values=-np.inf)
+    count = (padded.shape[axis] - window) // stride + 1
+    best, winner = None, None
+    for t in range(window):
+        tap = lax.slice_in_dim(padded, t, t + (count - 1) * stride + 1, stride, axis)
+        winner = jnp.zeros(tap.shape, jnp.int8) if t == 0 else jnp.where(tap > best, jnp.int8(t), winner)
+        best = tap if t == 0 else jnp.maximum(best, tap)
+    return best, winner
+
+
+def _spread_line(
+    dy: jax.Array, winner: jax.Array, axis: int, length: int, window: int, stride: int, before: int
+) -> jax.Array:
+    """Gradient of `_pool_line`: each dy goes to the input position that won, of `length` along the axis."""
+    zero = np.zeros((), dy.dtype)[()]
+    reach = (dy.shape[axis] - 1) * stride + 1
+    dx = None
+    for t in range(window):
+        # Output i reads tap t at input i * stride + t - before; a negative edge crops.
+        start = t - before
+        widths = [(start, length - start - reach, stride - 1) if i == axis else (0, 0, 0) for i in range(dy.ndim)]
+        part = lax.pad(jnp.where(winner == t, dy, zero), zero, widths)
+        dx = part if dx is None else dx + part
+    return dx
 
 
 def sum_of_atrous_convs(x: jax.Array, kernels: list[jax.Array], rates: tuple[int, ...]) -> jax.Array:

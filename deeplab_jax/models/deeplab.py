@@ -94,8 +94,8 @@ class DeepLab(nn.Module):
         sampled = images[:, ::s, ::s]
         mask = None if valid is None else valid[:, ::s, ::s]
         unary = -jax.nn.log_softmax(resize_bilinear(logits, sampled.shape[1:3]))
-        marginals = self.crf(unary, sampled, mask=mask)
-        return {"marginals": marginals, "log_marginals": jnp.log(jnp.maximum(marginals, 1e-20))}
+        log_marginals = self.crf(unary, sampled, mask=mask, return_log=True)
+        return {"marginals": jnp.exp(log_marginals), "log_marginals": log_marginals}
 
 
 def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> jax.Array:
@@ -135,22 +135,10 @@ def create_model(config: Any, num_classes: int, crf: Any = None, axis_name: str 
     architecture = Architecture.from_config(config)
     if crf is None or crf.train != "end_to_end" or not crf.train_iterations:
         return DeepLab(architecture, num_classes, axis_name=axis_name)
-    return DeepLab(architecture, num_classes, _mean_field(crf, num_classes), crf.stride, axis_name)
+    from deeplab_jax.crf import MeanFieldCRF
 
-
-def _mean_field(crf: Any, num_classes: int) -> nn.Module:
-    from deeplab_jax.crf import MeanFieldCRF, params_from_config
-
-    params, normalization = params_from_config(crf)
-    return MeanFieldCRF(
-        num_classes=num_classes,
-        params=params.at_stride(crf.stride),
-        iterations=crf.train_iterations,
-        bilateral=crf.bilateral,
-        normalization=normalization,
-        learn=tuple(crf.learn),
-        per_class_weights=crf.per_class_weights,
-    )
+    layer = MeanFieldCRF.from_config(crf, num_classes)
+    return DeepLab(architecture, num_classes, layer, crf.stride, axis_name)
 
 
 def output_size(config: Any, size: Sequence[int]) -> tuple[int, int]:

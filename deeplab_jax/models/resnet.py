@@ -1,4 +1,4 @@
-"""Atrous ResNets: the released ResNet-101, ResNet-50, and a small one of basic blocks (He et al., 2015; v2 section 3.1).
+"""Atrous ResNets: the released ResNet-101, ResNet-50, a small one of basic blocks (He et al., 2015; v2 section 3.1).
 
 Layers carry the released Caffe names: conv1, res2a_branch1, res2a_branch2a, bn2a_branch2a, ..., res4b22_branch2c.
 """
