@@ -1,0 +1,11 @@
+"""Cityscapes, 19 classes, whole images in overlapping tiles, one input scale (v2: test 70.4)."""
+
+from deeplab_jax.configs import voc_aspp_l
+
+
+def get_config():
+    config = voc_aspp_l.get_config()
+    config.model.scales = (1.0,)  # the paper leaves multi-scale inputs out here
+    config.data.update(name="cityscapes", train_split="train")
+    config.eval.tile = 513  # the papers give no tile size: unverified
+    return config
