@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -36,7 +37,7 @@ def create_segmenter(
     compatibility = None
     learned = variables["params"].get("crf")
     if learned:
-        params, compatibility = crf.learned_params(learned, params)
+        params, compatibility = jax.tree.map(np.asarray, crf.learned(learned, params))
     network = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
     defaults = {
         "crf_iterations": config.crf.iterations,

@@ -172,6 +172,7 @@ def trimap_plot(results: Sequence[dict]) -> np.ndarray:
             values = [r["trimap"][str(w)][key] for w in widths]
             label = f"CRF, {r['crf_iterations']} iterations" if r["crf_iterations"] else "network alone"
             axes.plot(widths, [np.nan if v is None else 100 * v for v in values], marker="o", label=label)
+        axes.set_xticks(widths)
         axes.set_xlabel("trimap width [pixels]")
         axes.set_ylabel(f"{title} [%]")
         axes.grid(alpha=0.3)
@@ -191,7 +192,7 @@ def _figure(width: float, height: float):
 
 def _pixels(figure) -> np.ndarray:
     out = io.BytesIO()
-    figure.savefig(out, format="png")
+    figure.savefig(out, format="png", bbox_inches="tight")
     return np.asarray(Image.open(out).convert("RGB"))
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def test_padded_size(size, padded):
 def test_cores_partition_the_axis(size, side, overlap):
     found = tiling.spans(size, side, overlap)
     assert found[0].core_start == 0 and found[-1].core_stop == size
-    for a, b in zip(found, found[1:], strict=False):
+    for a, b in itertools.pairwise(found):
         assert a.core_stop == b.core_start
         assert a.stop - b.start >= overlap
     for s in found:
