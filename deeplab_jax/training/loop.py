@@ -250,9 +250,9 @@ def print_overview(state: TrainState) -> None:
     """Says how many parameters there are, learned and frozen, by top-level group (the table is `describe`'s)."""
     from clu import parameter_overview
 
-    total = parameter_overview.count_parameters(state.trainable)
-    frozen = parameter_overview.count_parameters(state.frozen) if state.frozen else 0
-    groups = {name: parameter_overview.count_parameters(tree) for name, tree in state.trainable.items()}
+    total = int(parameter_overview.count_parameters(state.trainable))
+    frozen = int(parameter_overview.count_parameters(state.frozen)) if state.frozen else 0
+    groups = {name: int(parameter_overview.count_parameters(tree)) for name, tree in state.trainable.items()}
     parts = ", ".join(f"{name} {count:,}" for name, count in groups.items())
     say(f"parameters: {total:,} learned ({parts}), {frozen:,} frozen")
 

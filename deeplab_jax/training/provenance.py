@@ -27,7 +27,7 @@ def open_workdir(workdir: str | Path, config: ConfigDict, say) -> None:
     """
     workdir = Path(workdir)
     path = workdir / "config.json"
-    new = json.loads(config.to_json(default=str))
+    new = json.loads(json.dumps(config.to_dict()))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.is_file():
