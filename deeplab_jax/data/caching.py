@@ -39,12 +39,12 @@ def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | 
     in `cache` remembers the digest for files of unchanged path, size and time.
     """
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(json.dumps([builder.name, str(builder.VERSION), builder.class_names()]).encode())
+    digest.update(json.dumps([builder.name, str(builder.VERSION), *builder.class_names()]).encode())
     if splits is not None:
         listed = [[split, [(s.name, s.label is not None) for s in sources]] for split, sources in splits.items()]
         digest.update(json.dumps(listed).encode())
-        paths = [p for sources in splits.values() for s in sources for p in (s.image, s.label) if p is not None]
-        digest.update(_contents([*paths, *builder.extra_files()], cache).encode())
+        paths = [p for sources in splits.values() for s in sources for p in (s.image, s.label) if isinstance(p, Path)]
+        digest.update(contents([*paths, *builder.extra_files()], cache).encode())
     return digest.hexdigest()
 
 
@@ -86,9 +86,9 @@ def _build(open_builder, folder: Path, raw: Path | None) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _contents(paths: Iterable[Path], cache: Path) -> str:
+def contents(paths: Iterable[Path], cache: Path) -> str:
     """A digest of the files' contents in this order, each read once."""
-    paths = list(paths)
+    paths = list(dict.fromkeys(paths))
     try:
         stats = [(os.fspath(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
     except FileNotFoundError as e:

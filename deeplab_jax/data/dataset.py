@@ -148,7 +148,7 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
         raise UserError(f"config.data.on_corrupt={data_config.on_corrupt}: must be stop or skip")
     raw = raw_builder(data_config)
     cache = caching.cache_folder(data_config.cache_dir)
-    key = caching.fingerprint(raw, raw.sources() if raw.raw is not None else None, cache)
+    key = caching.fingerprint(raw, raw.sources() if raw.raw is not None or raw.name == "folder" else None, cache)
     builder = caching.prepare(
         type(raw), cache, key, raw=raw.raw, options=raw.options, on_corrupt=data_config.on_corrupt
     )

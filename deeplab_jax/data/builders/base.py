@@ -20,7 +20,10 @@ VOID = palettes.VOID
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One example before it is prepared: its name and its raw files (no label in test splits)."""
+    """One example before it is prepared: its name and its raw files (no label in test splits).
+
+    A file is a path, or anything with `read_bytes()` whose `str` names it.
+    """
 
     name: str
     image: Path | None = None
@@ -87,7 +90,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def read_label(self, source: Source) -> np.ndarray:
         """Class ids, uint8 `[H, W]`, before `LABEL_TABLE`."""
-        return files.read_label(source.label)
+        return files.read_label(read_bytes(source.label), str(source.label))
 
     def encode(self, source: Source) -> tuple[bytes, bytes]:
         """(encoded photograph, label PNG or b"") of one example, checked.
@@ -147,7 +150,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return Path(dl_manager.manual_dir)
 
     def _generate_examples(self, sources: Sequence[Source], progress: tqdm | None = None) -> Iterator[tuple[int, dict]]:
-        for i, (source, (image, label)) in enumerate(zip(sources, _in_threads(self.encode, sources))):
+        for i, (source, (image, label)) in enumerate(zip(sources, in_threads(self.encode, sources))):
             if progress is not None:
                 progress.update()
             yield i, {"image": image, "label": label, "name": source.name}
@@ -167,7 +170,7 @@ def check_ids(label: np.ndarray, num_classes: int, where: object) -> None:
 def read_bytes(path: Path) -> bytes:
     """A file's bytes; `UserError` if it is not there."""
     try:
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; the data set's list names it") from e
     except OSError as e:
@@ -195,7 +198,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in files.IMAGE_SUFFIXES}
 
 
-def _in_threads(function, items: Sequence, threads: int = 2) -> Iterator:
+def in_threads(function, items: Sequence, threads: int = 2) -> Iterator:
     """`map` with a few items computed ahead, in order."""
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         iterator = iter(items)

@@ -1,0 +1,86 @@
+"""Checks a config's data set: what is wrong with it, how frequent its classes are, and what the network will be fed.
+
+python -m deeplab_jax.check_dataset --config configs/folder.py --config.data.images=DIR --config.data.masks=DIR
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from deeplab_jax import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", None, "a config file or the name of a shipped config")
+flags.DEFINE_string("out", "", "where the contact sheet goes; default runs/<config name>/contact_sheet.png")
+flags.DEFINE_integer("examples", 12, "augmented training examples on the contact sheet; 0 = no sheet", lower_bound=0)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the findings; returns 1 if one of them would stop training."""
+    if argv:
+        raise flags.Error(f"unexpected argument {argv[0]}")
+    config = cli.config_from_flags(FLAGS.config)
+    from deeplab_jax.data import audit
+
+    splits = tuple(dict.fromkeys((config.data.train_split, config.eval.split)))
+    builder, sources = audit.sources_of(config.data, splits, config.seed)
+    total = sum(map(len, sources.values()))
+    with tqdm(total=total, desc="reading images and labels", unit="image", mininterval=0.5) as bar:
+        result = audit.audit(builder, sources, bar.update)
+    print(report(result))
+    if FLAGS.examples and result.errors:
+        print("No contact sheet: it shows what the network is fed, and the errors above stop that.", file=sys.stderr)
+    elif FLAGS.examples:
+        from deeplab_jax.data.contact_sheet import contact_sheet
+        from deeplab_jax.imaging import files
+
+        out = Path(FLAGS.out or Path("runs") / config.name / "contact_sheet.png")
+        files.write_png(out, contact_sheet(config, FLAGS.examples))
+        print(f"\nImages and labels as the network is fed them: {out}")
+    return 1 if result.errors else 0
+
+
+def report(result) -> str:
+    """The audit in words and a table of classes."""
+    from deeplab_jax.training.losses import class_weights_from_counts
+
+    images = ", ".join(f"{n} in {split}" for split, n in result.images.items())
+    lines = [f"Images: {images}. Sizes: {_sizes(result.sizes)}. Classes: {len(result.class_names)}."]
+    lines += [f"Void: {', '.join(f'{v:.1%} of {split}' for split, v in result.void.items())}.", ""]
+    if not result.findings:
+        lines.append("Nothing is wrong.")
+    for finding in result.findings:
+        lines.append(f"{'ERROR' if finding.error else 'note '}  {finding.count} x: {finding.sentence}")
+        lines += [f"         {example}" for example in finding.examples]
+        if finding.examples and finding.count > len(finding.examples):
+            lines.append(f"         and {finding.count - len(finding.examples)} more")
+    train, *_ = result.pixels
+    counts = result.pixels[train]
+    if result.class_names and counts.sum():
+        width = max(5, *(len(name) for name in result.class_names))
+        roots = class_weights_from_counts(counts.tolist(), "sqrt")
+        medians = class_weights_from_counts(counts.tolist(), "median")
+        lines += ["", f"  id  {'class':{width}}   pixels  images   weight: sqrt  median   ({train})"]
+        for i, name in enumerate(result.class_names):
+            lines.append(
+                f"{i:4d}  {name:{width}}  {counts[i] / counts.sum():7.3%}  {result.images_with[train][i]:6d}"
+                f"        {roots[i]:6.2f}  {medians[i]:6.2f}"
+            )
+        lines.append("Class weights go into config.loss.class_weights: ('sqrt',), ('median',), or numbers.")
+    return "\n".join(lines)
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> str:
+    if not sizes:
+        return "none readable"
+    if len(sizes) <= 3:
+        return ", ".join(f"{w}x{h}" for h, w in sizes)
+    heights, widths = zip(*sizes)
+    return f"{len(sizes)} different, {min(widths)}..{max(widths)} wide and {min(heights)}..{max(heights)} high"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,119 @@
+"""MS-COCO with VOC's 20 classes, for pretraining: instances painted into class maps, poor images left out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw
+
+from deeplab_jax.data.builders import base
+from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import CLASS_NAMES
+from deeplab_jax.errors import UserError
+
+# COCO's category id -> VOC's class id.
+CATEGORIES = {
+    5: 1, 2: 2, 16: 3, 9: 4, 44: 5, 6: 6, 3: 7, 17: 8, 62: 9, 21: 10, 67: 11, 18: 12, 19: 13, 4: 14, 1: 15, 64: 16,
+    20: 17, 63: 18, 7: 19, 72: 20,
+}  # fmt: skip
+MIN_PIXELS = 200 * 200  # images where VOC's classes cover less are left out (Zheng et al. 2015, section 7.1)
+
+
+class Builder(base.SegmentationBuilder):
+    """Splits train, val and trainval of COCO 2017 or 2014.
+
+    `config.data.dir` holds `annotations/instances_{train,val}{2017,2014}.json` and the folders `train2017/` and so on.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    CLASS_NAMES = CLASS_NAMES
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org, extracted.
+    """
+
+    def sources(self) -> dict[str, list[base.Source]]:
+        for year in ("2017", "2014"):
+            files = {s: self.raw / "annotations" / f"instances_{s}{year}.json" for s in ("train", "val")}
+            found = {split: path for split, path in files.items() if path.is_file()}
+            if found:
+                self._instances: dict[str, list[dict]] = {}
+                return {split: self._split(path, self.raw / f"{split}{year}") for split, path in found.items()}
+        raise UserError(
+            f"{self.raw / 'annotations'}: holds no instances_train2017.json (or 2014); check config.data.dir"
+        )
+
+    def _split(self, path: Path, folder: Path) -> list[base.Source]:
+        try:
+            content = json.loads(path.read_text())
+            images = {image["id"]: image["file_name"] for image in content["images"]}
+            instances: dict[int, list[dict]] = {}
+            for annotation in content["annotations"]:
+                if annotation["category_id"] in CATEGORIES:
+                    instances.setdefault(annotation["image_id"], []).append(annotation)
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{path}: cannot be read as COCO's instances ({type(e).__name__}); download it again"
+            ) from e
+        sources = []
+        for image_id, file_name in sorted(images.items()):
+            mine = instances.get(image_id, [])
+            if sum(a["area"] for a in mine if not a.get("iscrowd")) >= MIN_PIXELS:
+                source = base.Source(Path(file_name).stem, folder / file_name, path)
+                self._instances[source.name] = mine
+                sources.append(source)
+        return sources
+
+    def read_label(self, source: base.Source) -> np.ndarray:
+        width, height = Image.open(source.image).size
+        return paint(self._instances[source.name], height, width)
+
+    def split_expression(self, split: str) -> str:
+        return "train+val" if split == "trainval" else split
+
+    def available_splits(self) -> list[str]:
+        stored = super().available_splits()
+        return [*stored, "trainval"] if len(stored) == 2 else stored
+
+
+def paint(annotations: list[dict], height: int, width: int) -> np.ndarray:
+    """Class map of COCO instances, uint8 `[height, width]`: large ones first, crowds are void."""
+    label = Image.new("L", (width, height), 0)
+    for annotation in sorted(annotations, key=lambda a: (not a.get("iscrowd"), -a["area"])):
+        value = base.VOID if annotation.get("iscrowd") else CATEGORIES[annotation["category_id"]]
+        shape = annotation["segmentation"]
+        if isinstance(shape, dict):
+            mask = run_lengths(shape)
+            label.paste(value, mask=Image.fromarray(mask.astype(np.uint8) * 255))
+        else:
+            for polygon in shape:
+                if len(polygon) >= 6:
+                    ImageDraw.Draw(label).polygon([float(c) for c in polygon], fill=value)
+    return np.array(label)
+
+
+def run_lengths(rle: dict) -> np.ndarray:
+    """COCO's run lengths (column by column, off first), as numbers or compressed text: bool `[H, W]`."""
+    height, width = rle["size"]
+    counts = rle["counts"]
+    if isinstance(counts, str):
+        counts = _uncompress(counts)
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return values.reshape(width, height).T
+
+
+def _uncompress(text: str) -> list[int]:
+    """COCO's text form: 5 bits a character, lowest first, signed; from the third on, differences to two before."""
+    counts: list[int] = []
+    position = 0
+    while position < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            code = ord(text[position]) - 48
+            value |= (code & 0x1F) << shift
+            more = bool(code & 0x20)
+            shift += 5
+            position += 1
+            if not more and code & 0x10:
+                value |= -1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    return counts

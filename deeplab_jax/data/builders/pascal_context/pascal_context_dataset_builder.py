@@ -1,0 +1,74 @@
+"""PASCAL-Context: VOC 2010's train and val photographs, every pixel labelled; the 59 usual classes and background."""
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from deeplab_jax.data.builders import base
+from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import voc_root
+from deeplab_jax.errors import UserError
+
+# Ids of the 59 classes among the 459 labels of the original annotations, both in alphabetical order of the names.
+ORIGINAL_IDS = (
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159,
+    162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397,
+    415, 416, 420, 424, 427, 440, 445, 454, 458,
+)  # fmt: skip
+
+
+class Builder(base.SegmentationBuilder):
+    """4,998 training and 5,105 validation images.
+
+    `config.data.dir` is VOC2010 (or a folder above) with either the original annotations, `trainval/*.mat`, 459 labels,
+    and the lists `ImageSets/Main/{train,val}.txt`; or PNGs of ids 0..59 in `SegmentationClassContext/` with the lists
+    `ImageSets/SegmentationContext/{train,val}.txt`.
+    """
+
+    CLASS_NAMES = (
+        "background", "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle",
+        "building", "bus", "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow", "cup", "curtain",
+        "dog", "door", "fence", "floor", "flower", "food", "grass", "ground", "horse", "keyboard", "light", "motorbike",
+        "mountain", "mouse", "person", "plate", "platform", "pottedplant", "road", "rock", "sheep", "shelves",
+        "sidewalk", "sign", "sky", "snow", "sofa", "table", "track", "train", "tree", "truck", "tvmonitor", "wall",
+        "water", "window", "wood",
+    )  # fmt: skip
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    VOC 2010 trainval (http://host.robots.ox.ac.uk/pascal/VOC/voc2010/) and PASCAL-Context's trainval.tar.gz
+    (https://cs.stanford.edu/~roozbeh/pascal-context/), extracted into VOC2010; config.data.dir names it.
+    """
+
+    def sources(self) -> dict[str, list[base.Source]]:
+        root = voc_root(self.raw, "VOC2010")
+        for annotations, suffix, lists in (
+            (root / "SegmentationClassContext", ".png", root / "ImageSets" / "SegmentationContext"),
+            (root / "trainval", ".mat", root / "ImageSets" / "Main"),
+            (self.raw / "trainval", ".mat", root / "ImageSets" / "Main"),
+        ):
+            if annotations.is_dir():
+                return {
+                    split: self._split(root, annotations, suffix, lists / f"{split}.txt") for split in ("train", "val")
+                }
+        raise UserError(
+            f"{root}: has neither SegmentationClassContext/ (PNG) nor trainval/ (.mat); "
+            "extract PASCAL-Context's annotations there"
+        )
+
+    def _split(self, root: Path, annotations: Path, suffix: str, names: Path) -> list[base.Source]:
+        listed = dict.fromkeys(line.split()[0] for line in base.read_names(names))
+        return [
+            base.Source(name, root / "JPEGImages" / f"{name}.jpg", annotations / f"{name}{suffix}")
+            for name in listed
+            if suffix == ".png" or (annotations / f"{name}.mat").is_file()
+        ]
+
+    def read_label(self, source: base.Source) -> np.ndarray:
+        if source.label.suffix != ".mat":
+            return super().read_label(source)
+        try:
+            original = np.asarray(scipy.io.loadmat(source.label)["LabelMap"], np.int64)
+        except Exception as e:  # scipy raises anything on damaged files
+            raise UserError(f"{source.label}: cannot be read as a PASCAL-Context annotation; extract it again") from e
+        table = np.zeros(max(int(original.max()), *ORIGINAL_IDS) + 1, np.uint8)  # all other labels are background
+        table[list(ORIGINAL_IDS)] = np.arange(1, 60)
+        return table[original]

@@ -1,0 +1,136 @@
+"""PASCAL VOC 2012 segmentation: train, val, trainval, test; with SBD's extra annotations train_aug and trainval_aug."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import tensorflow_datasets as tfds
+
+from deeplab_jax.data.builders import base
+from deeplab_jax.errors import UserError
+
+CLASS_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+SBD_URL = "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
+SBD_MD5 = "82b4d87ceb2ed10f6038a1cba92111cb"
+
+
+class Builder(base.SegmentationBuilder):
+    """20 classes and background. `config.data.dir` is VOC2012, VOCdevkit, or the folder above; "" downloads.
+
+    The augmented splits take their labels from `SegmentationClassAug/` where that folder exists (the published PNGs);
+    otherwise VOC's own labels for VOC's images and SBD's `.mat` files for the others, found in `benchmark_RELEASE`,
+    `sbd` or `SBD` beside or within `config.data.dir`. No image of val is ever in train_aug.
+    """
+
+    CLASS_NAMES = CLASS_NAMES
+    NEEDS_FOLDER = False
+    sbd: Path | None = None  # SBD's folder where it was downloaded
+
+    def sources(self) -> dict[str, list[base.Source]]:
+        root = voc_root(self.raw, "VOC2012")
+        lists = root / "ImageSets" / "Segmentation"
+        splits = {}
+        for split in ("train", "val"):
+            if (lists / f"{split}.txt").is_file():
+                names = base.read_names(lists / f"{split}.txt")
+                splits[split] = [self._source(root, name, root / "SegmentationClass" / f"{name}.png") for name in names]
+        if not splits:
+            raise UserError(f"{lists}: has neither train.txt nor val.txt; config.data.dir must name the VOC2012 folder")
+        augmented = self._augmented(root, lists, splits)
+        if augmented:
+            splits["train_aug"] = augmented
+        if (lists / "test.txt").is_file():
+            test = [self._source(root, name, None) for name in base.read_names(lists / "test.txt")]
+            splits["test"] = [s for s in test if s.image.is_file()]  # the test photographs are a separate download
+        return splits
+
+    def _augmented(self, root: Path, lists: Path, splits: dict[str, list[base.Source]]) -> list[base.Source]:
+        sbd = self.sbd or find_sbd(self.raw, root)
+        if (lists / "train_aug.txt").is_file():
+            names = [Path(line.split()[0]).stem for line in base.read_names(lists / "train_aug.txt")]
+        elif sbd is not None:
+            names = [s.name for s in splits.get("train", [])]
+            names += sorted({n for f in ("train.txt", "val.txt") for n in base.read_names(sbd / f)} - set(names))
+        else:
+            return []
+        held = {s.name for s in splits.get("val", [])}
+        published = root / "SegmentationClassAug"
+        sources = []
+        for name in dict.fromkeys(names):
+            if name in held:
+                continue
+            own = root / "SegmentationClass" / f"{name}.png"
+            if (published / f"{name}.png").is_file():
+                label = published / f"{name}.png"
+            elif own.is_file():
+                label = own
+            elif sbd is not None and (sbd / "cls" / f"{name}.mat").is_file():
+                label = sbd / "cls" / f"{name}.mat"
+            else:
+                raise UserError(
+                    f"{root}: train_aug has '{name}', but neither SegmentationClassAug/{name}.png nor SBD's "
+                    f"cls/{name}.mat is there; add either beside VOC2012, or use config.data.train_split=train"
+                )
+            sources.append(self._source(root, name, label))
+        return sources
+
+    def _source(self, root: Path, name: str, label: Path | None) -> base.Source:
+        return base.Source(name, root / "JPEGImages" / f"{name}.jpg", label)
+
+    def read_label(self, source: base.Source) -> np.ndarray:
+        if source.label.suffix == ".mat":
+            return read_sbd(source.label)
+        return super().read_label(source)
+
+    def split_expression(self, split: str) -> str:
+        return {"trainval": "train+val", "trainval_aug": "train_aug+val"}.get(split, split)
+
+    def available_splits(self) -> list[str]:
+        stored = super().available_splits()
+        unions = [
+            u for u in ("trainval", "trainval_aug") if all(s in stored for s in self.split_expression(u).split("+"))
+        ]
+        return [*stored, *unions]
+
+    def _download(self, dl_manager: tfds.download.DownloadManager) -> Path:
+        paths = dl_manager.download({"voc": VOC_URL, "sbd": SBD_URL})
+        with open(paths["sbd"], "rb") as f:  # TFDS checks VOC by SHA-256; of SBD only the MD5 is published
+            if hashlib.file_digest(f, "md5").hexdigest() != SBD_MD5:
+                raise UserError(
+                    f"{SBD_URL}: the download is damaged (MD5 differs); delete {paths['sbd']} and try again"
+                )
+        folders = dl_manager.extract(paths)
+        self.sbd = Path(folders["sbd"]) / "benchmark_RELEASE" / "dataset"
+        return Path(folders["voc"])
+
+
+def voc_root(folder: Path, year: str) -> Path:
+    """The folder that holds JPEGImages, whether `folder` is it, VOCdevkit, or the one above."""
+    for root in (folder, folder / year, folder / "VOCdevkit" / year):
+        if (root / "JPEGImages").is_dir():
+            return root
+    raise UserError(f"{folder}: has no JPEGImages, nor {year} or VOCdevkit/{year} with it; check config.data.dir")
+
+
+def find_sbd(folder: Path, root: Path) -> Path | None:
+    """SBD's `dataset` folder (with `cls/`) in, beside or above the VOC folder; None if there is none."""
+    for place in dict.fromkeys((folder, root, root.parent, root.parent.parent, folder.parent)):
+        for name in ("benchmark_RELEASE/dataset", "sbd", "SBD", "SBD/dataset", "sbd/dataset", "dataset"):
+            if (place / name / "cls").is_dir() and (place / name / "train.txt").is_file():
+                return place / name
+    return None
+
+
+def read_sbd(path: Path) -> np.ndarray:
+    """The class map of one SBD `.mat` file: `GTcls.Segmentation`, uint8 `[H, W]`."""
+    try:
+        return np.asarray(scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0], np.uint8)
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file") from e
+    except Exception as e:  # scipy raises anything on damaged files
+        raise UserError(f"{path}: cannot be read as an SBD annotation ({type(e).__name__}); download it again") from e

@@ -1,0 +1,49 @@
+"""A picture of training examples exactly as the network is fed them."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from deeplab_jax.data.dataset import open_dataset
+from deeplab_jax.data.pipeline import train_batches
+
+_CAPTION = 16
+
+
+def contact_sheet(config, count: int = 12, columns: int = 4) -> np.ndarray:
+    """The first `count` examples of the run that `config` describes, after augmentation.
+
+    Args:
+      config: a whole config; its seed decides what is drawn, as in training.
+      count: how many.
+      columns: pairs of image and label side by side.
+
+    Returns:
+      uint8 `[H, W, 3]`: image beside label in the data set's colors, void white; padding is crossed out; the names of
+      the classes in the crop above.
+    """
+    dataset = open_dataset(config.data, config.data.train_split, config.seed)
+    batches = train_batches(dataset, config)
+    palette = dataset.palette.copy()
+    palette[255] = 255
+    height, width = config.data.crop
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * (2 * width + 6), rows * (height + _CAPTION + 4)), (40, 40, 40))
+    pen = ImageDraw.Draw(sheet)
+    for n in range(count):
+        image, label, valid = batches.example(*divmod(n, config.batch_size))
+        x, y = n % columns * (2 * width + 6), n // columns * (height + _CAPTION + 4)
+        number = batches.position(n)
+        present = [dataset.class_names[i] for i in np.unique(label) if i < dataset.num_classes]
+        caption = f"{dataset.record(number)['name'].decode()}: {', '.join(present)}"
+        pen.text((x + 2, y + 2), caption[: (2 * width) // 6], (255, 255, 255))
+        for part, picture in enumerate((image, palette[label])):
+            picture = np.where(valid[..., None], picture, _crosses(height, width))
+            sheet.paste(Image.fromarray(np.ascontiguousarray(picture, np.uint8)), (x + part * width, y + _CAPTION))
+    return np.array(sheet)
+
+
+def _crosses(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    lines = ((y + x) % 16 < 2) | ((y - x) % 16 < 2)
+    return np.where(lines[..., None], 110, 60).astype(np.uint8)

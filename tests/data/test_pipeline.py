@@ -1,0 +1,128 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tests.data.miniatures import blocks, make_camvid, write_image, write_label
+
+from deeplab_jax import data
+from deeplab_jax.errors import UserError
+
+
+@pytest.fixture
+def camvid(config, tmp_path):
+    config.data.update(name="camvid", dir=str(make_camvid(tmp_path / "camvid", train=10)), train_split="train")
+    config.data.update(scales=(0.5, 1.5), continuous_scale=True, brightness=0.2)
+    return config
+
+
+def _take(config, steps, first_step=0, **kwargs):
+    batches = data.train_batches(data.open_dataset(config.data, "train"), config, first_step=first_step, **kwargs)
+    taken = [next(batches) for _ in range(steps)]
+    batches.close()
+    return taken
+
+
+def _assert_equal(a, b):
+    for one, other in zip(a, b, strict=True):
+        for key in ("image", "label", "valid", "index"):
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_shapes_and_types(camvid):
+    batch = _take(camvid, 1)[0]
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+        "image": ((4, 33, 49, 3), "uint8"),
+        "label": ((4, 33, 49), "uint8"),
+        "valid": ((4, 33, 49), "bool"),
+        "index": ((4,), "int32"),
+    }
+    assert (batch["label"][~batch["valid"]] == 255).all()
+
+
+def test_batches_do_not_depend_on_workers_cache_or_start(camvid):
+    reference = _take(camvid, 5)
+    camvid.data.workers = 5
+    camvid.data.cache_decoded_mb = 0
+    _assert_equal(_take(camvid, 5), reference)
+    _assert_equal(_take(camvid, 2, first_step=3), reference[3:])
+    camvid.seed = 1
+    assert any((a["image"] != b["image"]).any() for a, b in zip(_take(camvid, 5), reference))
+
+
+def test_processes_split_the_batch(camvid):
+    whole = _take(camvid, 3)
+    parts = [_take(camvid, 3, process_index=p, process_count=2) for p in range(2)]
+    for n, batch in enumerate(whole):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[n][key] for part in parts]), value)
+    _assert_equal(_take(camvid, 3, process_index=1, process_count=2, local_only=False), whole)
+
+
+def test_every_example_once_per_epoch(camvid):
+    dataset = data.open_dataset(camvid.data, "train")
+    batches = data.train_batches(dataset, camvid)  # 10 examples, batches of 4: epochs end within batches
+    order = [batches.position(n) for n in range(40)]
+    for epoch in range(4):
+        assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert order[:10] != order[10:20]
+
+
+def test_indivisible_batch_and_wrong_settings(camvid):
+    dataset = data.open_dataset(camvid.data, "train")
+    with pytest.raises(UserError, match=r"batch_size=4: must be divisible by the 3 processes"):
+        data.train_batches(dataset, camvid, process_count=3)
+    camvid.data.scales = (0.5, 1.0, 1.5)
+    with pytest.raises(UserError, match="continuous_scale, give two"):
+        data.train_batches(dataset, camvid)
+
+
+def _break(path):
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def test_corrupt_image_stops_with_its_name_or_is_skipped(camvid, tmp_path):
+    name = "A_train004"
+    _break(tmp_path / "camvid" / "train" / f"{name}.png")
+    with pytest.raises(UserError, match=f"{name}.png: cannot be decoded"):
+        data.open_dataset(camvid.data, "train")
+    camvid.data.on_corrupt = "skip"
+    batches = data.train_batches(data.open_dataset(camvid.data, "train"), camvid)
+    for _ in range(3):
+        assert next(batches)["image"].shape == (4, 33, 49, 3)
+    assert batches.skipped == {name}
+    batches.close()
+    camvid.data.on_corrupt = "stop"  # the records are there now, the damage is still found
+    with pytest.raises(UserError, match=rf"{name}.*on_corrupt=skip"):
+        _take(camvid, 3)
+
+
+def test_prefetch_keeps_order():
+    assert list(data.prefetch(iter(range(7)), lambda n: n * n)) == [n * n for n in range(7)]
+
+
+def test_an_epoch_without_tensorflow(camvid, tmp_path):
+    code = f"""
+import sys
+from deeplab_jax import config as configs, data
+config = configs.load_config("base", ["data.name=camvid", "data.dir={tmp_path / "camvid"}", "batch_size=5",
+    "data.cache_dir={tmp_path / "other"}", "data.train_split=train", "data.crop=33,49"])
+batches = data.train_batches(data.open_dataset(config.data, "train"), config)
+for _ in range(2):
+    next(batches)
+batches.close()
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_exif_is_honored(config, tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    write_image(tmp_path / "images" / "a.jpg", 24, 32, exif=exif)
+    write_label(tmp_path / "masks" / "a.png", blocks(0, 1, height=32, width=24))
+    config.data.update(name="folder", images=str(tmp_path / "images"), masks=str(tmp_path / "masks"), val_fraction=0.0)
+    example = data.open_dataset(config.data, "train")[0]
+    assert example.image.shape == (32, 24, 3) and example.label.shape == (32, 24)
