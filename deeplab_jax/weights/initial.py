@@ -1,0 +1,113 @@
+"""Starting a network from converted weights or from another run's checkpoint."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights import files, transfer
+from deeplab_jax.weights.source import Source
+
+
+def recorded_settings(path: str | os.PathLike) -> dict[str, str]:
+    """The `config.model` fields that go with weights: `preprocessing`, and for ResNets `stride_on`.
+
+    Set them before the network is built: weights trained on BGR minus mean are wrong on RGB.
+
+    Args:
+      path: what `config.init_from` names: a converted `.safetensors`, or a workdir.
+
+    Raises:
+      UserError: there is no such file, or it was not written by `convert_weights`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _workdir_settings(path)
+    _check_converted(path)
+    metadata = files.read_metadata(path)
+    return {name: metadata[name] for name in files.SETTINGS if name in metadata}
+
+
+def load_initial(
+    path: str | os.PathLike, model_config: Any, variables: Mapping, seed: int = 0
+) -> tuple[dict, transfer.Report]:
+    """Replaces a freshly initialized network's values by those of a file, where the file has them.
+
+    A classifier of another number of classes keeps its random values, which the report says; so does a head that
+    the file does not have.
+
+    Args:
+      path: a converted `.safetensors`, or a workdir (its averaged weights, if it has them).
+      model_config: `config.model`, checked against the recorded settings.
+      variables: {"params": ..., "batch_stats": ...} of the network.
+      seed: of the random subset, should fc6 have to be slimmed.
+
+    Returns:
+      (the variables, the report: log `report.lines()`).
+
+    Raises:
+      UserError: the trunk is incomplete, the settings contradict the config, or the file is damaged.
+    """
+    path = Path(path)
+    settings = recorded_settings(path)
+    for name, value in settings.items():
+        if getattr(model_config, name) != value:
+            raise UserError(
+                f"{path}: these weights need config.model.{name}={value}, and the config has "
+                f"{getattr(model_config, name)}; set it, or convert the weights for this config"
+            )
+    source = read_workdir(path)[0] if path.is_dir() else files.read(path)
+    targets = transfer.flatten(variables)
+    found, report = transfer.transfer(source, targets, seed)
+    return transfer.unflatten({k: found.get(k, v) for k, v in targets.items()}), report
+
+
+def read_workdir(workdir: Path) -> tuple[Source, Any]:
+    """A run's network as a source, and the run's config.
+
+    Raises:
+      UserError: no finished checkpoint lies there.
+    """
+    # commands and training import this package, so it reaches for training only when a workdir is asked for
+    from deeplab_jax.training.checkpoints import load_workdir
+
+    config, _, variables, _ = load_workdir(workdir)
+    source = Source(str(workdir), "a workdir", ours=True, settings=settings_of(config.model))
+    for variable, value in transfer.flatten(variables).items():
+        layer, _, leaf = transfer.full_name(variable).rpartition("/")
+        source.add(layer, leaf, np.asarray(value))
+    return source, config
+
+
+def settings_of(model_config: Any) -> dict[str, str]:
+    """The fields of a `config.model` that weights of that network need."""
+    bottlenecks = model_config.backbone in ("resnet50", "resnet101")
+    return {k: getattr(model_config, k) for k in files.SETTINGS if k != "stride_on" or bottlenecks}
+
+
+def _workdir_settings(workdir: Path) -> dict[str, str]:
+    config = workdir / "config.json"
+    try:
+        model = json.loads(config.read_text())["model"]
+        return settings_of(_Fields(model))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{config}: cannot be read; {workdir} is no workdir of a run ({type(e).__name__})") from e
+
+
+class _Fields:
+    """Attribute access to a dict."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.__dict__.update(values)
+
+
+def _check_converted(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; config.init_from takes a converted .safetensors or a workdir")
+    if path.suffix != ".safetensors":
+        command = f"python -m deeplab_jax.convert_weights {path} --config FILE --out NAME.safetensors"
+        raise UserError(f"{path}: has to be converted first: {command}")

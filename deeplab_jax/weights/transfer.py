@@ -1,0 +1,215 @@
+"""Brings a file's layers to a network's variables: matching by name, decimated and slimmed fc6, a report."""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.names import canonical
+from deeplab_jax.weights.source import Source
+
+Path = tuple[str, ...]  # ("params", "backbone", "conv1", "kernel")
+
+
+@dataclasses.dataclass
+class Report:
+    """What a conversion or an initialization did.
+
+    Attributes:
+      source: the file and its kind.
+      matched: leaves of the network that were taken from the file.
+      left_out: name in the file -> why it was not used.
+      missing: leaf of the network -> why it keeps its random value.
+      notes: settings that go with the weights, and layers that were changed on the way.
+    """
+
+    source: str
+    matched: list[str] = dataclasses.field(default_factory=list)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report in words, one line for each reason."""
+        lines = [f"weights from {self.source}: {len(self.matched)} arrays matched"]
+        lines += [f"  {note}" for note in self.notes]
+        for title, group in (("left out", self.left_out), ("missing, initialized randomly", self.missing)):
+            by_reason = defaultdict(list)
+            for name, reason in group.items():
+                by_reason[reason].append(name)
+            for reason, found in by_reason.items():
+                shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+                lines.append(f"  {title}: {shown} ({reason})")
+        return lines
+
+
+def flatten(tree: Mapping, prefix: Path = ()) -> dict[Path, np.ndarray]:
+    """Nested dicts of arrays (or shapes) -> {path: array}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, (*prefix, name)))
+        else:
+            flat[(*prefix, name)] = value
+    return flat
+
+
+def unflatten(flat: Mapping[Path, np.ndarray]) -> dict:
+    """The inverse of `flatten`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = value
+    return tree
+
+
+def full_name(path: Path) -> str:
+    """A variable's name in our safetensors files: parameters without their collection, everything else with it.
+
+    >>> full_name(("params", "backbone", "conv1", "kernel")), full_name(("batch_stats", "backbone", "bn_conv1", "mean"))
+    ('backbone/conv1/kernel', 'batch_stats/backbone/bn_conv1/mean')
+    """
+    return "/".join(path[1:] if path[0] == "params" else path)
+
+
+def transfer(source: Source, targets: Mapping[Path, object], seed: int = 0) -> tuple[dict[Path, np.ndarray], Report]:
+    """Finds the values of a network's variables in a file.
+
+    Layers are matched by name. An fc6 of another size is decimated (v1 section 3.2), fc6 and fc7 of more filters than
+    the network's are slimmed to a random subset, and the branches of VGG's ASPP all start from the one fc6 and fc7
+    of an ImageNet network.
+
+    Args:
+      source: what a reader returned.
+      targets: path -> array, or anything with `.shape`.
+      seed: of the random subset.
+
+    Returns:
+      ({path: float32 array} for what was found, the report).
+
+    Raises:
+      UserError: the trunk is incomplete, or a layer of it has another shape.
+    """
+    report = Report(f"{source.path} ({source.kind})", left_out=dict(source.left_out))
+    report.notes += [f"config.model.{k}={v}" for k, v in source.settings.items()]
+    by_key = {_key(name, source.ours): name for name in source.arrays}
+    arrays = {key: source.arrays[name] for key, name in by_key.items()}
+    fully_connected = _FullyConnected(arrays, seed)
+    found, used = {}, set()
+    for path, target in targets.items():
+        name, key, shape = full_name(path), _key(full_name(path), True), tuple(target.shape)
+        layer, leaf = path[-2:] if len(path) > 2 else ("", path[-1])
+        value, reason = arrays.get(key), "not in the file"
+        if re.fullmatch(r"fc[67](_\d+)?", layer) and (value is None or value.shape != shape):
+            key, value, reason = fully_connected.fit(layer, leaf, shape)
+        if value is not None and value.shape != shape:
+            value, reason = None, _shape_reason(layer, value.shape, shape)
+        if value is None:
+            report.missing[name] = reason
+        else:
+            found[path] = value
+            report.matched.append(name)
+        used.add(key)
+    for key, name in by_key.items():
+        if key not in used:
+            report.left_out[name] = "the network has no such layer"
+    report.notes += fully_connected.notes()
+    _check_trunk(source, report)
+    report.missing = {k: v for k, v in report.missing.items() if not k.startswith("crf/")} | {
+        k: "the CRF starts from its configured parameters" for k in report.missing if k.startswith("crf/")
+    }
+    return found, report
+
+
+def _key(name: str, full: bool) -> tuple[str, ...]:
+    """What two names of one variable share: layer and leaf; the CRF's variables go by their full name."""
+    parts = name.split("/")
+    if full and ("crf" in parts or len(parts) < 2):
+        return tuple(parts)
+    return canonical(parts[-2]), parts[-1]
+
+
+def _shape_reason(layer: str, here: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if layer.startswith(("fc8", "fc1")) and here[:-1] == wanted[:-1]:
+        return f"the classifier: the file has {here[-1]} classes, the network {wanted[-1]}"
+    return f"shape {list(here)} in the file, {list(wanted)} in the network"
+
+
+def _check_trunk(source: Source, report: Report) -> None:
+    trunk = {k: v for k, v in report.missing.items() if k.removeprefix("batch_stats/").startswith("backbone/")}
+    if trunk:
+        shown = "; ".join(f"{k}: {v}" for k, v in list(trunk.items())[:3])
+        raise UserError(
+            f"{source.path}: {len(trunk)} arrays of the trunk do not come from this file ({shown}"
+            f"{'; ...' if len(trunk) > 3 else ''}); choose the config of the network that the file is of"
+        )
+
+
+class _FullyConnected:
+    """fc6 and fc7 of an ImageNet VGG-16, fitted to the sizes that DeepLab uses."""
+
+    def __init__(self, arrays: Mapping[tuple[str, ...], np.ndarray], seed: int):
+        self._arrays = arrays
+        self._seed = seed
+        self._changes: dict[str, str] = {}
+
+    def fit(self, layer: str, leaf: str, shape: tuple[int, ...]) -> tuple[tuple[str, str], np.ndarray | None, str]:
+        """The value of `layer/leaf` in the wanted shape.
+
+        Returns:
+          (the key it comes from, the array or None, why there is none).
+        """
+        base, _, branch = layer.partition("_")
+        key = (layer, leaf) if (layer, leaf) in self._arrays else (base, leaf)
+        value = self._arrays.get(key)
+        if value is None:
+            return key, None, "not in the file"
+        before, wanted = value.shape, shape
+        if leaf == "kernel":
+            rows, columns = (decimated(have, want) for have, want in zip(value.shape[:2], shape[:2]))
+            if rows is None or columns is None:
+                return key, None, _shape_reason(layer, before, wanted)
+            value = value[np.ix_(rows, columns)]
+            if base == "fc7":
+                value = value[:, :, self._subset(f"fc6_{branch}", value.shape[2], shape[2])]
+        if value.shape[-1] >= shape[-1]:
+            value = value[..., self._subset(layer, value.shape[-1], shape[-1])]
+        if value.shape != shape:
+            return key, None, _shape_reason(layer, before, wanted)
+        if leaf == "kernel" and value.shape != before:
+            self._changes[layer] = f"{list(before)} -> {list(shape)}"
+        return key, value, ""
+
+    def _subset(self, layer: str, have: int, want: int) -> np.ndarray:
+        """Filters that a slimmed layer keeps: a random subset, its own for each layer and branch."""
+        if want >= have:
+            return np.arange(have)
+        number, branch = re.fullmatch(r"fc(\d)_?(\d*)", layer).groups()
+        generator = np.random.default_rng([self._seed, int(number), int(branch or 0)])
+        return np.sort(generator.choice(have, want, replace=False))
+
+    def notes(self) -> list[str]:
+        return [
+            f"{layer}: {change}, decimated in space and slimmed to a random subset (seed {self._seed}) where smaller"
+            for layer, change in self._changes.items()
+        ]
+
+
+def decimated(have: int, want: int) -> np.ndarray | None:
+    """Positions of a kernel that simple decimation keeps (v1 section 3.2): 7 -> 4 is 0, 2, 4, 6 and 7 -> 3 is 0, 3, 6.
+
+    None if `want` positions do not lie evenly on `have`.
+
+    >>> decimated(7, 4), decimated(7, 3), decimated(7, 5)
+    (array([0, 2, 4, 6]), array([0, 3, 6]), None)
+    """
+    if want == have:
+        return np.arange(have)
+    if want < 2 or have < want or (have - 1) % (want - 1):
+        return None
+    return np.arange(0, have, (have - 1) // (want - 1))
