@@ -234,7 +234,7 @@ def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
         n = x.shape[axis]
         if m == n:
             continue
-        if m > 1 and (n - 1) % (m - 1) == 0:
+        if 1 < m < n and (n - 1) % (m - 1) == 0:
             x = lax.slice_in_dim(x, 0, n, (n - 1) // (m - 1), axis=x.ndim + axis)
             continue
         matrix = jnp.asarray(interpolation_matrix(n, m), x.dtype)

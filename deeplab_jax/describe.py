@@ -1,0 +1,224 @@
+"""Describes the network that a config builds, without allocating it: sizes, parameters, receptive field, FLOPs.
+
+    python -m deeplab_jax.describe --config configs/voc_aspp_l.py [--json] [--memory]
+
+The sizes are those of the config's crop, at scale 1; parameters and FLOPs are of one image.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import create_model
+from deeplab_jax.models.layers import Conv, ConvWeights, Pool, Upsample
+
+# Paths that see no more than the one beside them: shortcuts, v1's side branches, the small network's fine branch.
+_SHORTER_PATHS = re.compile(r"_branch1$|/msc/|/fine$")
+# Parallel branches of a head, by number: fc6_1 fc7_1 fc8_1, fc1_c0, aspp_c0, aspp_1x1.
+_PARALLEL = re.compile(r"^head/(?:fc[678]_|fc1_c|aspp_c?)(\w+)$")
+
+
+def describe(config: Any, num_classes: int, batch: int = 1) -> dict[str, Any]:
+    """Describes the network of a config at the config's crop.
+
+    Args:
+      config: a whole config; `model` and `data.crop` are read.
+      num_classes: number of classes.
+      batch: images for which FLOPs are counted.
+
+    Returns:
+      "parameters": int, without the CRF's; "output_stride": int; "score_shape": [h, w, classes]; "receptive_field":
+      int, pixels of the image at scale 1; "gflops": float, one multiply-add counted as two, forward, all input scales;
+      "layers": a list of {"name", "kind", "kernel", "stride", "rate", "shape", "parameters", "gflops"} at scale 1.
+    """
+    model = _model(config, num_classes)
+    calls: list[dict[str, Any]] = []
+    image = jnp.zeros((batch, *config.data.crop, 3), jnp.float32)
+
+    def record(next_call, args, kwargs, context):
+        result = next_call(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__" and isinstance(module, Conv | ConvWeights | Pool | Upsample):
+            calls.append(_layer(module, args[0], result))
+        return result
+
+    def run(key):
+        with nn.intercept_methods(record):
+            (logits, _), variables = model.init_with_output(key, image)
+        return logits, variables
+
+    logits, variables = jax.eval_shape(run, jax.random.key(0))
+    layers = calls[: len(calls) // len(config.model.scales)]  # the same layers run once for each scale
+    height, width = logits.shape[1:3]
+    return {
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"])),
+        "output_stride": round((config.data.crop[0] - 1) / max(height - 1, 1)),
+        "score_shape": [height, width, num_classes],
+        "receptive_field": receptive_field(layers),
+        "gflops": sum(layer["gflops"] for layer in calls),
+        "layers": layers,
+    }
+
+
+def receptive_field(layers: Sequence[dict[str, Any]]) -> int:
+    """Side in pixels of the square that one score depends on, away from borders.
+
+    Along the longest path each layer adds (kernel - 1) * rate steps of the map that it reads. Of a head's parallel
+    branches the widest counts; shortcuts and side branches, which see less, do not.
+
+    Args:
+      layers: as in `describe`'s "layers".
+    """
+    field, step = 1.0, 1.0
+    branches: dict[str, float] = {}
+    for layer in layers:
+        if _SHORTER_PATHS.search(layer["name"]):
+            continue
+        added = (layer["kernel"] - 1) * layer["rate"] * step
+        parallel = _PARALLEL.match(layer["name"])
+        if parallel:
+            branches[parallel[1]] = branches.get(parallel[1], 0.0) + added
+            continue
+        field, branches = field + max(branches.values(), default=0.0), {}
+        field += added
+        step *= layer["stride"]
+    return math.ceil(field + max(branches.values(), default=0.0))
+
+
+def training_memory(config: Any, num_classes: int, batch: int) -> int:
+    """Bytes that one forward and backward pass needs for `batch` images, by the compiler's own account.
+
+    It counts parameters, statistics, gradients and intermediate maps; momentum is one more copy of the parameters.
+    Compiling takes minutes for the large networks.
+    """
+    model = _model(config, num_classes)
+    image = jax.ShapeDtypeStruct((batch, *config.data.crop, 3), jnp.uint8)
+    variables = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, *config.data.crop, 3))), jax.random.key(0))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+
+    def loss(params, rest, image, keys):
+        variables = {"params": params, **rest}
+        (logits, _), _ = model.apply(variables, image, train=True, dropout_keys=keys, mutable=["batch_stats"])
+        return -jnp.mean(jax.nn.log_softmax(logits)[..., 0])
+
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    compiled = jax.jit(jax.grad(loss)).lower(variables["params"], rest, image, keys).compile()
+    sizes = compiled.memory_analysis()
+    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+
+
+def table(description: dict[str, Any]) -> str:
+    """The description as text: one line for each layer, then the totals."""
+    lines = [
+        f"{'layer':34} {'kind':8} {'kernel':>6} {'stride':>6} {'rate':>4} {'map':>16} {'parameters':>12} {'GFLOP':>8}"
+    ]
+    for layer in description["layers"]:
+        shape = "x".join(map(str, layer["shape"]))
+        stride = f"{layer['stride']:g}"
+        lines.append(
+            f"{layer['name']:34} {layer['kind']:8} {layer['kernel']:>6} {stride:>6} {layer['rate']:>4} {shape:>16} "
+            f"{layer['parameters']:>12,} {layer['gflops']:>8.3f}"
+        )
+    height, width, classes = description["score_shape"]
+    lines += [
+        "",
+        f"parameters       {description['parameters']:,}",
+        f"output stride    {description['output_stride']}",
+        f"score map        {height} x {width} x {classes}",
+        f"receptive field  {description['receptive_field']} pixels",
+        f"forward          {description['gflops']:.1f} GFLOP",
+    ]
+    if "training_memory_bytes" in description:
+        memory, images = description["training_memory_bytes"], description["training_memory_images"]
+        lines.append(f"training step    {memory / 2**30:.2f} GiB for {images} image(s), without momentum")
+    return "\n".join(lines)
+
+
+def _model(config: Any, num_classes: int) -> nn.Module:
+    try:
+        return create_model(config.model, num_classes)
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+def _layer(module: nn.Module, x: jax.Array, result: Any) -> dict[str, Any]:
+    layer = {"name": "/".join(module.path), "kind": "conv", "kernel": 1, "stride": 1, "rate": 1, "parameters": 0}
+    if isinstance(module, ConvWeights):  # computed together with its neighbors; its map has its input's size
+        shape = (*x.shape[:3], module.features)
+    else:
+        shape = result.shape
+    flops = 0
+    if isinstance(module, Conv | ConvWeights):
+        bias = getattr(module, "use_bias", True)
+        layer |= {"kernel": module.kernel, "stride": getattr(module, "stride", 1), "rate": module.rate}
+        layer["parameters"] = module.kernel**2 * x.shape[-1] * module.features + bias * module.features
+        flops = 2 * math.prod(shape) * module.kernel**2 * x.shape[-1]
+    elif isinstance(module, Pool):
+        layer |= {"kind": module.kind, "kernel": module.window, "stride": module.stride}
+    else:
+        # Between two positions of the map that it reads: a window of 2, and a finer map after it.
+        layer |= {"kind": "upsample", "kernel": 2, "stride": (x.shape[1] - 1) / (shape[1] - 1)}
+    return {**layer, "shape": list(shape[1:]), "gflops": flops / 1e9}
+
+
+def _flags() -> Any:
+    from absl import flags
+
+    flags.DEFINE_string("config", None, "config file or shipped name; --config.field=value changes a field")
+    flags.DEFINE_bool("json", False, "print JSON in place of the table")
+    flags.DEFINE_bool("memory", False, "compile a training step and state its memory; minutes for large networks")
+    flags.DEFINE_integer("num_classes", 0, "classes; 0 = as many as the config's data set has")
+    return flags.FLAGS
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    from absl import flags
+
+    from deeplab_jax import cli
+
+    if argv:
+        raise UserError(f"describe takes no arguments but flags; '{argv[0]}' is left over")
+    config = cli.config_from_flags(flags.FLAGS.config)
+    num_classes = flags.FLAGS.num_classes or classes_of(config)
+    description = describe(config, num_classes)
+    if flags.FLAGS.memory:
+        images = config.batch_size // config.optimizer.accumulate
+        description["training_memory_bytes"] = training_memory(config, num_classes, images)
+        description["training_memory_images"] = images
+    print(json.dumps(description) if flags.FLAGS.json else table(description))
+
+
+# Classes of the published data sets, so that a network can be described where the data is not.
+CLASSES = {
+    "voc_segmentation": 21, "coco_voc": 21, "pascal_context": 60, "pascal_person_part": 7, "cityscapes": 19,
+    "camvid": 11, "shapes": 7,
+}  # fmt: skip
+
+
+def classes_of(config: Any) -> int:
+    """Number of classes of a config's data set.
+
+    Raises:
+      UserError: the data set has to be read for that, and cannot be.
+    """
+    name = config.data.name
+    if name in CLASSES:
+        return CLASSES[name]
+    from deeplab_jax.data import open_dataset
+
+    return open_dataset(config.data, config.data.train_split, config.seed).num_classes
+
+
+if __name__ == "__main__":
+    from deeplab_jax import cli
+
+    _flags()
+    cli.run(main)
