@@ -162,13 +162,12 @@ def summarize(
     return {
         "crf_iterations": iterations,
         "bilateral": segmenter.bilateral if iterations else "none",
-        "mean_iou": metrics.mean_iou(whole),
-        "pixel_accuracy": metrics.pixel_accuracy(whole),
-        "mean_accuracy": metrics.mean_accuracy(whole),
-        "frequency_weighted_iou": metrics.frequency_weighted_iou(whole),
+        "mean_iou": _number(metrics.mean_iou(whole)),
+        "pixel_accuracy": _number(metrics.pixel_accuracy(whole)),
+        "mean_accuracy": _number(metrics.mean_accuracy(whole)),
+        "frequency_weighted_iou": _number(metrics.frequency_weighted_iou(whole)),
         "per_class_iou": {
-            name: None if math.isnan(iou) else float(iou)
-            for name, iou in zip(segmenter.class_names, metrics.class_iou(whole), strict=True)
+            name: _number(iou) for name, iou in zip(segmenter.class_names, metrics.class_iou(whole), strict=True)
         },
         "trimap": {
             str(width): {
