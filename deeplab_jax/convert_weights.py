@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     source = initial.read_workdir(src)[0] if src.is_dir() else files.read(src)
     overrides = {"preprocessing": _PREPROCESSING.value, "stride_on": _STRIDE_ON.value}
     report = conversion.convert(source, config.model, _OUT.value, _SEED.value, overrides)
-    print("\n".join(report.lines()))
+    print(report)
     print(f"written: {_OUT.value}")
 
 

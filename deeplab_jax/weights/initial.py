@@ -47,7 +47,7 @@ def load_initial(
       seed: of the random subset, should fc6 have to be slimmed.
 
     Returns:
-      (the variables, the report: log `report.lines()`).
+      (the variables, the report: log `str(report)`).
 
     Raises:
       UserError: the trunk is incomplete, the settings contradict the config, or the file is damaged.

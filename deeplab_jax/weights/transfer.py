@@ -32,6 +32,9 @@ class Report:
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """The report in words, one line for each reason."""
         lines = [f"weights from {self.source}: {len(self.matched)} arrays matched"]
