@@ -1,4 +1,4 @@
-"""Your own photographs: set config.data.images, config.data.masks and, if the classes have names, config.data.classes."""
+"""Your own photographs: set config.data.images and .masks, and config.data.classes if the classes have names."""
 
 from deeplab_jax.configs import base
 

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from tests.data.miniatures import blocks, make_camvid, write_label
 
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
+from tests.data.miniatures import blocks, make_camvid, write_label
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_camvid(camvid):
     np.testing.assert_array_equal(example.label, blocks(3, 3, 255))  # 11 is void
     with pytest.raises(IndexError):
         train[6]
-    with pytest.raises(UserError, match="no split 'test'.*available: train, val"):
+    with pytest.raises(UserError, match=r"no split 'test'.*available: train, val"):
         data.open_dataset(camvid.data, "test")
 
 
@@ -65,7 +65,7 @@ def test_holdout_leaves_the_training_split(camvid, tmp_path):
     # One block of consecutive frames from the middle of each drive.
     assert held.names() == ["A_train008", "A_train010", "B_train009", "B_train011"]
     camvid.data.holdout = 20
-    with pytest.raises(UserError, match="config.data.holdout=20: must be between 1 and 19"):
+    with pytest.raises(UserError, match=r"config.data.holdout=20: must be between 1 and 19"):
         data.open_dataset(camvid.data, "train")
 
 

@@ -3,10 +3,10 @@ import sys
 
 import numpy as np
 import pytest
-from tests.data.miniatures import blocks, make_camvid, write_image, write_label
 
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
+from tests.data.miniatures import blocks, make_camvid, write_image, write_label
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_indivisible_batch_and_wrong_settings(camvid):
     with pytest.raises(UserError, match=r"batch_size=4: must be divisible by the 3 processes"):
         data.train_batches(dataset, camvid, process_count=3)
     camvid.data.scales = (0.5, 1.0, 1.5)
-    with pytest.raises(UserError, match="continuous_scale, give two"):
+    with pytest.raises(UserError, match=r"continuous_scale, give two"):
         data.train_batches(dataset, camvid)
 
 
@@ -84,7 +84,7 @@ def _break(path):
 def test_corrupt_image_stops_with_its_name_or_is_skipped(camvid, tmp_path):
     name = "A_train004"
     _break(tmp_path / "camvid" / "train" / f"{name}.png")
-    with pytest.raises(UserError, match=f"{name}.png: cannot be decoded"):
+    with pytest.raises(UserError, match=rf"{name}.png: cannot be decoded"):
         data.open_dataset(camvid.data, "train")
     camvid.data.on_corrupt = "skip"
     batches = data.train_batches(data.open_dataset(camvid.data, "train"), camvid)

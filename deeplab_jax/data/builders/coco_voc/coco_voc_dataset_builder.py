@@ -102,7 +102,7 @@ def run_lengths(rle: dict) -> np.ndarray:
 
 
 def _uncompress(text: str) -> list[int]:
-    """COCO's text form: 5 bits a character, lowest first, signed; from the third on, differences to two before."""
+    """COCO's text form: 5 bits a character, lowest first, signed; from the fourth on, differences to two before."""
     counts: list[int] = []
     position = 0
     while position < len(text):

@@ -52,7 +52,7 @@ class Builder(base.SegmentationBuilder):
         else:
             sources = _pair(images, masks, self.options.images, self.options.masks)
         self._warn_of_loose_masks(sources, masks)
-        return {"all": sources}
+        return {"images": sources}
 
     def _download(self, dl_manager) -> None:
         return None  # nothing to download: the options say where everything is
@@ -74,13 +74,13 @@ class Builder(base.SegmentationBuilder):
         return ["train", "val", "all"]
 
     def split_expression(self, split: str) -> str:
-        return "all"
+        return "images"
 
     def select(self, split: str, seed: int) -> np.ndarray | None:
         """The train or val part of all examples: named by the lists, or a share drawn by the seed."""
         if split == "all":
             return None
-        names = [s.name for s in self.sources()["all"]]
+        names = [s.name for s in self.sources()["images"]]
         lists = {"train": self.options.train_list, "val": self.options.val_list}
         if lists[split]:
             return self._listed(f"{split}_list", names)
@@ -146,7 +146,7 @@ class Builder(base.SegmentationBuilder):
 
     def _classes_from_masks(self) -> tuple[str, ...]:
         """Names "0", "1", ... up to the largest id in any mask, found once and remembered beside the prepared files."""
-        sources = self.sources()["all"]
+        sources = self.sources()["images"]
         cache = caching.cache_folder(self.options.cache_dir)
         memo = cache / "fingerprints" / f"{caching.contents([s.label for s in sources], cache)}.classes"
         if memo.is_file():
