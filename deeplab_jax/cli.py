@@ -96,7 +96,8 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _flag_help(flag_values, module: str) -> str:
-    own = flag_values.flags_by_module_dict().get(sys.argv[0], []) + flag_values.flags_by_module_dict().get(module, [])
+    by_module = flag_values.flags_by_module_dict()
+    own = [flag for name in (sys.argv[0], module, "deeplab_jax.crf_flags") for flag in by_module.get(name, [])]
     shown = {f.name: f for f in own}
     for flag in flag_values.get_key_flags_for_module(module) or []:
         shown.setdefault(flag.name, flag)

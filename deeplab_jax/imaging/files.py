@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
@@ -114,14 +114,19 @@ def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int
     return (width, height) if turned else (height, width)
 
 
-def encode_png(array: np.ndarray, palette: np.ndarray | None = None, compress_level: int = 3) -> bytes:
-    """PNG bytes of uint8 `[H, W]` (gray, or indices of `palette` `[256, 3]`) or `[H, W, 3 or 4]`."""
+def encode_png(
+    array: np.ndarray, palette: np.ndarray | None = None, compress_level: int = 3, note: str = ""
+) -> bytes:
+    """PNG bytes of uint8 `[H, W]` (gray, or indices of `palette` `[256, 3]`) or `[H, W, 3 or 4]`; `note` as a text."""
     image = Image.fromarray(np.ascontiguousarray(array, np.uint8))
     if palette is not None:
         image = image.convert("L")
         image.putpalette(np.asarray(palette, np.uint8).tobytes())
     out = io.BytesIO()
-    image.save(out, "PNG", compress_level=compress_level)
+    texts = PngImagePlugin.PngInfo()
+    if note:
+        texts.add_text("Software", f"deeplab_jax {note}")
+    image.save(out, "PNG", compress_level=compress_level, pnginfo=texts)
     return out.getvalue()
 
 
@@ -131,9 +136,20 @@ def write_png(path: str | os.PathLike, array: np.ndarray, palette: np.ndarray | 
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(data))
 
 
-def write_palette_png(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray) -> None:
-    """Writes class ids, uint8 `[H, W]`, as a palette PNG of `palette`, uint8 `[256, 3]`."""
-    write_png(path, labels, palette)
+def write_palette_png(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray, note: str = "") -> None:
+    """Writes class ids, uint8 `[H, W]`, as a palette PNG of `palette`, uint8 `[256, 3]`; for `note` see `read_note`."""
+    data = encode_png(labels, palette, compress_level=6, note=note)
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(data))
+
+
+def read_note(path: str | os.PathLike) -> str | None:
+    """The note that `write_palette_png` left in a PNG; None where there is no such file or no note in it."""
+    try:
+        with Image.open(path) as image:
+            text = image.info.get("Software", "")
+    except _DAMAGED:
+        return None
+    return text.removeprefix("deeplab_jax ") if text.startswith("deeplab_jax ") else None
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -1,0 +1,138 @@
+"""What the CRF starts from when no network is at hand: a file of probabilities, or a label map with a confidence."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deeplab_jax.crf.unary import unary_from_labels, unary_from_probabilities
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import files, palettes
+
+# Smaller probabilities, zeros included, count as this; it lies below the smallest positive float16.
+PROBABILITY_FLOOR = 1e-8
+
+Slices = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Rough:
+    """A first opinion about every pixel.
+
+    Attributes:
+      ids: uint8 [C], the class id that each channel stands for, ascending.
+      palette: uint8 [256, 3].
+    """
+
+    ids: np.ndarray
+    palette: np.ndarray
+
+    def unary(self, window: Slices) -> jax.Array:
+        """Returns -log P of a window, float32 [h, w, C]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Probabilities(Rough):
+    """A memory-mapped array of probabilities [H, W, C]."""
+
+    values: np.ndarray
+    path: Path
+
+    @classmethod
+    def from_file(cls, path: Path, size: tuple[int, int]) -> "Probabilities":
+        """Opens a `.npy` file, float16 or float32 [H, W, C], for a photograph of `size` (H, W); nothing is unpickled.
+
+        Raises:
+          UserError: it cannot be read, is of another type or shape.
+        """
+        path = Path(path)
+        try:
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as e:
+            raise UserError(f"{path}: no such file") from e
+        except (OSError, ValueError, EOFError) as e:
+            raise UserError(f"{path}: is not a .npy file of numbers; save it with numpy.save(path, array)") from e
+        if not isinstance(values, np.ndarray):
+            raise UserError(f"{path}: is an archive of arrays; save the one array with numpy.save(path, array)")
+        if values.dtype not in (np.float16, np.float32):
+            raise UserError(f"{path}: holds {values.dtype}; probabilities must be float16 or float32")
+        if values.ndim != 3:
+            raise UserError(f"{path}: has shape {list(values.shape)}; probabilities must be [H, W, C]")
+        if values.shape[:2] != size:
+            raise UserError(f"{path}: has shape {list(values.shape)}{_shape_hint(values.shape, size)}")
+        if not 2 <= values.shape[2] <= 256:
+            raise UserError(f"{path}: has {values.shape[2]} classes; there must be 2 to 256")
+        return cls(np.arange(values.shape[2], dtype=np.uint8), palettes.voc_palette(), values, path)
+
+    def unary(self, window: Slices) -> jax.Array:
+        """Returns -log P of a window, float32 [h, w, C].
+
+        Raises:
+          UserError: a value is NaN or outside 0..1, or all of a pixel's are 0.
+        """
+        p = np.asarray(self.values[window])
+        low, high = float(p.min()), float(p.max())
+        if math.isnan(low) or math.isnan(high):
+            raise UserError(f"{self.path}: holds NaN; probabilities must be numbers in 0..1")
+        if low < 0 or high > 1.01:
+            raise UserError(f"{self.path}: holds values from {low:.4g} to {high:.4g}; give probabilities in 0..1 "
+                            "(the softmax of scores)")  # fmt: skip
+        if not p.any(-1).all():
+            raise UserError(f"{self.path}: all classes of a pixel have probability 0; they must sum to 1")
+        return unary_from_probabilities(p, PROBABILITY_FLOOR)
+
+
+def _shape_hint(shape: tuple[int, ...], size: tuple[int, int]) -> str:
+    expected = f"but the photograph is {size[0]} high and {size[1]} wide: it must be [{size[0]}, {size[1]}, C]"
+    if shape[1:] == size:
+        return f", {expected}; it looks like [C, H, W], so transpose it with numpy.moveaxis(array, 0, -1)"
+    if shape[:2] == size[::-1]:
+        return f", {expected}; rows and columns look swapped"
+    return f", {expected}"
+
+
+@dataclass(frozen=True)
+class RoughLabels(Rough):
+    """A label map with the same confidence everywhere it is known, and no opinion elsewhere."""
+
+    channels: np.ndarray  # int16 [H, W], -1 = unknown
+    confidence: float
+
+    @classmethod
+    def from_file(cls, path: Path, size: tuple[int, int], unknown: int, confidence: float) -> "RoughLabels":
+        """Reads a label map (palette or gray PNG of class ids) for a photograph of `size` (H, W).
+
+        Only the ids that occur in it are labels; `unknown` marks pixels without one.
+
+        Raises:
+          UserError: it cannot be read, has another size, or fewer than two ids.
+        """
+        labels = files.read_label(path)
+        if labels.shape != size:
+            raise UserError(f"{path}: is {labels.shape[0]} high and {labels.shape[1]} wide, but the photograph is "
+                            f"{size[0]} high and {size[1]} wide; they must be equal")  # fmt: skip
+        ids = np.setdiff1d(np.unique(labels), [unknown]).astype(np.uint8)
+        if len(ids) < 2:
+            has = f"only the id {ids[0]}" if len(ids) else "no id"
+            raise UserError(f"{path}: has {has} besides --unknown={unknown}; at least two labels are needed")
+        if not 1 / len(ids) < confidence < 1:
+            raise UserError(f"--confidence={confidence:g}: with {len(ids)} labels it must lie above {1 / len(ids):.3g} "
+                            "(a guess) and below 1")  # fmt: skip
+        channel_of = np.full(256, -1, np.int16)
+        channel_of[ids] = np.arange(len(ids))
+        return cls(ids, _readable_palette(path, ids), channel_of[labels], confidence)
+
+    def unary(self, window: Slices) -> jax.Array:
+        """Returns -log P of a window, float32 [h, w, C]: P = confidence for the pixel's label, the rest shared."""
+        return unary_from_labels(self.channels[window], len(self.ids), self.confidence, unknown=-1)
+
+
+def _readable_palette(path: Path, ids: np.ndarray) -> np.ndarray:
+    """The label map's own palette if its colors can be told apart, else VOC's."""
+    palette = files.read_palette(path)
+    used = palette[ids].astype(int)
+    apart = np.abs(used[:, None] - used[None]).sum(-1) + 1000 * np.eye(len(ids), dtype=int)
+    return palette if apart.min() >= 96 else palettes.voc_palette()

@@ -1,0 +1,72 @@
+"""The fully connected CRF alone, no network: a photograph and rough labels in, labels that follow its outlines out.
+
+  python -m deeplab_jax.refine --image IMG --probs P.npy --out OUT.png       probabilities, [H, W, C]
+  python -m deeplab_jax.refine --image IMG --labels L.png --out OUT.png      label map, full or a few scribbles
+
+With folders for --image, --probs or --labels, and --out, each photograph is paired with the file of its name. Writes
+OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip OUT_iterations.png. Probabilities below
+1e-8 count as that. Scribbles spread best with wide kernels, for example
+  --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from deeplab_jax import cli, crf_flags
+from deeplab_jax.crf.params import preset_named
+from deeplab_jax.errors import UserError
+
+_PRESET = "v2_resnet101"
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not on import, as several commands have flags of one name."""
+    flags.DEFINE_string("image", None, "the photograph, or a folder of photographs")
+    flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 or float32; or a folder of them")
+    flags.DEFINE_string("labels", None, "label map: PNG of ids, full or sparse; or a folder of them")
+    flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
+    flags.DEFINE_integer("unknown", 255, "id of unlabelled pixels in --labels", lower_bound=0, upper_bound=255)
+    flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is right")
+    flags.DEFINE_bool("iterations_strip", False, "also write the picture of the marginals after each iteration")
+    flags.DEFINE_integer("crf_max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=1)
+    flags.DEFINE_integer("iterations", None, "mean-field iterations; default: the preset's", lower_bound=0)
+    crf_flags.define(preset=_PRESET)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Refines what the flags name; returns 1 if some of several files failed, else 0."""
+    if argv:
+        raise UserError(f"{argv[0]}: give the photograph with --image, as in --image {argv[0]}")
+    for name in ("image", "out"):
+        if not FLAGS[name].value:
+            raise UserError(f"--{name} is missing; see --help")
+    if bool(FLAGS.probs) == bool(FLAGS.labels):
+        raise UserError("give either --probs P.npy or --labels L.png, the one to start from")
+    if not 0 < FLAGS.confidence < 1:
+        raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
+    from deeplab_jax.evaluation.refine_files import Options, refine_file, refine_folder  # needs the extra [predict]
+
+    options = Options(
+        crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(_PRESET)),
+        "probs" if FLAGS.probs else "labels",
+        FLAGS.unknown,
+        FLAGS.confidence,
+        FLAGS.iterations_strip,
+        FLAGS.crf_max_pixels,
+    )
+    image, given, out = Path(FLAGS.image), Path(FLAGS.probs or FLAGS.labels), Path(FLAGS.out)
+    if image.is_dir():
+        return int(refine_folder(image, given, out, options) > 0)
+    if out.is_dir() or out.suffix.lower() != ".png":
+        raise UserError(f"--out={out}: name the PNG file to write, such as {out / 'OUT.png'}")
+    refine_file(image, given, out.with_suffix(""), options)
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

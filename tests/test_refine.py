@@ -1,0 +1,245 @@
+"""`refine`: the CRF for anyone, on files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.crf import CRFParams, mean_field
+from deeplab_jax.crf_flags import Settings
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation import refinement
+from deeplab_jax.evaluation.refine_files import Options, find_partner, refine_file, refine_folder
+from deeplab_jax.evaluation.rough import PROBABILITY_FLOOR, Probabilities, RoughLabels
+from deeplab_jax.imaging import files, listing
+from deeplab_jax.imaging.palettes import voc_palette
+from tests.toy_workdir import photograph
+
+PARAMS = CRFParams(4.0, 8.0, 12.0, 2.0, 1.5)
+SETTINGS = Settings(PARAMS, 3, "after", "auto")
+SIZE = (40, 56)
+
+
+def probabilities(size=SIZE, classes=3, seed=0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    scores = np.kron(rng.normal(size=(size[0] // 8 + 1, size[1] // 8 + 1, classes)), np.ones((8, 8, 1))) * 2
+    p = np.exp(scores[: size[0], : size[1]])
+    return (p / p.sum(-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.fromarray(photograph(SIZE)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", probabilities())
+    return tmp_path
+
+
+def refined(folder: Path, **options) -> np.ndarray:
+    refine_file(folder / "a.png", folder / "a.npy", folder / "out", Options(SETTINGS, "probs", **options))
+    return np.array(Image.open(folder / "out.png"))
+
+
+def test_labels_are_mean_fields(folder):
+    found = refined(folder)
+    q = mean_field(-np.log(probabilities()), photograph(SIZE), PARAMS, 3, normalization="after")
+    np.testing.assert_array_equal(found, np.asarray(q).argmax(-1))
+    assert (found != probabilities().argmax(-1)).mean() > 0.005  # it did something
+    picture = Image.open(folder / "out.png")
+    assert picture.mode == "P" and picture.getpalette("RGB")[:6] == [0, 0, 0, 128, 0, 0]
+    assert np.array(Image.open(folder / "out_overlay.png")).shape == (*SIZE, 3)
+
+
+def test_zeros_count_as_the_floor(folder):
+    p = probabilities()
+    p[5:9, 5:9] = (1, 0, 0)
+    np.save(folder / "a.npy", p.astype(np.float16))
+    unary = np.asarray(Probabilities.from_file(folder / "a.npy", SIZE).unary((slice(5, 9), slice(5, 9))))
+    np.testing.assert_allclose(unary[..., 1:], -np.log(PROBABILITY_FLOOR), rtol=1e-6)
+    assert np.isfinite(refined(folder)).all()
+
+
+def test_no_iterations_gives_the_input_back(folder):
+    options = Options(SETTINGS._replace(iterations=0), "probs")
+    refine_file(folder / "a.png", folder / "a.npy", folder / "out", options)
+    np.testing.assert_array_equal(np.array(Image.open(folder / "out.png")), probabilities().argmax(-1))
+
+
+def test_sparse_labels_keep_their_ids_and_palette(tmp_path):
+    image = np.full((*SIZE, 3), 60, np.uint8)
+    image[:, 28:] = 200
+    labels = np.full(SIZE, 9, np.uint8)
+    labels[10:14, 4:8], labels[20:24, 44:48] = 3, 7
+    palette = voc_palette()
+    palette[3], palette[7] = (250, 0, 0), (0, 0, 250)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    files.write_palette_png(tmp_path / "l.png", labels, palette)
+    options = Options(Settings(CRFParams(10.0, 40.0, 13.0, 3.0, 3.0), 8, "after", "auto"), "labels", unknown=9)
+    refine_file(tmp_path / "a.png", tmp_path / "l.png", tmp_path / "out", options)
+    found = np.array(Image.open(tmp_path / "out.png"))
+    assert (found[:, :28] == 3).all() and (found[:, 28:] == 7).all()
+    assert Image.open(tmp_path / "out.png").getpalette("RGB")[9:12] == [250, 0, 0]
+
+
+def test_unary_of_labels(tmp_path):
+    labels = np.array([[4, 4, 255], [6, 8, 8]], np.uint8)
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    rough = RoughLabels.from_file(tmp_path / "l.png", (2, 3), 255, 0.7)
+    p = np.exp(-np.asarray(rough.unary((slice(0, 2), slice(0, 3)))))
+    np.testing.assert_array_equal(rough.ids, [4, 6, 8])
+    np.testing.assert_allclose(p[0, 0], [0.7, 0.15, 0.15], rtol=1e-5)
+    np.testing.assert_allclose(p[0, 2], [1 / 3] * 3, rtol=1e-5)
+    np.testing.assert_allclose(p[1, 1], [0.15, 0.15, 0.7], rtol=1e-5)
+
+
+def test_strip_shows_every_iteration(folder):
+    refined(folder, iterations_strip=True)
+    strip = np.array(Image.open(folder / "out_iterations.png"))
+    assert strip.shape[1] > 4 * SIZE[1] and strip.shape[0] > 4 * SIZE[0]  # 0..3 iterations; labels and three classes
+
+
+def test_frames_are_samples_of_all_iterations(folder):
+    rough = Probabilities.from_file(folder / "a.npy", SIZE)
+    image = photograph(SIZE)
+    whole = np.asarray(
+        mean_field(rough.unary((slice(None), slice(None))), image, PARAMS, 3, normalization="after", return_all=True)
+    )
+    options = {"iterations": 3, "normalization": "after", "frame_width": 20}
+    labels, frames = refinement.refine_frames(rough, image, PARAMS, **options)
+    np.testing.assert_allclose(frames, whole[:, ::3, ::3], atol=1e-3)
+    np.testing.assert_array_equal(labels, whole[-1].argmax(-1))
+    in_pieces = refinement.refine_frames(rough, image, PARAMS, max_pixels=900, **options)
+    assert np.abs(in_pieces[1].astype(float) - frames).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [(300, 400), (1, 90000), (90000, 1), (301, 397)])
+def test_pieces_cover_the_photograph_once(size):
+    cut = refinement.pieces(size, 10_000, 25)
+    covered = np.zeros(size, np.uint8)
+    for piece in cut:
+        covered[piece.core] += 1
+        assert (piece.core[0].stop - piece.core[0].start) * (piece.core[1].stop - piece.core[1].start) <= 10_000
+        for core, window, length in zip(piece.core, piece.window, size):
+            assert window.start <= max(core.start - 25, 0) and window.stop >= min(core.stop + 25, length)
+    assert (covered == 1).all() and len(cut) > 1
+    assert len({(y.stop - y.start, x.stop - x.start) for (y, x), _ in cut}) == 1  # one shape: one program
+
+
+def test_pieces_give_the_labels_of_the_whole():
+    size = (96, 128)
+    image, p = photograph(size, 3), probabilities(size, 4, 5)
+    rough = Probabilities(np.arange(4, dtype=np.uint8), voc_palette(), p, Path("p.npy"))
+    options = {"iterations": 5, "normalization": "after", "bilateral": "exact"}
+    whole = refinement.refine(rough, image, PARAMS, **options)
+    cut = refinement.refine(rough, image, PARAMS, max_pixels=4000, **options)
+    assert (whole != p.argmax(-1)).mean() > 0.01
+    assert (whole != cut).mean() <= 0.005
+
+
+def test_folders_pair_by_name_and_go_on_after_a_bad_file(tmp_path, capsys):
+    for name in ("in/x/a", "in/b", "in/c", "in/d"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph(SIZE)).save(tmp_path / f"{name}.jpg")
+    (tmp_path / "p/x").mkdir(parents=True)
+    np.save(tmp_path / "p/x/a_probs.npy", probabilities())
+    np.save(tmp_path / "p/b.npy", probabilities())
+    np.save(tmp_path / "p/d.npy", probabilities((40, 50)))
+    failed = refine_folder(tmp_path / "in", tmp_path / "p", tmp_path / "out", Options(SETTINGS, "probs"))
+    assert failed == 2
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "out").rglob("*.png")) == [
+        "out/b.png", "out/b_overlay.png", "out/x/a.png", "out/x/a_overlay.png",
+    ]  # fmt: skip
+    errors = capsys.readouterr().err
+    assert "c.jpg: " in errors and "has no c.npy for it" in errors and "but the photograph is 40 high" in errors
+
+
+def test_partner_prefers_the_full_name(tmp_path):
+    for name in ("a_probs.npy", "a.jpg_probs.npy"):
+        (tmp_path / name).touch()
+    item = listing.Input(Path("in/a.jpg"), Path("in"))
+    assert find_partner(item, tmp_path, "probs").name == "a.jpg_probs.npy"
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (probabilities()[..., 0], "must be [H, W, C]"),
+        (np.moveaxis(probabilities(), -1, 0), "[C, H, W]"),
+        (probabilities().swapaxes(0, 1), "rows and columns look swapped"),
+        (probabilities((40, 55)), "the photograph is 40 high and 56 wide"),
+        (probabilities().astype(np.float64), "float16 or float32"),
+        (probabilities()[..., :1], "2 to 256"),
+        (np.log(probabilities()), "give probabilities in 0..1"),
+        (np.where(np.arange(3) == 1, np.nan, probabilities()).astype(np.float32), "holds NaN"),
+        (probabilities() * 0, "probability 0"),
+        (np.array({"a": 1}, dtype=object), "not a .npy file of numbers"),
+    ],
+)
+def test_bad_probabilities_in_a_sentence(folder, array, words):
+    np.save(folder / "a.npy", array, allow_pickle=True)
+    with pytest.raises(UserError) as error:
+        refined(folder)
+    assert words in str(error.value) and "a.npy" in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "out.png").exists()
+
+
+def test_bad_files_in_a_sentence(folder, tmp_path):
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 no")
+    (tmp_path / "text.npy").write_text("hello")
+    np.savez(tmp_path / "z.npz", a=1)
+    Image.fromarray(np.full(SIZE, 255, np.uint8)).save(tmp_path / "void.png")
+    Image.fromarray(np.full((4, 4), 1, np.uint8)).save(tmp_path / "small.png")
+    options, labels = Options(SETTINGS, "probs"), Options(SETTINGS, "labels")
+    cases = [
+        ("a.png", "none.npy", options, "no such file"),
+        ("a.png", "zip.npy", options, "numpy.save"),
+        ("a.png", "text.npy", options, "numpy.save"),
+        ("a.png", "z.npz", options, "archive"),
+        ("text.npy", "a.npy", options, "cannot be decoded"),
+        ("a.png", "void.png", labels, "has no id besides --unknown=255"),
+        ("a.png", "small.png", labels, "they must be equal"),
+        ("a.png", "a.npy", labels, "cannot be decoded"),
+    ]
+    for image, given, how, words in cases:
+        with pytest.raises(UserError, match=words.replace("(", "\\(")):
+            refine_file(tmp_path / image, tmp_path / given, tmp_path / "out", how)
+    with pytest.raises(UserError, match="overwrite"):
+        refine_file(folder / "a.png", folder / "a.npy", folder / "a", options)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "deeplab_jax.refine", *arguments], capture_output=True, text=True)
+
+
+def test_command(folder):
+    done = run(f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", "--iterations=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{folder}/o.png") and done.stderr == ""
+    assert (folder / "o_overlay.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--bilateral_rgb_std=0"], "--bilateral_rgb_std=0.0 must be greater than 0"),
+        (["--preset=nonsense"], "--preset='nonsense' is neither"),
+    ],
+)
+def test_command_refuses_in_a_sentence(folder, flags, words):
+    done = run(f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", *flags)
+    assert done.returncode == 1 and done.stdout == "" and words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_scribbles_of_the_classic_demo(test_data, tmp_path, number):
+    source = test_data / "densecrf_examples"
+    settings = Settings(CRFParams(10.0, 80.0, 13.0, 3.0, 3.0), 5, "symmetric", "permutohedral")
+    options = Options(settings, "labels", unknown=0)
+    refine_file(source / f"im{number}.png", source / f"anno{number}.png", tmp_path / "out", options)
+    found = np.array(Image.open(tmp_path / "out.png"))
+    scribbles = np.array(Image.open(source / f"anno{number}.png"))
+    assert set(np.unique(found)) == {1, 2}
+    assert (found == scribbles)[scribbles > 0].mean() > 0.97
