@@ -133,3 +133,30 @@ def test_vgg_aspp_caffemodel(tmp_path):
     check_network(apply, variables, run)
     image = photograph(321)
     assert difference(np.asarray(apply(variables, image)), run(image, None)[0]) < TOLERANCE
+
+
+def test_torchvision_resnet50_keeps_its_own_preprocessing_and_stride(tmp_path):
+    """An ImageNet trunk: RGB over 255, stride on the 3x3 convs; its head is missing and keeps its values."""
+    w = reference.random_resnet(50)
+    torch.save(reference.tensors(writers.state_dict(w, writers.torchvision_name)), tmp_path / "resnet50.pth")
+    model = model_config(backbone="resnet50")
+    out = tmp_path / "resnet50.safetensors"
+    conversion.convert(files.read(tmp_path / "resnet50.pth"), model, out)
+    assert initial.recorded_settings(out) == {"preprocessing": "torch_rgb", "stride_on": "3x3"}
+    model.update(initial.recorded_settings(out))
+    network = create_model(model, 21)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 65, 65, 3), np.float32))
+    fresh = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    for i in range(4):
+        layer = fresh["params"]["head"][f"fc1_c{i}"]
+        layer["kernel"] = w[f"fc1_c{i}.weight"].transpose(2, 3, 1, 0)
+        layer["bias"] = w[f"fc1_c{i}.bias"]
+    variables, report = initial.load_initial(out, model, fresh)
+    assert set(report.missing) == {f"head/fc1_c{i}/{leaf}" for i in range(4) for leaf in ("kernel", "bias")}
+    weights = reference.tensors(w)
+
+    def run(x, wrong):
+        return reference.resnet(reference.torch_input(x), weights, 50, stride_on="3x3", wrong=wrong)
+
+    only = ("stride_on", "res3a.stride", "res4a.dilation", "res4b2.dilation", "res5c.dilation")
+    check_network(jax.jit(lambda v, x: network.apply(v, x)[0]), variables, run, only=only)
