@@ -16,7 +16,7 @@ from deeplab_jax.crf.params import NORMALIZATIONS, is_traced
 UPDATES = ("parallel", "convergent")
 
 
-def check_static(iterations: int, normalization: str, update: str = "parallel") -> None:
+def check_static(iterations: int, normalization: str, update: str = "parallel", cutoff: float | None = None) -> None:
     """Checks everything that is not an array."""
     if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer):
         raise ValueError(f"iterations={iterations!r} must be a whole number, fixed when the function is compiled")
@@ -26,6 +26,8 @@ def check_static(iterations: int, normalization: str, update: str = "parallel") 
         raise ValueError(f"normalization={normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
     if update not in UPDATES:
         raise ValueError(f"update={update!r} must be one of {', '.join(UPDATES)}")
+    if cutoff is not None and not 0 < cutoff < 1:
+        raise ValueError(f"cutoff={cutoff} must lie between 0 and 1, or be None")
     if update == "convergent":
         check_symmetric(normalization, 'update="convergent"')
 

@@ -159,11 +159,14 @@ def _out_of_tiles(structure: Structure, tiled: jax.Array) -> jax.Array:
 
 def _median_splits(features: jax.Array, groups: int) -> jax.Array:
     """Orders points [M, D] so that each of `groups` (a power of two) equal runs is a box of a k-d tree; [M] indices."""
-    order = jnp.arange(features.shape[0])[None]
-    while order.shape[0] < groups:
-        spread = features[order]
-        widest = jnp.argmax(spread.max(1) - spread.min(1), axis=-1)
-        along = jnp.take_along_axis(spread, widest[:, None, None], axis=2)[..., 0]
-        order = jnp.take_along_axis(order, jnp.argsort(along, axis=1), axis=1)
-        order = order.reshape(2 * order.shape[0], -1)
-    return order.reshape(-1)
+    points = features.shape[0]
+    places = jnp.arange(points, dtype=jnp.int32)
+
+    def split(level: jax.Array, order: jax.Array) -> jax.Array:
+        run = places // (points >> level)
+        placed = features[order]
+        sides = jax.ops.segment_max(placed, run, groups) - jax.ops.segment_min(placed, run, groups)
+        along = jnp.take_along_axis(placed, jnp.argmax(sides, axis=1)[run][:, None], axis=1)[:, 0]
+        return lax.sort((run, along, order), num_keys=2)[2]
+
+    return lax.fori_loop(0, groups.bit_length() - 1, split, places)

@@ -97,7 +97,7 @@ def mean_field(
       ValueError: names the argument. Values (NaN in the unary, widths that are not positive) are looked at only when
         they are concrete. An image in 0..1 draws a warning.
     """
-    checks.check_static(iterations, normalization, update)
+    checks.check_static(iterations, normalization, update, cutoff)
     unary, image = (jnp.asarray(x) for x in (unary, image))
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
@@ -109,6 +109,9 @@ def mean_field(
     for n, (features, weight) in enumerate(kernels):
         checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
         checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
+    if update == "convergent":
+        every = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
+        convergent.check_affinities(every, compatibility, unary.shape[-1], 'update="convergent"')
     chosen = choose_bilateral(bilateral, *unary.shape[-3:-1])
     options = Options(
         iterations=int(iterations),
@@ -160,7 +163,7 @@ def mean_field_features(
     Raises:
       ValueError: names the argument, as `mean_field` does.
     """
-    checks.check_static(iterations, normalization, update)
+    checks.check_static(iterations, normalization, update, cutoff)
     unary = jnp.asarray(unary)
     checks.check_unary(unary, (2,))
     checks.check_mask(mask, unary.shape)
@@ -168,6 +171,8 @@ def mean_field_features(
     for n, (features, weight) in enumerate(kernels):
         checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
         checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
+    if update == "convergent":
+        convergent.check_affinities([w for _, w in kernels], compatibility, unary.shape[-1], 'update="convergent"')
     chosen = choose_bilateral(bilateral, unary.shape[0], 1)
     if chosen == "separable":
         raise ValueError('bilateral="separable" needs rows and columns; use "permutohedral" or "exact" for points')

@@ -192,7 +192,7 @@ def _optional(known: set[str]) -> str:
     return ", ".join(sorted(known - set(FIELDS)))
 
 
-def truncation_radius(std: Value, truncate: float, step: int = 4) -> tuple[int, int] | None:
+def truncation_radius(std: Value, truncate: float, step: int = 2) -> tuple[int, int] | None:
     """Radii (x, y) in pixels beyond which a Gaussian is dropped, rounded up to `step`; None where `std` is traced."""
     if is_traced(std):
         return None

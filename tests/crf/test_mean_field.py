@@ -1,0 +1,194 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.crf import CRFParams, mean_field, mean_field_features
+from deeplab_jax.crf.kernels import choose_bilateral
+from deeplab_jax.crf.params import NORMALIZATIONS
+
+PARAMS = CRFParams(2.0, 6.0, 30.0, 1.5, (1.5, 1.0))
+
+
+def expected(definition, scene, params=PARAMS, iterations=3, normalization="symmetric", **options):
+    labels = scene.unary.shape[-1]
+    bilateral, spatial = definition.image_kernels(scene.image, params)
+    kernels = [(bilateral, params.bilateral_weight), (spatial, params.gaussian_weight)]
+    q = definition.mean_field(scene.unary.reshape(-1, labels), kernels, iterations, normalization, **options)
+    return q.reshape(scene.unary.shape)
+
+
+def exact(scene, params=PARAMS, iterations=3, **options):
+    return np.asarray(mean_field(scene.unary, scene.image, params, iterations, bilateral="exact", **options))
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_equals_the_definition(definition, scene, normalization):
+    q = exact(scene, normalization=normalization)
+    np.testing.assert_allclose(q, expected(definition, scene, normalization=normalization), atol=2e-4)
+    np.testing.assert_allclose(q.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_leaving_out_a_pixels_own_contribution_equals_the_definition(definition, scene, normalization):
+    options = {"normalization": normalization, "include_self": False}
+    np.testing.assert_allclose(exact(scene, **options), expected(definition, scene, **options), atol=2e-4)
+
+
+def test_compatibility_class_weights_and_weight_matrices_equal_the_definition(definition, scene):
+    rng = np.random.default_rng(0)
+    compatibility, matrix = rng.normal(size=(4, 4)), rng.normal(size=(4, 4))
+    params = PARAMS.replace(bilateral_weight=np.array([2.0, 1.0, 0.5, 3.0]), gaussian_weight=matrix)
+    for options in ({}, {"compatibility": compatibility}):
+        np.testing.assert_allclose(
+            exact(scene, params, **options), expected(definition, scene, params, **options), atol=2e-4
+        )
+
+
+def test_explicit_potts_penalties_are_the_default(scene):
+    np.testing.assert_allclose(exact(scene, compatibility=1 - np.eye(4)), exact(scene), atol=1e-5)
+
+
+def test_all_iterations_and_their_logarithms(scene):
+    history = exact(scene, return_all=True)
+    assert history.shape == (4, *scene.unary.shape)
+    np.testing.assert_allclose(history[0], np.exp(-scene.unary), rtol=1e-5)
+    np.testing.assert_allclose(history[2], exact(scene, iterations=2), atol=1e-6)
+    np.testing.assert_allclose(np.exp(exact(scene, return_log=True)), history[3], rtol=1e-4, atol=1e-6)
+    assert exact(scene, iterations=0, return_all=True).shape == (1, *scene.unary.shape)
+    np.testing.assert_allclose(exact(scene, iterations=0), history[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bilateral", ["exact", "permutohedral", "separable"])
+def test_valid_pixels_come_out_as_if_they_alone_existed(scene, bilateral):
+    mask = np.zeros(scene.truth.shape, bool)
+    mask[:9, :11] = True
+    unary, image = scene.unary.copy(), scene.image.astype(np.float32)
+    unary[~mask], image[~mask] = 1e4, 255.0
+    options = {"bilateral": bilateral, "normalization": "after"}
+    q = np.asarray(mean_field(unary, image, PARAMS, 3, mask=mask, **options))
+    cropped = mean_field(scene.unary[:9, :11], scene.image[:9, :11], PARAMS, 3, **options)
+    np.testing.assert_allclose(q[:9, :11], cropped, atol=2e-5)
+    np.testing.assert_allclose(q[~mask], 0.25)
+
+
+def test_a_batch_equals_its_images_vmap_a_loop_and_jit_eager(scene):
+    unary = np.stack([scene.unary, scene.unary[::-1]])
+    image = np.stack([scene.image, scene.image[:, ::-1]])
+    run = lambda u, i: mean_field(u, i, PARAMS, 3, bilateral="exact", return_all=True)  # noqa: E731
+    single = np.stack([run(unary[n], image[n]) for n in range(2)])
+    np.testing.assert_allclose(run(unary, image), single.swapaxes(0, 1), atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(run)(unary, image), single, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(run)(unary[0], image[0]), single[0], atol=1e-5)
+
+
+def test_float32_is_close_to_float64(scene):
+    narrow = exact(scene, iterations=5)
+    with jax.enable_x64(True):
+        wide = mean_field(scene.unary.astype(np.float64), scene.image, PARAMS, 5, bilateral="exact")
+        assert wide.dtype == jnp.float64
+    assert np.abs(narrow - np.asarray(wide)).mean() < 1e-5
+
+
+def test_bfloat16_storage_keeps_the_labels(scene):
+    q, narrow = exact(scene), exact(scene, storage_dtype=jnp.bfloat16)
+    assert narrow.dtype == np.float32
+    assert (q.argmax(-1) == narrow.argmax(-1)).mean() > 0.98
+    assert 0 < np.abs(q - narrow).mean() < 5e-3
+    half = mean_field(jnp.asarray(scene.unary, jnp.bfloat16), scene.image, PARAMS, 3, bilateral="exact")
+    assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 2), (7, 1, 3), (1, 1, 2), (3, 4, 256)])
+def test_any_size_and_number_of_labels(shape):
+    rng = np.random.default_rng(0)
+    unary, image = rng.random(shape, np.float32), rng.integers(0, 256, (*shape[:2], 3)).astype(np.uint8)
+    q = np.asarray(mean_field(unary, image, PARAMS, 2))
+    assert q.shape == shape and np.isfinite(q).all()
+    np.testing.assert_allclose(q.sum(-1), 1, atol=1e-5)
+
+
+def test_features_of_an_image_give_the_image_function(scene):
+    height, width, _ = scene.unary.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    xy = np.stack([x, y], -1)
+    bilateral = np.concatenate([xy / 6, scene.image / np.float32(30)], -1)
+    spatial = xy / np.array([1.5, 1], np.float32)
+    flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
+    q = mean_field_features(flat(scene.unary), [(flat(bilateral), 2.0), (flat(spatial), 1.5)], 3, bilateral="exact")
+    np.testing.assert_allclose(q.reshape(scene.unary.shape), exact(scene), atol=1e-4)
+    extra = exact(scene, PARAMS.replace(gaussian_weight=0.0), kernels=[(spatial, 1.5)])
+    np.testing.assert_allclose(extra, exact(scene), atol=1e-4)
+
+
+def test_kernels_over_a_point_cloud_equal_the_definition(definition):
+    rng = np.random.default_rng(3)
+    unary = rng.random((60, 5), np.float32)
+    kernels = [(rng.normal(size=(60, d)).astype(np.float32), w) for d, w in ((1, 1.0), (8, 2.0), (16, 0.5))]
+    q = mean_field_features(unary, kernels, 4, bilateral="exact", normalization="before")
+    matrices = [(definition.kernel(f), w) for f, w in kernels]
+    np.testing.assert_allclose(q, definition.mean_field(unary, matrices, 4, "before"), atol=2e-4)
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+def test_gradients_match_finite_differences(scene, normalization):
+    unary, image = jnp.asarray(scene.unary[:6, :7]), jnp.asarray(scene.image[:6, :7], jnp.float32)
+    target = jnp.asarray(np.random.default_rng(0).normal(size=unary.shape), jnp.float32)
+    values = (unary, PARAMS.replace(gaussian_xy_std=1.5), 1 - jnp.eye(4))
+
+    with jax.enable_x64(True):
+        values = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), values)
+
+        @jax.jit
+        def loss(values):
+            unary, params, compatibility = values
+            options = {"bilateral": "exact", "normalization": normalization, "compatibility": compatibility}
+            return (mean_field(unary, image, params, 3, **options) * target).sum()
+
+        gradient = jax.grad(loss)(values)
+        rng = np.random.default_rng(1)
+        for n, leaf in enumerate(jax.tree.leaves(values)):
+            direction = rng.normal(size=leaf.shape)
+
+            def moved(step, n=n, direction=direction):
+                leaves, tree = jax.tree.flatten(values)
+                leaves[n] = leaves[n] + step * direction
+                return loss(jax.tree.unflatten(tree, leaves))
+
+            numeric = (moved(1e-4) - moved(-1e-4)) / 2e-4
+            analytic = (jax.tree.leaves(gradient)[n] * direction).sum()
+            np.testing.assert_allclose(analytic, numeric, rtol=1e-4, atol=1e-7)
+
+
+def test_auto_is_exact_for_score_maps_and_the_lattice_for_photographs():
+    assert choose_bilateral("auto", 41, 41, "cpu") == "exact"
+    assert choose_bilateral("auto", 375, 500, "cpu") == "permutohedral"
+    assert choose_bilateral("separable", 375, 500) == "separable"
+    with pytest.raises(ValueError, match="bilateral='fast' must be one of auto, permutohedral"):
+        choose_bilateral("fast", 4, 4)
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+def test_the_photograph_matches_its_exact_marginals(small_case, normalization):
+    case = small_case
+    options = {"bilateral": "exact", "cutoff": 1e-4, "normalization": normalization}
+    q = np.asarray(mean_field(case.unary, case.image, case.params, case.iterations, **options))
+    assert np.abs(q - case.exact[normalization]).mean() < 1e-4
+    assert (q.argmax(-1) != case.exact[normalization].argmax(-1)).mean() <= 2e-4
+
+
+def test_separable_differs_from_the_exact_marginals_by_less_than_the_crf_changes(small_case):
+    case = small_case
+    q = np.asarray(mean_field(case.unary, case.image, case.params, case.iterations, bilateral="separable"))
+    wrong = (q.argmax(-1) != case.exact["symmetric"].argmax(-1)).mean()
+    changed = (case.unary.argmin(-1) != case.exact["symmetric"].argmax(-1)).mean()
+    assert wrong < 0.03 and wrong < 0.7 * changed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("size", "cutoff"), [("small", None), ("full", None), ("full", 1e-3)])
+def test_cases_match_their_exact_marginals_under_the_definition(request, size, cutoff):
+    case = request.getfixturevalue(f"{size}_case")
+    q = np.asarray(mean_field(case.unary, case.image, case.params, case.iterations, bilateral="exact", cutoff=cutoff))
+    assert np.abs(q - case.exact["symmetric"]).mean() < 1e-4
+    assert (q.argmax(-1) != case.exact["symmetric"].argmax(-1)).mean() <= 2e-4
