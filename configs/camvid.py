@@ -6,15 +6,15 @@ from deeplab_jax.configs import base
 def get_config():
     config = base.get_config()
     config.batch_size = 6
-    config.num_steps = 3000
+    config.num_steps = 1900
     config.model.update(
         backbone="resnet_small",
-        widths=(64, 128, 192, 192),
+        widths=(48, 96, 128, 160),
         blocks=(2, 2, 2, 2),
         head="aspp",
-        head_width=96,
+        head_width=64,
         head_rates=(6, 12, 18),
-        fine_branch=48,
+        fine_branch=32,
         batch_norm="trained",
         preprocessing="torch_rgb",
     )
@@ -23,7 +23,7 @@ def get_config():
         train_split="train",
         holdout=40,  # chooses the checkpoint and the CRF's parameters
         crop=(241, 321),
-        scales=(0.6, 1.6),
+        scales=(0.7, 1.5),
         continuous_scale=True,
         brightness=0.25,
         contrast=0.25,
@@ -36,9 +36,9 @@ def get_config():
         classifier_multiplier=1.0,
         bias_multiplier=1.0,
         warmup_steps=50,
-        ema=0.998,
+        ema=0.995,
     )
     config.crf.update(search_images=40)
-    config.eval.update(every=500, select_split="holdout", mirror=True, size_multiple=8)
-    config.checkpoint.every = 250
+    config.eval.update(every=400, select_split="holdout", mirror=True, size_multiple=8)
+    config.checkpoint.every = 200
     return config
