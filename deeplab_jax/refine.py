@@ -7,6 +7,7 @@ With folders for --image, --probs or --labels, and --out, each photograph is pai
 OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip OUT_iterations.png. Probabilities below
 1e-8 count as that. Scribbles spread best with wide kernels, for example
   --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5
+Where a label with few scribbles vanishes, raise --confidence.
 """
 
 from collections.abc import Sequence

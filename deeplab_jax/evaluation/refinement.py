@@ -37,7 +37,7 @@ def pieces(size: tuple[int, int], max_pixels: int, margin: int, align: int = 1) 
     start at its multiples and are up to `align` - 1 pixels longer.
 
     >>> [len(pieces((3000, 4000), pixels, 134)) for pixels in (12_000_000, 4_000_000, 500_000)]
-    [1, 3, 24]
+    [1, 3, 25]
     """
     height, width = size
     if height * width <= max_pixels:

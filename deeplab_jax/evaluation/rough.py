@@ -1,6 +1,7 @@
 """What the CRF starts from when no network is at hand: a file of probabilities, or a label map with a confidence."""
 
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Probabilities(Rough):
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as e:
             raise UserError(f"{path}: no such file") from e
-        except (OSError, ValueError, EOFError) as e:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
             raise UserError(f"{path}: is not a .npy file of numbers; save it with numpy.save(path, array)") from e
         if not isinstance(values, np.ndarray):
             raise UserError(f"{path}: is an archive of arrays; save the one array with numpy.save(path, array)")
