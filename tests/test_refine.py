@@ -239,7 +239,7 @@ def test_scribbles_of_the_classic_demo(test_data, tmp_path):
     refine_file(source / "im1.png", source / "anno1.png", tmp_path / "out", Options(settings, "labels", unknown=0))
     found = np.array(Image.open(tmp_path / "out.png"))
     scribbles = np.array(Image.open(source / "anno1.png"))
-    # pydensecrf2 with the same unary and parameters: 16.3 % of the pixels get label 1, 88.1 % of the scribbles are kept.
+    # pydensecrf2, same unary and parameters: 16.3 % of the pixels get label 1, 88.1 % of the scribbles are kept.
     assert set(np.unique(found)) == {1, 2}
     assert (found == 1).mean() == pytest.approx(0.163, abs=0.02)
     assert (found == scribbles)[scribbles > 0].mean() == pytest.approx(0.881, abs=0.02)

@@ -1,0 +1,99 @@
+"""Searches the CRF's parameters on held-out images, coarse to fine, as the papers did.
+
+  python -m deeplab_jax.crf_search --config FILE --workdir W [--images 100] [--objective mean_iou|trimap]
+
+The network's scores are computed once and kept in W/crf_search; a stopped search goes on where it was. The images are
+those that config.data.holdout set aside from training, else the evaluation split. Writes W/crf_search/table.txt,
+table.csv and heatmap.png, and W/crf_preset.json for
+  main --config.crf.preset=W/crf_preset.json    predict --preset W/crf_preset.json    refine --preset W/crf_preset.json
+Each parameter's coarse values can be given: --bilateral_xy_std 30,40,50.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from deeplab_jax import cli
+from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.search import GRIDS, OBJECTIVES
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not on import, as several commands have flags of one name."""
+    flags.DEFINE_string("config", None, "config file or shipped name: the data; the network is the workdir's")
+    flags.DEFINE_string("workdir", None, "folder of the training run; results go there too")
+    flags.DEFINE_integer("images", 100, "how many held-out images, spread over the list", lower_bound=1)
+    flags.DEFINE_string("split", "", "which images; default: holdout if config.data.holdout is set, else eval.split")
+    flags.DEFINE_enum("objective", "mean_iou", OBJECTIVES, "what to maximize")
+    flags.DEFINE_integer("trimap_width", 5, "pixels around the true boundaries that count as trimap", lower_bound=1)
+    flags.DEFINE_enum("grid", "v2", list(GRIDS), "the paper whose coarse grid is searched")
+    for name in FIELDS:
+        flags.DEFINE_list(name, None, "coarse values, separated by commas; default: the grid's")
+    flags.DEFINE_list("normalization", None, "of the kernels, several are tried; default: the config's")
+    flags.DEFINE_integer(
+        "passes", 2, "1 = coarse only; each further pass halves the steps around the best", lower_bound=1
+    )
+    flags.DEFINE_bool("exhaustive", False, "measure every setting on every image, not only the promising ones")
+    flags.DEFINE_integer("iterations", None, "mean-field iterations; default: config.crf.iterations", lower_bound=1)
+    flags.DEFINE_string("bilateral", None, "filter; default: config.crf.bilateral")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    if argv:
+        raise UserError(f"{argv[0]}: not understood; all arguments are flags (see --help)")
+    if not FLAGS.workdir:
+        raise UserError("--workdir is missing; name the folder of the training run")
+    config = cli.config_from_flags(FLAGS.config)
+    grid = dict(GRIDS[FLAGS.grid])
+    for name in FIELDS:
+        if FLAGS[name].value is not None:
+            grid[name] = numbers(name, FLAGS[name].value)
+    grid["normalization"] = tuple(FLAGS.normalization or (config.crf.normalization,))
+    for name in grid["normalization"]:
+        if name not in NORMALIZATIONS:
+            raise UserError(f"--normalization={name}: must be among {', '.join(NORMALIZATIONS)}")
+    from deeplab_jax.training.crf_search import search_workdir  # needs the extra [train]
+
+    preset, table = search_workdir(
+        config,
+        FLAGS.workdir,
+        grid,
+        images=FLAGS.images,
+        split=FLAGS.split,
+        objective=FLAGS.objective,
+        trimap_width=FLAGS.trimap_width,
+        passes=FLAGS.passes,
+        exhaustive=FLAGS.exhaustive,
+        iterations=FLAGS.iterations or max(config.crf.iterations, 1),
+        bilateral=FLAGS.bilateral or config.crf.bilateral,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"\n{table}\n\nbest: {FLAGS.workdir}/crf_preset.json ({preset.source})")
+    return 0
+
+
+def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """The values of a flag, ascending.
+
+    Raises:
+      UserError: one is not a number, or a width is not positive.
+    """
+    try:
+        values = sorted({float(text) for text in texts})
+    except ValueError as e:
+        raise UserError(f"--{name}={','.join(texts)}: needs numbers separated by commas") from e
+    if not values or not np.isfinite(values).all() or (name.endswith("std") and values[0] <= 0) or values[0] < 0:
+        raise UserError(
+            f"--{name}={','.join(texts)}: needs finite numbers, {'above' if name.endswith('std') else 'from'} 0"
+        )
+    return tuple(values)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,321 @@
+"""Coarse-to-fine search of the CRF's parameters on held-out images (v1 section 5.1).
+
+Every combination of a coarse grid is scored on a few images, the best quarter on more, and so on to all of them; then
+the same around the best with half the steps. What was measured is kept in a ledger, so that a search goes on where it
+was stopped. Images are visited one by one: its lattice is built once for all settings that share their widths.
+"""
+
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from deeplab_jax.crf.params import CRFParams
+
+
+class Setting(NamedTuple):
+    """One point of the search; the fields are those of `CRFParams`, and the normalization."""
+
+    bilateral_weight: float
+    bilateral_xy_std: float
+    bilateral_rgb_std: float
+    gaussian_weight: float
+    gaussian_xy_std: float
+    normalization: str
+
+    @property
+    def params(self) -> CRFParams:
+        return CRFParams(*self[:5])
+
+    @property
+    def widths(self) -> tuple:
+        """What a lattice depends on."""
+        return self.bilateral_xy_std, self.bilateral_rgb_std, self.gaussian_xy_std
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self)
+
+
+OBJECTIVES = ("mean_iou", "trimap")
+
+Axes = Mapping[str, tuple]
+
+# The papers' first grids; w2 and sigma_gamma are fixed at 3 there.
+GRIDS: Mapping[str, Axes] = {
+    "v1": {
+        "bilateral_weight": (5.0, 6.0, 7.0, 8.0, 9.0, 10.0),
+        "bilateral_xy_std": (50.0, 60.0, 70.0, 80.0, 90.0, 100.0),
+        "bilateral_rgb_std": (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0),
+        "gaussian_weight": (3.0,),
+        "gaussian_xy_std": (3.0,),
+    },
+    "v2": {
+        "bilateral_weight": (3.0, 4.0, 5.0, 6.0),
+        "bilateral_xy_std": (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0),
+        "bilateral_rgb_std": (3.0, 4.0, 5.0, 6.0),
+        "gaussian_weight": (3.0,),
+        "gaussian_xy_std": (3.0,),
+    },
+}
+
+
+def settings_of(axes: Axes) -> list[Setting]:
+    """All combinations of the values of each field of `Setting`."""
+    return [Setting(*values) for values in itertools.product(*(axes[name] for name in Setting._fields))]
+
+
+def around(best: Setting, axes: Axes) -> dict[str, tuple]:
+    """The next, finer grid: for each searched number, the best value and half a step to both sides of it.
+
+    >>> fine = around(Setting(4.0, 50.0, 3.0, 3.0, 3.0, "after"), GRIDS["v2"] | {"normalization": ("after",)})
+    >>> fine["bilateral_weight"], fine["bilateral_xy_std"], fine["gaussian_weight"]
+    ((3.5, 4.0, 4.5), (45.0, 50.0, 55.0), (3.0,))
+    """
+    fine = {}
+    for name, value in zip(Setting._fields, best):
+        values = sorted(set(axes[name]))
+        if name == "normalization" or len(values) == 1:
+            fine[name] = (value,)
+            continue
+        steps = [b - a for a, b in itertools.pairwise(values)]
+        at = values.index(value)
+        step = min(steps[max(at - 1, 0) : at + 1]) / 2
+        low = (value - step,) if value - step > 0 or (name.endswith("weight") and value >= step) else ()
+        fine[name] = (*low, value, value + step)
+    return fine
+
+
+class Round(NamedTuple):
+    """So many candidates on so many images."""
+
+    candidates: int
+    images: int
+
+
+def rounds(settings: int, images: int, exhaustive: bool = False) -> list[Round]:
+    """How a grid is thinned out: all on a tenth of the images, the best quarter on a third, a sixteenth on all.
+
+    At least 4 images and 8 candidates are kept in each round, where there are so many.
+
+    >>> rounds(128, 100)
+    [Round(candidates=128, images=10), Round(candidates=32, images=34), Round(candidates=8, images=100)]
+    """
+    if exhaustive or settings <= 2:
+        return [Round(settings, images)]
+    plan: list[Round] = []
+    for quarter, share in ((1, 0.1), (4, 1 / 3), (16, 1.0)):
+        step = Round(
+            min(settings, max(math.ceil(settings / quarter), 8)), min(images, max(math.ceil(images * share), 4))
+        )
+        if plan and plan[-1].images == step.images:
+            continue
+        plan.append(step)
+    return plan
+
+
+class Counts(NamedTuple):
+    """Per class: pixels right, pixels of the truth, pixels predicted; of all valid pixels or of a trimap."""
+
+    hit: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> "Counts":
+        """From a confusion matrix [C, C], rows the truth."""
+        return cls(np.diagonal(matrix).copy(), matrix.sum(1), matrix.sum(0))
+
+
+def mean_iou(counts: Iterable[Counts]) -> float:
+    """Mean IoU over the classes that occur, from the counts of many images added up."""
+    hit, truth, predicted = (sum(column) for column in zip(*counts))
+    union = truth + predicted - hit
+    occurs = union > 0
+    return float((hit[occurs] / union[occurs]).mean()) if occurs.any() else float("nan")
+
+
+class Scorer(Protocol):
+    """What the search measures with: an image's counts under each of some settings (None = without CRF)."""
+
+    objective: str
+
+    def __len__(self) -> int: ...
+
+    def count(self, image: int, settings: Sequence[Setting | None]) -> Iterable[tuple[Setting | None, dict]]: ...
+
+
+class Ledger:
+    """Results by (setting, image), one JSON line each, appended as they come; a torn last line is left out.
+
+    Args:
+      path: the file.
+      about: what the results hold for (checkpoint, images, ...); a ledger about something else is started anew.
+    """
+
+    def __init__(self, path: Path, about: Mapping):
+        self.results: dict[tuple[str, int], dict[str, Counts]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        head = json.dumps(about, sort_keys=True) + "\n"
+        good = [head]
+        if lines and lines[0] == head:
+            for line in lines[1:]:
+                try:
+                    key, image, counts = json.loads(line) if line.endswith("\n") else (None, None, None)
+                    if key is None:
+                        continue
+                    self.results[key, image] = {k: Counts(*map(np.asarray, v)) for k, v in counts.items()}
+                    good.append(line)
+                except (ValueError, TypeError):
+                    continue
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text("".join(good))
+        os.replace(temporary, path)
+        self._file = path.open("a")
+
+    def add(self, setting: Setting | None, image: int, counts: dict[str, Counts]) -> None:
+        """Keeps one result."""
+        key = setting.key if setting else ""
+        self.results[key, image] = counts
+        values = {name: [column.tolist() for column in c] for name, c in counts.items()}
+        self._file.write(json.dumps([key, image, values]) + "\n")
+        self._file.flush()
+
+    def get(self, setting: Setting | None, image: int) -> dict[str, Counts] | None:
+        return self.results.get((setting.key if setting else "", image))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Row(NamedTuple):
+    """A line of the table: a setting (None = the network alone), its mean IoUs and on how many images."""
+
+    setting: Setting | None
+    images: int
+    scores: dict[str, float]
+
+
+class Result(NamedTuple):
+    """What a search found.
+
+    Attributes:
+      best: the setting with the highest objective on all images.
+      rows: one per setting tried, each on the most images it was measured on, best first.
+      grids: for each pass (coarse, fine, ...), its axes and every setting's objective on the images of its first round.
+    """
+
+    best: Setting
+    rows: list[Row]
+    grids: list[tuple[Axes, dict[Setting, float]]]
+
+
+def search(
+    scorer: Scorer,
+    ledger: Ledger,
+    axes: Axes,
+    *,
+    references: Sequence[Setting] = (),
+    passes: int = 2,
+    exhaustive: bool = False,
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Searches coarse to fine.
+
+    Args:
+      scorer: measures one image under several settings.
+      ledger: keeps results; those in it are not measured again.
+      axes: the coarse grid.
+      references: settings that are measured on all images for comparison, and may win.
+      passes: 1 = the coarse grid only; each further pass halves the steps around the best.
+      exhaustive: every setting on every image.
+      say: takes a line of progress.
+    """
+    order = _spread(len(scorer))
+    everything = [
+        Round(1 + len(references), len(scorer)),
+        *rounds(math.prod(map(len, axes.values())), len(scorer), exhaustive),
+    ]
+    searched = sum(len(set(axes[name])) > 1 for name in Setting._fields[:5])
+    everything += (passes - 1) * rounds(3**searched, len(scorer), exhaustive)
+    meter = _Meter(_runs(everything), say)
+    _measure(scorer, ledger, [None, *references], order, meter, "references")
+    tried: dict[Setting | None, int] = {s: len(scorer) for s in (None, *references)}
+    grids: list[tuple[Axes, dict[Setting, float]]] = []
+    best = None
+    for number in range(passes):
+        axes = around(best, axes) if best else axes
+        candidates = settings_of(axes)
+        for step in rounds(len(candidates), len(scorer), exhaustive):
+            candidates, images = candidates[: step.candidates], order[: step.images]
+            name = ("coarse", "fine")[number] if number < 2 else f"pass {number + 1}"
+            what = f"{name}: {len(candidates)} settings on {len(images)} images"
+            _measure(scorer, ledger, candidates, images, meter, what)
+            scores = {s: score(ledger, s, images)[scorer.objective] for s in candidates}
+            if len(grids) == number:
+                grids.append((axes, scores))
+            for s in candidates:
+                tried[s] = max(tried.get(s, 0), len(images))
+            candidates.sort(key=lambda s: (-scores[s], s))
+        best = candidates[0]
+    rows = [Row(s, n, score(ledger, s, order[:n])) for s, n in tried.items()]
+    rows.sort(key=lambda row: (-row.images, -row.scores[scorer.objective]))
+    return Result(next(row.setting for row in rows if row.setting is not None), rows, grids)
+
+
+def score(ledger: Ledger, setting: Setting | None, images: Sequence[int]) -> dict[str, float]:
+    """Mean IoU of a setting over images, for each kind of counts: one sum over all, not a mean of means."""
+    found = [ledger.get(setting, i) for i in images]
+    return {kind: mean_iou([counts[kind] for counts in found]) for kind in found[0]}
+
+
+def _measure(
+    scorer: Scorer, ledger: Ledger, settings: Sequence, images: Sequence[int], meter: "_Meter", what: str
+) -> None:
+    for image in images:
+        lacking = [s for s in settings if ledger.get(s, image) is None]
+        meter.known(len(settings) - len(lacking))
+        for setting, counts in scorer.count(image, lacking) if lacking else ():
+            ledger.add(setting, image, counts)
+            meter.tick(what)
+
+
+def _spread(count: int) -> list[int]:
+    """An order in which every beginning is spread over the whole list (golden-ratio steps), always the same."""
+    return sorted(range(count), key=lambda i: i * 0.6180339887498949 % 1)
+
+
+def _runs(plan: Sequence[Round]) -> int:
+    """Runs of the CRF that a plan needs; a candidate's images of one round are not measured again in the next."""
+    return sum(
+        step.candidates * (step.images - (before.images if before and before.images < step.images else 0))
+        for before, step in zip([None, *plan], plan)
+    )
+
+
+class _Meter:
+    """Tells every few seconds how much is done and how long the rest will take."""
+
+    def __init__(self, total: int, say: Callable[[str], None], every: float = 5.0):
+        self.total, self.say, self.every = total, say, every
+        self.done = self.measured = 0
+        self.start = self.said = time.monotonic()
+
+    def known(self, count: int) -> None:
+        self.done += count
+
+    def tick(self, what: str) -> None:
+        self.done += 1
+        self.measured += 1
+        now = time.monotonic()
+        if now - self.said >= self.every:
+            self.said = now
+            seconds = int((now - self.start) / self.measured * max(self.total - self.done, 0))
+            self.say(f"{what}; {self.done} of about {self.total} runs, {seconds // 60}:{seconds % 60:02d} left")

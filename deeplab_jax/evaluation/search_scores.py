@@ -1,0 +1,141 @@
+"""The network's scores of the held-out images, computed once and kept, and the CRF measured on them."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.crf.gaussian import TRUNCATE
+from deeplab_jax.crf.kernels import choose_bilateral
+from deeplab_jax.crf.mean_field import Options, image_kernels, solve
+from deeplab_jax.crf.params import truncation_radius
+from deeplab_jax.evaluation import trimap
+from deeplab_jax.evaluation.confusion import confusion_matrix
+from deeplab_jax.evaluation.search import Counts, Setting
+from deeplab_jax.evaluation.tiling import padded_size
+from deeplab_jax.imaging.files import write_atomically, write_text
+
+
+class ScoreStore:
+    """Log-probabilities of some images of a data set, float16 [H, W, C], one file each.
+
+    Args:
+      folder: where they lie.
+      dataset: the images.
+      indices: which of them.
+      about: what the scores were computed with; scores of something else are computed anew.
+    """
+
+    def __init__(self, folder: Path, dataset, indices: Sequence[int], about: Mapping):
+        self.folder, self.dataset, self.indices = folder, dataset, list(indices)
+        text = json.dumps(about, sort_keys=True) + "\n"
+        head = folder / "about.json"
+        if not head.is_file() or head.read_text() != text:
+            for old in folder.glob("*.npy"):
+                old.unlink()
+            write_text(head, text)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def path(self, i: int) -> Path:
+        return self.folder / f"{self.indices[i]:06d}.npy"
+
+    def complete(self, segmenter: Callable[[], object], say: Callable[[str], None] = print) -> None:
+        """Computes the scores that are missing; `segmenter` is made only if there are any."""
+        missing = [i for i in range(len(self)) if not self.path(i).is_file()]
+        if not missing:
+            return
+        network, start, said = segmenter(), time.monotonic(), 0.0
+        for done, i in enumerate(missing, 1):
+            scores = network.scores([self.dataset[self.indices[i]].image])[0].astype(np.float16)
+            write_atomically(self.path(i), lambda path, scores=scores: np.save(path, scores))
+            now = time.monotonic()
+            if now - said >= 5 or done == len(missing):
+                said, seconds = now, int((now - start) / done * (len(missing) - done))
+                left = f", {seconds // 60}:{seconds % 60:02d} left" if done < len(missing) else ""
+                say(f"network: {len(self) - len(missing) + done} of {len(self)} images{left}")
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(log-probabilities float32 [H, W, C], image uint8 [H, W, 3], label uint8 [H, W])."""
+        example = self.dataset[self.indices[i]]
+        return np.load(self.path(i), allow_pickle=False).astype(np.float32), example.image, example.label
+
+
+class CRFScorer:
+    """Measures settings on stored scores (see `search.Scorer`).
+
+    Args:
+      store: the scores.
+      objective: "mean_iou", or "trimap": mean IoU within `trimap_width` pixels of the true boundaries.
+      iterations: of the mean field.
+      bilateral: the filter.
+      trimap_width: pixels.
+      size_multiple: images are padded to a multiple of this plus one, so that few shapes are compiled.
+    """
+
+    def __init__(
+        self,
+        store: ScoreStore,
+        objective: str = "mean_iou",
+        iterations: int = 10,
+        bilateral: str = "auto",
+        trimap_width: int = 5,
+        size_multiple: int = 32,
+    ):
+        self.store, self.objective = store, objective
+        self.iterations, self.bilateral = iterations, bilateral
+        self.trimap_width, self.size_multiple = trimap_width, size_multiple
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def count(self, image: int, settings: Sequence[Setting | None]) -> Iterator[tuple[Setting | None, dict]]:
+        """Yields (setting, {"mean_iou": counts, "trimap": counts}); settings of the same widths share one lattice."""
+        log_probs, photograph, label = self.store[image]
+        height, width, classes = log_probs.shape
+        band = (~trimap.trimap(label, self.trimap_width)).astype(np.uint8)
+
+        def counts(labels: np.ndarray) -> dict[str, Counts]:
+            inside, outside = confusion_matrix(label, labels, classes, band, 2)
+            return {"mean_iou": Counts.of(inside + outside), "trimap": Counts.of(inside)}
+
+        if None in settings:
+            yield None, counts(log_probs.argmax(-1))
+        shape = tuple(padded_size(n, self.size_multiple) for n in (height, width))
+        padding = [(0, shape[0] - height), (0, shape[1] - width)]
+        mask = jnp.asarray(np.pad(np.ones((height, width), bool), padding).ravel())
+        unary = jnp.asarray(np.pad(-log_probs, [*padding, (0, 0)]).reshape(-1, classes))
+        pixels = jnp.asarray(np.pad(photograph, [*padding, (0, 0)]))
+        chosen = choose_bilateral(self.bilateral, *shape)
+        alike = sorted((s for s in settings if s is not None), key=lambda s: (s.widths, s.normalization, s))
+        for _, group in groupby(alike, key=lambda s: (s.widths, s.normalization)):
+            group = list(group)
+            options = Options(
+                iterations=self.iterations,
+                normalization=group[0].normalization,
+                bilateral=chosen,
+                radius=truncation_radius(group[0].gaussian_xy_std, TRUNCATE),
+            )
+            kernels = _kernels(pixels, group[0].params, mask, options)
+            for setting in group:
+                weights = setting.bilateral_weight, setting.gaussian_weight
+                labels = np.asarray(_labels(unary, kernels, weights, mask, options)).reshape(shape)
+                yield setting, counts(labels[:height, :width])
+
+
+@partial(jax.jit, static_argnames="options")
+def _kernels(image, params, mask, options):
+    return image_kernels(image, params, mask, options, jnp.float32)
+
+
+@partial(jax.jit, static_argnames="options")
+def _labels(unary, kernels, weights, mask, options):
+    kernels = [kernel.replace(weight=weight) for kernel, weight in zip(kernels, weights)]
+    return solve(unary, kernels, None, mask, options).argmax(-1).astype(jnp.uint8)

@@ -1,0 +1,82 @@
+"""Searching a run's CRF parameters: its network, held-out images of its data, results in its workdir."""
+
+from pathlib import Path
+
+import numpy as np
+
+from deeplab_jax import data
+from deeplab_jax.crf.params import FIELDS, Preset, params_from_config, write_preset
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation import search, search_report, search_scores
+from deeplab_jax.evaluation.segmenters import create_segmenter
+from deeplab_jax.imaging.files import write_atomically
+from deeplab_jax.training.checkpoints import load_workdir
+
+
+def search_workdir(
+    config,
+    workdir: str | Path,
+    grid: search.Axes,
+    *,
+    images: int = 100,
+    split: str = "",
+    objective: str = "mean_iou",
+    trimap_width: int = 5,
+    passes: int = 2,
+    exhaustive: bool = False,
+    iterations: int = 10,
+    bilateral: str = "auto",
+    say=print,
+) -> tuple[Preset, str]:
+    """Searches for the run in `workdir` on images of `config`'s data, and writes the results there.
+
+    Returns:
+      (the best as a preset, the table's best lines).
+
+    Raises:
+      UserError: the data or the workdir cannot be read, or the images have no labels.
+    """
+    workdir = Path(workdir)
+    split = split or ("holdout" if config.data.holdout else config.eval.split)
+    run_config, _, variables, meta = load_workdir(workdir)
+    dataset = data.open_dataset(config.data, split, config.seed)
+    if dataset.num_classes != meta["num_classes"]:
+        raise UserError(f"{workdir}: its network has {meta['num_classes']} classes, the data of --config has "
+                        f"{dataset.num_classes}; give the config of that run")  # fmt: skip
+    count = min(images, len(dataset))
+    indices = [round(i) for i in np.linspace(0, len(dataset) - 1, count)]
+    if dataset[indices[0]].label is None:
+        raise UserError(f"split '{split}': has no labels to compare with; choose another with --split")
+    say(f"searching on {count} of {len(dataset)} images of split '{split}'")
+    with run_config.unlocked():
+        run_config.eval.update({"scales": config.eval.scales, "mirror": config.eval.mirror, "tile": config.eval.tile})
+
+    def segmenter():
+        return create_segmenter(run_config, variables, meta["class_names"], np.asarray(meta["palette"], np.uint8))
+
+    about = {"step": meta["step"], "data": dataset.fingerprint, "split": split, "scales": list(config.eval.scales),
+             "mirror": config.eval.mirror, "tile": config.eval.tile, "seed": config.seed}  # fmt: skip
+    folder = workdir / "crf_search"
+    store = search_scores.ScoreStore(folder / "scores", dataset, indices, about)
+    store.complete(segmenter, say)
+    scorer = search_scores.CRFScorer(store, objective, iterations, bilateral, trimap_width, config.eval.size_multiple)
+    about |= {"images": indices, "iterations": iterations, "bilateral": bilateral, "trimap_width": trimap_width}
+    ledger = search.Ledger(folder / "results.jsonl", about)
+    params, normalization = params_from_config(config.crf)
+    values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
+    now = None if any(v.ndim for v in values) else search.Setting(*map(float, values), normalization)
+    references = [now] if now else []  # one weight per class cannot be compared on this grid
+    try:
+        result = search.search(
+            scorer, ledger, grid, references=references, passes=passes, exhaustive=exhaustive, say=say
+        )
+    finally:
+        ledger.close()
+    notes = {now: "the config's", result.best: "best" if result.best != now else "best, the config's"}
+    notes[None] = "network alone"
+    value = next(row.scores[objective] for row in result.rows if row.setting == result.best)
+    source = f"crf_search: {objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
+    preset = Preset(result.best.params, iterations, result.best.normalization, source)
+    search_report.write(folder, result, objective, notes)
+    write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))
+    return preset, search_report.table(result.rows, notes, limit=10)

@@ -1,0 +1,190 @@
+"""`crf_search`: coarse to fine, resumable, lattices shared, results that other commands take."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax.data
+from deeplab_jax import crf, crf_search
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation import search, search_scores
+from deeplab_jax.evaluation.search import Counts, Ledger, Row, Setting
+from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.training.crf_search import search_workdir
+from tests.toy_workdir import NAMES, photograph, toy_config, write_toy_workdir
+
+GRID = dict(search.GRIDS["v2"]) | {"normalization": ("after",)}
+BEST = Setting(4.5, 55.0, 3.5, 3.0, 3.0, "after")
+
+
+class Landscape:
+    """A scorer whose mean IoU falls with the distance from BEST; images differ a little."""
+
+    objective = "mean_iou"
+
+    def __init__(self, images: int = 40, stop_after: int | None = None):
+        self.images, self.stop_after, self.measured = images, stop_after, []
+
+    def __len__(self) -> int:
+        return self.images
+
+    def count(self, image, settings):
+        for setting in settings:
+            if self.stop_after is not None and len(self.measured) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.measured.append((setting, image))
+            far = 6.0 if setting is None else sum(abs(a - b) / s for a, b, s in zip(setting, BEST, (1, 10, 1, 1, 1)))
+            hit = np.array([10_000 - 500 * far - 3 * (image % 5)])
+            counts = Counts(hit, np.array([10_000]), np.array([10_000]))
+            yield setting, {"mean_iou": counts, "trimap": counts}
+
+
+def ledger(tmp_path, **about) -> Ledger:
+    return Ledger(tmp_path / "results.jsonl", about)
+
+
+def test_finds_the_best_between_the_coarse_values(tmp_path):
+    scorer = Landscape()
+    result = search.search(scorer, ledger(tmp_path), GRID, say=str)
+    assert result.best == BEST
+    every = len(search.settings_of(GRID)) * 40
+    assert len(scorer.measured) < every / 3  # most settings were dropped early
+    assert len(scorer.measured) == len(set(scorer.measured))  # nothing was measured twice
+    assert result.rows[0].setting == BEST and result.rows[0].images == 40
+    assert [len(scores) for _, scores in result.grids] == [128, 27]
+    assert any(row.setting is None and row.images == 40 for row in result.rows)
+
+
+def test_exhaustive_measures_all_on_all(tmp_path):
+    scorer = Landscape(6)
+    search.search(scorer, ledger(tmp_path), GRID, passes=1, exhaustive=True, say=str)
+    assert len(scorer.measured) == (128 + 1) * 6
+
+
+def test_a_stopped_search_goes_on(tmp_path):
+    whole = Landscape()
+    expected = search.search(whole, ledger(tmp_path / "whole"), GRID, say=str)
+    first = Landscape(stop_after=700)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(first, ledger(tmp_path, step=1), GRID, say=str)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('["[3.0, 30.0, 3.0, 3.0, 3.0, \\"after\\"]", 0, {"mean')  # torn by a kill
+    second = Landscape()
+    result = search.search(second, ledger(tmp_path, step=1), GRID, say=str)
+    assert result.best == expected.best and result.rows == expected.rows
+    assert len(first.measured) + len(second.measured) == len(whole.measured)
+
+
+def test_results_of_another_checkpoint_are_not_used(tmp_path):
+    search.search(Landscape(4), ledger(tmp_path, step=1), GRID, passes=1, say=str)
+    assert ledger(tmp_path, step=1).results
+    assert not ledger(tmp_path, step=2).results
+
+
+def test_a_reference_outside_the_grid_may_win(tmp_path):
+    grid = GRID | {"bilateral_xy_std": (30.0, 40.0), "bilateral_weight": (3.0, 3.5)}
+    result = search.search(Landscape(5), ledger(tmp_path), grid, references=[BEST], say=str)
+    assert result.best == BEST
+
+
+def test_mean_iou_is_of_the_sum():
+    one = Counts(np.array([10, 0]), np.array([10, 0]), np.array([10, 5]))
+    two = Counts(np.array([0, 20]), np.array([10, 20]), np.array([0, 30]))
+    assert search.mean_iou([one, two]) == pytest.approx((10 / 20 + 20 / 35) / 2)
+
+
+def test_finer_grids_stay_positive():
+    axes = GRID | {"bilateral_rgb_std": (1.0, 3.0), "gaussian_weight": (0.0, 2.0)}
+    fine = search.around(Setting(3.0, 30.0, 1.0, 0.0, 3.0, "after"), axes)
+    assert fine["bilateral_rgb_std"] == (1.0, 2.0) and fine["gaussian_weight"] == (0.0, 1.0)
+
+
+# ---- on a network ----------------------------------------------------------------------------------------------------
+
+
+class Images:
+    """A held-out split of small pictures whose truth the network finds roughly."""
+
+    class_names, num_classes, fingerprint = NAMES, 4, "images"
+    palette = voc_palette()
+
+    def __init__(self, segment, count=5):
+        self.examples = []
+        for n in range(count):
+            image = photograph((33, 41 + 8 * (n % 2)), n)
+            label = segment(image, 6).labels
+            label[0] = 255
+            self.examples.append(deeplab_jax.data.Example(image, label, f"image {n}"))
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, i):
+        return self.examples[i]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = write_toy_workdir(tmp_path_factory.mktemp("toy") / "w")
+    return workdir, Images(deeplab_jax.load(workdir))
+
+
+def test_search_of_a_workdir(trained, monkeypatch):
+    workdir, images = trained
+    monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: images)
+    grid = GRID | {"bilateral_weight": (2.0, 4.0), "bilateral_xy_std": (6.0, 12.0), "bilateral_rgb_std": (10.0,)}
+    grid |= {"gaussian_weight": (2.0,), "gaussian_xy_std": (1.5,)}
+    lines = []
+    arguments = {"passes": 1, "iterations": 4, "say": lines.append}
+    preset, table = search_workdir(toy_config(), workdir, grid, **arguments)
+    assert lines[0] == "searching on 5 of 5 images of split 'val'" and "network: 5 of 5 images" in lines
+    assert "network alone" in table and "best" in table
+    saved = crf.read_preset(workdir / "crf_preset.json")
+    assert saved == preset and saved.iterations == 4 and saved.source.startswith("crf_search: mean_iou ")
+    assert (preset.params.bilateral_weight, preset.params.bilateral_xy_std) == (4.0, 12.0)  # what made the truth
+    config = toy_config()
+    config.crf.preset = str(workdir / "crf_preset.json")
+    assert crf.params_from_config(config.crf) == (preset.params, "after")
+    with Image.open(workdir / "crf_search/heatmap.png") as picture:
+        assert picture.width > 400
+    assert len((workdir / "crf_search/table.csv").read_text().splitlines()) == 1 + 1 + 4
+    scores = np.load(workdir / "crf_search/scores/000000.npy")
+    assert scores.dtype == np.float16 and scores.shape == (33, 41, 4)
+
+    lines.clear()  # again: the network is not needed, nothing is measured
+    monkeypatch.setattr(search_scores.CRFScorer, "count", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("deeplab_jax.training.crf_search.create_segmenter", lambda *_: pytest.fail("computed again"))
+    assert search_workdir(toy_config(), workdir, grid, **arguments)[1] == table
+
+
+def test_counts_are_mean_fields(trained):
+    workdir, images = trained
+    segmenter = deeplab_jax.load(workdir).segmenter
+    store = search_scores.ScoreStore(workdir / "again", images, [0, 1], {})
+    store.complete(lambda: segmenter, say=str)
+    settings = [
+        Setting(w, 12.0, 10.0, g, 1.5, n) for w, g, n in ((4.0, 2.0, "after"), (2.0, 1.0, "after"), (4.0, 2.0, "none"))
+    ]
+    found = dict(search_scores.CRFScorer(store, iterations=3).count(1, [None, *settings]))
+    log_probs, image, label = store[1]
+    for setting in settings:
+        q = crf.mean_field(-log_probs, image, setting.params, 3, normalization=setting.normalization)
+        right = (np.asarray(q).argmax(-1) == label)[label != 255]
+        counts = found[setting]["mean_iou"]
+        assert abs(counts.hit.sum() - right.sum()) <= 2 and counts.truth.sum() == right.size
+        assert 0 < found[setting]["trimap"].truth.sum() < right.size
+    assert found[None]["mean_iou"].hit.sum() == (log_probs.argmax(-1) == label)[label != 255].sum()
+
+
+def test_numbers_of_a_flag():
+    assert crf_search.numbers("bilateral_xy_std", ["50", "30", "40.5"]) == (30.0, 40.5, 50.0)
+    for texts in (["a"], [], ["0"], ["nan"]):
+        with pytest.raises(UserError, match="--bilateral_xy_std="):
+            crf_search.numbers("bilateral_xy_std", texts)
+
+
+def test_settings_are_json_keys():
+    assert json.loads(BEST.key) == [4.5, 55.0, 3.5, 3.0, 3.0, "after"]
+    assert Row(None, 1, {}).setting is None
