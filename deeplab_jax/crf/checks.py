@@ -50,7 +50,7 @@ def check_unary(unary: Any, ranks: tuple[int, ...]) -> None:
         raise ValueError(f"unary has shape {unary.shape}; needed: {' or '.join(layouts[r] for r in ranks)}")
     if unary.shape[-1] < 2 or 0 in unary.shape:
         raise ValueError(f"unary has shape {unary.shape}; needed: at least 2 labels and no empty axis")
-    if not is_traced(unary) and bool(_unusable(unary)):
+    if not is_traced(unary) and _unusable(unary):
         raise ValueError("unary holds NaN or -inf; it is -log P with P above 0 (see unary_from_probabilities)")
 
 
@@ -63,7 +63,7 @@ def check_image(image: Any, unary_shape: tuple[int, ...]) -> None:
         )
     if is_traced(image) or not jnp.issubdtype(image.dtype, jnp.floating):
         return
-    low, high = (float(v) for v in _range(image))
+    low, high = _range(image)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("image holds NaN or infinite values; it is RGB in 0..255")
     if low >= 0 and 0 < high <= 1:
@@ -92,18 +92,26 @@ def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
     """Checks that a kernel's features are [..., D] over the unary's points, and finite."""
     if not hasattr(features, "shape") or features.shape[:-1] != points or features.shape[-1] < 1:
         raise ValueError(f"{name} must be features of shape {(*points, 'D')} to go with unary, not {_kind(features)}")
-    if not is_traced(features) and not bool(jnp.isfinite(jnp.asarray(features)).all()):
+    if not is_traced(features) and not _finite(features):
         raise ValueError(f"{name} holds NaN or infinite values")
 
 
-@jax.jit
-def _unusable(unary: jax.Array) -> jax.Array:
-    return (jnp.isnan(unary) | (unary == -jnp.inf)).any()
+# Inside a user's jit, operations on concrete arrays are traced all the same unless evaluated at once.
 
 
-@jax.jit
-def _range(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return image.min(), image.max()
+@jax.ensure_compile_time_eval()
+def _unusable(unary: jax.Array) -> bool:
+    return bool((jnp.isnan(unary) | (unary == -jnp.inf)).any())
+
+
+@jax.ensure_compile_time_eval()
+def _finite(values: jax.Array) -> bool:
+    return bool(jnp.isfinite(jnp.asarray(values)).all())
+
+
+@jax.ensure_compile_time_eval()
+def _range(image: jax.Array) -> tuple[float, float]:
+    return float(image.min()), float(image.max())
 
 
 def _kind(value: Any) -> str:

@@ -41,7 +41,8 @@ def check_affinities(weights: Sequence[Value], compatibility: jax.Array | None, 
     for weight in weights:
         if is_traced((weight, compatibility)):
             continue
-        matrix = np.asarray(affinity(weight, compatibility, labels, jnp.float32))
+        with jax.ensure_compile_time_eval():
+            matrix = np.asarray(affinity(weight, compatibility, labels, jnp.float32))
         if not np.allclose(matrix, matrix.T, atol=1e-5 * max(1.0, np.abs(matrix).max())):
             raise ValueError(
                 f"compatibility and kernel weights together are not symmetric in the labels, so that {what} has no "

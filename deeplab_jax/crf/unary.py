@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deeplab_jax.crf.params import is_traced
 
@@ -31,7 +32,7 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
     if not jnp.issubdtype(probabilities.dtype, jnp.floating):
         raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
     probabilities = probabilities.astype(jnp.promote_types(probabilities.dtype, jnp.float32))
-    if not is_traced(probabilities) and not bool((jnp.isfinite(probabilities) & (probabilities >= 0)).all()):
+    if not is_traced(probabilities) and not _are_usable(probabilities):
         raise ValueError("probabilities hold values that are negative or not finite")
     return -jnp.log(jnp.maximum(probabilities, floor))
 
@@ -58,15 +59,21 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
         raise ValueError(f"num_classes={num_classes} must be at least 2")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1")
-    labels = labels.astype(jnp.int32)
-    known = jnp.ones(labels.shape, bool) if unknown is None else labels != unknown
     if not is_traced(labels):
-        wrong = labels[known & ((labels < 0) | (labels >= num_classes))]
+        numbers = np.asarray(labels)
+        wrong = numbers[(numbers != unknown) & ((numbers < 0) | (numbers >= num_classes))]
         if wrong.size:
             hint = "" if unknown is None else f" or {unknown} (unknown)"
             raise ValueError(
                 f"labels hold {int(wrong[0])}; with {num_classes} classes they are 0..{num_classes - 1}{hint}"
             )
+    labels = labels.astype(jnp.int32)
+    known = jnp.ones(labels.shape, bool) if unknown is None else labels != unknown
     given, other = -math.log(confidence), -math.log((1 - confidence) / (num_classes - 1))
     believed = jnp.where(labels[..., None] == jnp.arange(num_classes), given, other)
     return jnp.where(known[..., None], believed, math.log(num_classes)).astype(jnp.float32)
+
+
+@jax.ensure_compile_time_eval()
+def _are_usable(probabilities: jax.Array) -> bool:
+    return bool((jnp.isfinite(probabilities) & (probabilities >= 0)).all())

@@ -1,0 +1,84 @@
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.crf import CRFParams, mean_field, mean_field_features
+from deeplab_jax.crf.unary import unary_from_labels, unary_from_logits, unary_from_probabilities
+
+UNARY = np.zeros((4, 5, 3), np.float32)
+IMAGE = np.full((4, 5, 3), 100, np.uint8)
+NAN = np.where(np.arange(3) == 1, np.nan, UNARY).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((NAN, IMAGE, CRFParams()), {}, "unary holds NaN"),
+        ((UNARY[0], IMAGE, CRFParams()), {}, r"unary has shape \(5, 3\); needed: \[H, W, C\]"),
+        ((UNARY[..., :1], IMAGE, CRFParams()), {}, "at least 2 labels"),
+        ((UNARY.astype(int), IMAGE, CRFParams()), {}, "unary must be an array of floats"),
+        ((UNARY, IMAGE[:3], CRFParams()), {}, r"image must be RGB of shape \(4, 5, 3\)"),
+        ((UNARY, IMAGE[..., :2], CRFParams()), {}, "image must be RGB"),
+        ((UNARY, IMAGE * np.float32(np.inf), CRFParams()), {}, "image holds NaN or infinite"),
+        ((UNARY, IMAGE, CRFParams(bilateral_rgb_std=0.0)), {}, "bilateral_rgb_std=0.0 must be greater than 0"),
+        ((UNARY, IMAGE, CRFParams(gaussian_xy_std=-1.0)), {}, "gaussian_xy_std=-1.0 must be greater than 0"),
+        ((UNARY, IMAGE, CRFParams(bilateral_weight=np.nan)), {}, "bilateral_weight=nan must be finite"),
+        ((UNARY, IMAGE, CRFParams(bilateral_weight=np.ones(4))), {}, r"bilateral_weight has shape \(4,\)"),
+        ((UNARY, IMAGE, CRFParams(), -1), {}, "iterations=-1 must be at least 0"),
+        ((UNARY, IMAGE, CRFParams(), 1.5), {}, "iterations=1.5 must be a whole number"),
+        ((UNARY, IMAGE, CRFParams()), {"normalization": "both"}, "normalization='both' must be one of none"),
+        ((UNARY, IMAGE, CRFParams()), {"bilateral": "fast"}, "bilateral='fast' must be one of auto"),
+        ((UNARY, IMAGE, CRFParams()), {"update": "serial"}, "update='serial' must be one of parallel"),
+        ((UNARY, IMAGE, CRFParams()), {"compatibility": np.eye(2)}, r"compatibility has shape \(2, 2\)"),
+        ((UNARY, IMAGE, CRFParams()), {"mask": np.ones(4)}, r"mask must have shape \(4, 5\)"),
+        ((UNARY, IMAGE, CRFParams()), {"cutoff": 1.5}, "cutoff=1.5 must lie between 0 and 1"),
+        ((UNARY, IMAGE, CRFParams()), {"kernels": [(UNARY[0], 1.0)]}, r"kernels\[0\]\[0\] must be features"),
+    ],
+)
+def test_says_which_argument_is_wrong(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        mean_field(*arguments, **options)
+
+
+def test_points_need_points():
+    unary = np.zeros((6, 2), np.float32)
+    with pytest.raises(ValueError, match='bilateral="separable" needs rows and columns'):
+        mean_field_features(unary, [(unary, 1.0)], bilateral="separable")
+    with pytest.raises(ValueError, match=r"kernels\[0\]\[0\] holds NaN"):
+        mean_field_features(unary, [(unary * np.nan, 1.0)])
+
+
+def test_an_image_in_0_to_1_draws_a_warning():
+    with pytest.warns(UserWarning, match="image lies in 0..1"):
+        mean_field(UNARY, IMAGE / np.float32(255), CRFParams(), 0)
+
+
+def test_shapes_are_checked_and_values_not_inside_jit():
+    run = jax.jit(lambda u, i: mean_field(u, i, CRFParams(), 1))
+    assert np.isnan(run(NAN, IMAGE)).any()
+    with pytest.raises(ValueError, match="image must be RGB"):
+        run(UNARY, IMAGE[:2])
+
+
+def test_unary_from_logits_and_probabilities():
+    logits = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(unary_from_logits(logits), -np.log(p), rtol=1e-5)
+    np.testing.assert_allclose(unary_from_probabilities(p), -np.log(p), rtol=1e-5)
+    floored = unary_from_probabilities(np.array([1, 0], np.float16))
+    np.testing.assert_allclose(floored, [0, -np.log(1e-8)], rtol=1e-5)
+    with pytest.raises(ValueError, match="probabilities hold values that are negative"):
+        unary_from_probabilities(np.array([1.0, -0.1]))
+    with pytest.raises(ValueError, match="floor=0"):
+        unary_from_probabilities(p, floor=0)
+
+
+def test_unary_from_labels():
+    unary = unary_from_labels(np.array([0, 2, 255], np.uint8), 3, confidence=0.8)
+    np.testing.assert_allclose(np.exp(-unary), [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [1 / 3] * 3], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"labels hold 3; with 3 classes they are 0..2 or 255 \(unknown\)"):
+        unary_from_labels(np.array([0, 3]), 3)
+    with pytest.raises(ValueError, match=r"labels hold 255; with 3 classes they are 0\.\.2"):
+        unary_from_labels(np.array([255]), 3, unknown=None)
+    with pytest.raises(ValueError, match=r"confidence=1\.0 must lie between"):
+        unary_from_labels(np.array([0]), 3, confidence=1.0)

@@ -1,0 +1,108 @@
+"""Each call of pydensecrf (PyPI: pydensecrf2) and its equivalent, as docs/crf.md lists them."""
+
+import numpy as np
+import pytest
+
+from deeplab_jax.crf import CRFParams, kl_free_energy, mean_field, mean_field_features
+
+densecrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
+
+HEIGHT, WIDTH, LABELS, ITERATIONS = 40, 50, 3, 5
+VECTOR = np.array([-1.0, -2.0, -3.0], np.float32)
+MATRIX = np.array([[-3, 3, 0.5], [1, -2, 0], [0.5, 0, -4]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    truth = (x > 25).astype(int) + (y > 20)
+    colours = np.array([[40, 80, 120], [150, 90, 60], [220, 200, 30]])
+    image = np.clip(colours[truth] + rng.normal(0, 8, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
+    logits = rng.normal(0, 1, (HEIGHT, WIDTH, LABELS)) + np.eye(LABELS)[truth]
+    return image, -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype(np.float32)
+
+
+def theirs(photo, add, iterations=ITERATIONS):
+    image, unary = photo
+    crf = densecrf.DenseCRF2D(WIDTH, HEIGHT, LABELS)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(-1, LABELS).T))
+    add(crf, image)
+    return np.array(crf.inference(iterations)).T.reshape(unary.shape)
+
+
+def ours(photo, params, **options):
+    image, unary = photo
+    return np.asarray(mean_field(unary, image, params, ITERATIONS, bilateral="exact", **options))
+
+
+def gaussian(weight):
+    return CRFParams(0.0, 10.0, 20.0, weight, (3.0, 2.0))
+
+
+def assert_same(theirs, ours, mean=3e-3):
+    # Their lattice approximates the kernel; a wrong sign or convention moves marginals by 0.07 and more.
+    assert np.abs(theirs - ours).mean() < mean
+    assert (theirs.argmax(-1) != ours.argmax(-1)).mean() < 0.01
+
+
+@pytest.mark.parametrize("kernel", ["CONST_KERNEL", "DIAG_KERNEL", "FULL_KERNEL"])
+def test_gaussian_and_bilateral_with_a_number(photo, kernel):
+    def add(crf, image):
+        kind = getattr(densecrf, kernel)
+        crf.addPairwiseGaussian(sxy=(3, 2), compat=3, kernel=kind)
+        crf.addPairwiseBilateral(sxy=10, srgb=20, rgbim=image, compat=4, kernel=kind)
+
+    assert_same(theirs(photo, add), ours(photo, CRFParams(4.0, 10.0, 20.0, 3.0, (3.0, 2.0))))
+
+
+@pytest.mark.parametrize(
+    ("theirs_name", "ours_name"),
+    [("NORMALIZE_BEFORE", "before"), ("NORMALIZE_AFTER", "after"), ("NORMALIZE_SYMMETRIC", "symmetric")],
+)
+def test_normalizations(photo, theirs_name, ours_name):
+    def add(crf, _):
+        crf.addPairwiseGaussian(sxy=(3, 2), compat=2, normalization=getattr(densecrf, theirs_name))
+
+    assert_same(theirs(photo, add), ours(photo, gaussian(2.0), normalization=ours_name), mean=8e-3)
+
+
+def test_a_vector_is_subtracted_so_its_sign_turns(photo):
+    got = theirs(photo, lambda crf, _: crf.addPairwiseGaussian(sxy=(3, 2), compat=VECTOR))
+    assert_same(got, ours(photo, gaussian(-VECTOR)))
+
+
+def test_a_matrix_is_a_symmetrized_penalty(photo):
+    got = theirs(photo, lambda crf, _: crf.addPairwiseGaussian(sxy=(3, 2), compat=MATRIX))
+    assert_same(got, ours(photo, gaussian(-0.5 * (MATRIX + MATRIX.T))))
+    assert_same(got, ours(photo, gaussian(1.0), compatibility=0.5 * (MATRIX + MATRIX.T)))
+
+
+def test_pairwise_energy_takes_features_with_points_first(photo):
+    image, unary = photo
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    features = np.stack([x / 10, y / 10, *(image[..., c] / 20 for c in range(3))]).reshape(5, -1).astype(np.float32)
+    got = theirs(photo, lambda crf, _: crf.addPairwiseEnergy(features, compat=4))
+    q = mean_field_features(unary.reshape(-1, LABELS), [(features.T, 4.0)], ITERATIONS, bilateral="exact")
+    assert_same(got.reshape(-1, LABELS), np.asarray(q))
+
+
+def test_stepwise_inference_is_return_all_and_their_divergence_counts_pairs_twice(photo):
+    image, unary = photo
+    crf = densecrf.DenseCRF2D(WIDTH, HEIGHT, LABELS)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(-1, LABELS).T))
+    crf.addPairwiseGaussian(sxy=(3, 2), compat=3)
+    q, scratch, other = crf.startInference()
+    history = ours(photo, gaussian(3.0), return_all=True)
+    for expected in history:
+        assert_same(np.array(q).T.reshape(unary.shape), expected)
+        mine = np.array(q).T.reshape(unary.shape)
+        # Half of their pairwise part is the divergence's; what is left differs by a constant, the Potts penalty of all.
+        local = (mine * (unary + np.log(np.maximum(mine, 1e-20)))).sum()
+        attraction = local - crf.klDivergence(q)
+        constant = kl_free_energy(expected, unary, image, gaussian(3.0)) - (local - 0.5 * attraction)
+        uniform = np.full_like(unary, 1 / LABELS)
+        free = float(kl_free_energy(uniform, unary, image, gaussian(3.0)))
+        pairs = (free - (uniform * (unary + np.log(uniform))).sum()) * LABELS / (LABELS - 1)
+        np.testing.assert_allclose(constant, pairs, rtol=0.02)
+        crf.stepInference(q, scratch, other)

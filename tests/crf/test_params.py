@@ -1,0 +1,83 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from deeplab_jax.crf import PRESETS, CRFParams, Preset, params_from_config, read_preset, write_preset
+
+
+def values(params):
+    names = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
+    return tuple(getattr(params, name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("deeplab_v1", (5, 50, 10, 3, 3)),
+        ("v1_msc", (3, 95, 3, 3, 3)),
+        ("v1_largefov", (4, 121, 5, 3, 3)),
+        ("v1_msc_largefov", (4, 83, 5, 3, 3)),
+        ("v1_coco_largefov", (5, 69, 5, 3, 3)),
+        ("v1_msc_coco_largefov", (4, 59, 5, 3, 3)),
+        ("v2_vgg16", (4, 65, 3, 2, 2)),
+        ("v2_resnet101", (4, 67, 3, 3, 1)),
+        ("crfasrnn", (5, 160, 3, 3, 3)),
+    ],
+)
+def test_published_parameters(name, expected):
+    preset = PRESETS[name]
+    assert values(preset.params) == expected
+    assert (preset.iterations, preset.normalization) == (10, "after")
+    assert preset.source
+
+
+def test_preset_files_keep_every_number(tmp_path):
+    preset = Preset(CRFParams(np.array([1.0, 2.0]), (5.0, 6.0), 3.5, 0.25, 1.0), 7, "symmetric", "a search")
+    write_preset(tmp_path / "p.json", preset)
+    back = read_preset(tmp_path / "p.json")
+    for a, b in zip(values(preset.params), values(back.params)):
+        np.testing.assert_array_equal(a, b)
+    assert (back.iterations, back.normalization, back.source) == (7, "symmetric", "a search")
+    assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as a CRF preset"),
+        ("{}", "a CRF preset has the fields bilateral_weight"),
+        ('"bilateral_xy_std": "wide"', "bilateral_xy_std='wide' is not a number"),
+        ('"bilateral_xy_std": 0', "bilateral_xy_std=0.0 must be greater than 0"),
+        ('"bilateral_xy_std": 1, "iterations": -1', "iterations=-1 must be a whole number"),
+        ('"bilateral_xy_std": 1, "normalization": "both"', "normalization='both' must be one of"),
+    ],
+)
+def test_preset_files_that_cannot_be_used_are_named(tmp_path, text, message):
+    if not text.startswith("{"):
+        text = f'{{"bilateral_weight": 1, "bilateral_rgb_std": 1, "gaussian_weight": 1, "gaussian_xy_std": 1, {text}}}'
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_preset(tmp_path / "p.json")
+    assert "p.json" in str(error.value)
+
+
+def test_params_from_config(tmp_path):
+    five = dict(
+        zip(("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight"), (1.0, 2.0, 3.0, 4.0))
+    )
+    config = SimpleNamespace(preset="", normalization="before", gaussian_xy_std=5.0, **five)
+    params, normalization = params_from_config(config)
+    assert (values(params), normalization) == ((1, 2, 3, 4, 5), "before")
+    config.preset = "v2_vgg16"
+    assert params_from_config(config) == (PRESETS["v2_vgg16"].params, "before")
+    config.preset = str(tmp_path / "found.json")
+    write_preset(config.preset, Preset(CRFParams(), normalization="none"))
+    assert params_from_config(config)[1] == "none"
+    config.preset = "v3"
+    with pytest.raises(ValueError, match="preset='v3' is neither"):
+        params_from_config(config)
+
+
+def test_at_stride_divides_positions_only():
+    assert values(CRFParams(4.0, 64.0, 3.0, 3.0, (8.0, 4.0)).at_stride(8)) == (4, 8, 3, 3, (1, 0.5))
