@@ -1,0 +1,81 @@
+"""Segments photographs, folders of them, and videos.
+
+  python -m deeplab_jax.predict --workdir W --out DIR PATH...
+  python -m deeplab_jax.predict --artifact A --out DIR PATH...
+  python -m deeplab_jax.predict --config FILE --init_from WEIGHTS.safetensors --out DIR PATH...
+
+Writes DIR/<path below PATH>.png (palette PNG of class ids), _overlay.png, with --probabilities _probs.npy ([H, W, C]
+float16), and for a video .mp4. Where two inputs would get one name, theirs keep their endings (a.jpg.png) or their
+folders. What is done is skipped on a rerun; a bad file is reported, the rest go on, and the exit status is 1.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from deeplab_jax import cli, crf_flags
+from deeplab_jax.crf import Preset
+from deeplab_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not on import, as several commands have flags of one name."""
+    flags.DEFINE_string("workdir", None, "folder of a training run")
+    flags.DEFINE_string("artifact", None, "folder that deeplab_jax.export wrote")
+    flags.DEFINE_string("config", None, "config of the network, with --init_from")
+    flags.DEFINE_string("init_from", None, "converted weights (.safetensors)")
+    flags.DEFINE_string("out", None, "folder for the results")
+    flags.DEFINE_integer(
+        "crf_iterations", None, "mean-field iterations, 0 = no CRF; default: the model's", lower_bound=0
+    )
+    flags.DEFINE_bool("probabilities", False, "also write probabilities")
+    flags.DEFINE_bool("overwrite", False, "do again what is done")
+    flags.DEFINE_integer("batch_size", 1, "photographs of one size that go through the network together", lower_bound=1)
+    flags.DEFINE_integer("max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=4096)
+    flags.DEFINE_float("max_megapixels", 200, "refuse larger photographs", lower_bound=0)
+    crf_flags.define(preset="the model's")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    if not FLAGS.out:
+        raise UserError("--out is missing; name the folder for the results")
+    if not argv:
+        raise UserError("no photograph given; name files or folders after the flags")
+    out = Path(FLAGS.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: is a file; name a folder")
+    from deeplab_jax.evaluation.prediction import Options, predict
+
+    segment = open_model()
+    options = Options(
+        out, FLAGS.crf_iterations, FLAGS.probabilities, FLAGS.overwrite, int(FLAGS.max_megapixels * 1_000_000)
+    )
+    return int(predict(segment, argv, options, say=lambda line: print(line, flush=True)) > 0)
+
+
+def open_model():
+    """Opens what the flags name: a workdir, an artifact, or a config with weights."""
+    from deeplab_jax.segment import load, load_weights
+
+    given = [name for name in ("workdir", "artifact", "init_from") if FLAGS[name].value]
+    if len(given) != 1 or (FLAGS.init_from and not FLAGS.config):
+        raise UserError("give one of --workdir W, --artifact A, or --config FILE with --init_from WEIGHTS")
+    if FLAGS.artifact:
+        return load(FLAGS.artifact, crf_iterations=FLAGS.crf_iterations)
+    options = {"tile_above": FLAGS.max_pixels, "batch_size": FLAGS.batch_size, "crf_iterations": FLAGS.crf_iterations}
+    if FLAGS.workdir:
+        segment = load(FLAGS.workdir, **options)
+    else:
+        segment = load_weights(cli.config_from_flags(FLAGS.config), FLAGS.init_from, **options)
+    settings = crf_flags.settings(FLAGS, FLAGS.crf_iterations, segment.crf, segment.bilateral)
+    preset = Preset(settings.params, settings.iterations, settings.normalization)
+    return segment.use_crf(preset, settings.bilateral, keep_compatibility=not FLAGS.preset)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

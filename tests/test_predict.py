@@ -1,0 +1,344 @@
+"""`predict` and `deeplab_jax.load`: any photograph in, labels at its own size out."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation import prediction, video
+from deeplab_jax.evaluation.prediction import Options, predict
+from deeplab_jax.imaging import files, listing
+from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.segment import load_weights
+from deeplab_jax.weights import files as weight_files
+from deeplab_jax.weights import transfer
+from tests.toy_workdir import NAMES, photograph, toy_config, toy_variables, write_toy_workdir
+
+SIZE = (44, 60)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    return write_toy_workdir(tmp_path_factory.mktemp("toy") / "w")
+
+
+@pytest.fixture(scope="module")
+def segment(workdir):
+    return deeplab_jax.load(workdir)
+
+
+def save(path: Path, image: np.ndarray | Image.Image, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+    return path
+
+
+def outputs(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+# ---- load ----------------------------------------------------------------------------------------------------------
+
+
+def test_load_gives_labels_marginals_entropy_names_palette(segment):
+    r = segment(photograph(SIZE))
+    assert r.labels.shape == SIZE and r.labels.dtype == np.uint8
+    assert r.marginals.shape == (*SIZE, 4) and r.entropy.shape == SIZE
+    np.testing.assert_allclose(r.marginals.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(r.labels, r.marginals.argmax(-1))
+    np.testing.assert_allclose(r.entropy, -(r.marginals * np.log(np.maximum(r.marginals, 1e-12))).sum(-1), atol=1e-5)
+    assert r.class_names == NAMES and (r.palette == voc_palette()).all()
+
+
+def test_iterations_matter_and_default_to_the_models(segment):
+    image = photograph(SIZE)
+    off, default, four = (segment(image, n).labels for n in (0, None, 4))
+    np.testing.assert_array_equal(default, four)
+    assert (off != four).mean() > 0.01
+
+
+def test_a_preset_or_preset_file_replaces_the_models(workdir, tmp_path):
+    loaded = deeplab_jax.load(workdir, crf="v1_largefov", crf_iterations=3)
+    assert loaded.crf.params.bilateral_xy_std == 121 and loaded.crf_iterations == 3
+    with pytest.raises(UserError, match="neither a \\.json file"):
+        deeplab_jax.load(workdir, crf="nonsense")
+
+
+def test_load_of_nothing_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        deeplab_jax.load(tmp_path / "none")
+    with pytest.raises(UserError):
+        deeplab_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_arrays_that_are_no_photograph(segment, array):
+    with pytest.raises(UserError, match="uint8"):
+        segment(array)
+
+
+def test_in_pieces_is_like_whole(workdir, segment):
+    image = photograph((200, 330), 4)
+    pieces = deeplab_jax.load(workdir, tile_above=20_000)
+    assert segment.pieces(image.shape) == 1 and pieces.pieces(image.shape) > 2
+    whole, cut = segment(image), pieces(image)
+    assert cut.marginals.dtype == np.float16
+    assert (whole.labels != cut.labels).mean() <= 0.005
+    ((labels, none),) = pieces.many([image])
+    assert none is None and (labels != cut.labels).mean() < 0.001
+
+
+def test_converted_weights_are_the_same_network(segment, tmp_path):
+    config = toy_config()
+    variables = toy_variables(config)
+    arrays = {transfer.full_name(path): value for path, value in transfer.flatten(variables).items()}
+    meta = {"preprocessing": config.model.preprocessing, "backbone": "resnet_small", "head": "plain"}
+    weight_files.write(tmp_path / "w.safetensors", arrays, meta)
+    loaded = load_weights(config, tmp_path / "w.safetensors")
+    image = photograph(SIZE)
+    np.testing.assert_array_equal(loaded(image).labels, segment(image).labels)
+    assert loaded.class_names == ("class 0", "class 1", "class 2", "class 3")
+
+
+# ---- photographs of every kind -------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_photograph_at_its_own_size(segment, tmp_path):
+    image = photograph(SIZE)
+    gray = image.mean(-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    save(tmp_path / "in/rgb.png", image)
+    save(tmp_path / "in/gray.png", gray)
+    save(tmp_path / "in/rgba.png", np.dstack([image, gray]))
+    save(tmp_path / "in/cmyk.jpg", Image.fromarray(image).convert("CMYK"))
+    save(tmp_path / "in/sixteen.png", Image.fromarray(gray.astype(np.uint16) * 257))
+    save(tmp_path / "in/turned.jpg", Image.fromarray(image), exif=exif)
+    save(tmp_path / "in/thin.png", image[:, :1])
+    save(tmp_path / "in/dot.png", image[:1, :1])
+    save(tmp_path / "in/palette.png", Image.fromarray(image).quantize(16))
+    assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=str) == 0
+    for source in (tmp_path / "in").iterdir():
+        expected = {"turned": SIZE[::-1], "thin": (SIZE[0], 1), "dot": (1, 1)}.get(source.stem, SIZE)
+        picture = Image.open(tmp_path / "out" / f"{source.stem}.png")
+        assert picture.mode == "P" and picture.size == expected[::-1]
+        assert Image.open(tmp_path / "out" / f"{source.stem}_overlay.png").size == expected[::-1]
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/rgb.png")), segment(image).labels)
+    sixteen, eight = (np.array(Image.open(tmp_path / f"out/{n}.png")) for n in ("sixteen", "gray"))
+    np.testing.assert_array_equal(sixteen, eight)
+
+
+def test_too_large_is_refused_with_the_flag(segment, tmp_path, capsys):
+    save(tmp_path / "big.png", np.zeros((300, 300, 3), np.uint8))
+    assert predict(segment, [tmp_path / "big.png"], Options(tmp_path / "out", max_pixels=80_000), say=str) == 1
+    assert "--max_megapixels" in capsys.readouterr().err
+
+
+# ---- many files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_file_is_reported_and_the_rest_go_on(segment, tmp_path, capsys):
+    save(tmp_path / "in/a.png", photograph(SIZE))
+    (tmp_path / "in/b.jpg").write_bytes(b"not a photograph")
+    (tmp_path / "in/c.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:500])
+    (tmp_path / "in/d.jpg").touch()
+    save(tmp_path / "in/e.png", photograph(SIZE, 1))
+    lines = []
+    assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=lines.append) == 3
+    assert outputs(tmp_path / "out") == ["a.png", "a_overlay.png", "e.png", "e_overlay.png"]
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and errors[-1] == "error: 3 of 5 files failed"
+    assert all(f"{n}: " in "".join(errors) for n in ("b.jpg", "c.png", "d.jpg"))
+    assert len(lines) == 5 and "left] " in lines[0] and lines[-1].startswith("[5/5] ")
+
+
+def test_a_rerun_skips_what_is_done_and_only_that(segment, tmp_path, monkeypatch):
+    for name in "ab":
+        save(tmp_path / f"in/{name}.png", photograph(SIZE, ord(name)))
+    options = Options(tmp_path / "out")
+    computed = []
+    compute = prediction._compute
+    monkeypatch.setattr(
+        prediction, "_compute", lambda s, b, o: computed.extend(t.source.path.stem for t, _ in b) or compute(s, b, o)
+    )
+
+    def run(options=options) -> list[str]:
+        computed.clear()
+        assert predict(segment, [tmp_path / "in"], options, say=str) == 0
+        return sorted(computed)
+
+    assert run() == ["a", "b"]
+    assert run() == []
+    (tmp_path / "out/a_overlay.png").unlink()
+    assert run() == ["a"]
+    save(tmp_path / "in/b.png", photograph(SIZE, 9))  # another photograph of this name
+    assert run() == ["b"]
+    assert run(Options(tmp_path / "out", iterations=0)) == ["a", "b"]  # other settings
+    assert run(Options(tmp_path / "out", iterations=0, probabilities=True)) == ["a", "b"]
+    assert run(Options(tmp_path / "out", iterations=0, probabilities=True)) == []
+    assert run(Options(tmp_path / "out", iterations=0, overwrite=True)) == ["a", "b"]
+    (tmp_path / "out/a.png").write_bytes((tmp_path / "out/a.png").read_bytes()[:40])  # half a file
+    assert run(Options(tmp_path / "out", iterations=0)) == ["a"]
+
+
+def test_equal_stems_do_not_collide(segment, tmp_path):
+    image = photograph(SIZE)
+    for name in ("one/a.jpg", "one/a.png", "one/x/a.png", "two/x/a.png", "one/b.png", "one/c.png", "one/c_overlay.png"):
+        save(tmp_path / name, image)
+    inputs = listing.find_inputs([tmp_path / "one", tmp_path / "two"])
+    stems = dict(zip((p.path.relative_to(tmp_path).as_posix() for p in inputs), listing.result_stems(inputs)))
+    assert stems == {
+        "one/a.jpg": "a.jpg", "one/a.png": "a.png", "one/x/a.png": "one/x/a.png", "two/x/a.png": "two/x/a.png",
+        "one/b.png": "b", "one/c.png": "c.png", "one/c_overlay.png": "c_overlay.png",
+    }  # fmt: skip
+    assert predict(segment, [tmp_path / "one", tmp_path / "two"], Options(tmp_path / "out"), say=str) == 0
+    assert len(outputs(tmp_path / "out")) == 14
+
+
+def test_inputs(tmp_path):
+    save(tmp_path / "in/a.jpg", photograph((8, 8)))
+    save(tmp_path / "in/.hidden/b.jpg", photograph((8, 8)))
+    save(tmp_path / "in/out/a.png", photograph((8, 8)))
+    (tmp_path / "in/readme.txt").write_text("no photograph")
+    found = listing.find_inputs([tmp_path / "in", tmp_path / "in/a.jpg"], exclude=tmp_path / "in/out")
+    assert [i.path.name for i in found] == ["a.jpg"]
+    for paths in ([tmp_path / "nothing"], [tmp_path / "in/.hidden/.."], []):
+        if paths != [tmp_path / "in/.hidden/.."]:
+            with pytest.raises(UserError):
+                listing.find_inputs(paths)
+
+
+def test_results_never_overwrite_photographs(segment, tmp_path):
+    save(tmp_path / "a.png", photograph(SIZE))
+    with pytest.raises(UserError, match="overwrite"):
+        predict(segment, [tmp_path / "a.png"], Options(tmp_path), say=str)
+
+
+def test_batches_and_single_photographs_agree(workdir, segment, tmp_path):
+    for n in range(5):
+        save(tmp_path / f"in/{n}.png", photograph((SIZE[0] + n % 2, SIZE[1]), n))
+    predict(segment, [tmp_path / "in"], Options(tmp_path / "one"), say=str)
+    predict(deeplab_jax.load(workdir, batch_size=3), [tmp_path / "in"], Options(tmp_path / "three"), say=str)
+    for n in range(5):
+        one, three = (np.array(Image.open(tmp_path / f"{k}/{n}.png")) for k in ("one", "three"))
+        assert (one != three).mean() < 0.001
+
+
+# ---- probabilities, refine -----------------------------------------------------------------------------------------
+
+
+def test_probabilities_then_refine_gives_predicts_labels(segment, tmp_path):
+    from deeplab_jax.crf_flags import Settings
+    from deeplab_jax.evaluation.refine_files import Options as RefineOptions
+    from deeplab_jax.evaluation.refine_files import refine_folder
+
+    different = total = 0
+    for n in range(3):
+        save(tmp_path / f"in/{n}.png", photograph((97, 130), n))
+    predict(segment, [tmp_path / "in"], Options(tmp_path / "crf"), say=str)
+    predict(segment, [tmp_path / "in"], Options(tmp_path / "net", iterations=0, probabilities=True), say=str)
+    p = np.load(tmp_path / "net/0_probs.npy")
+    assert p.dtype == np.float16 and p.shape == (97, 130, 4)
+    settings = Settings(segment.crf.params, segment.crf_iterations, segment.crf.normalization, segment.bilateral)
+    assert refine_folder(tmp_path / "in", tmp_path / "net", tmp_path / "refined", RefineOptions(settings, "probs")) == 0
+    for n in range(3):
+        ours, predicted = (np.array(Image.open(tmp_path / f"{k}/{n}.png")) for k in ("refined", "crf"))
+        different, total = different + (ours != predicted).sum(), total + ours.size
+    assert different / total <= 0.001
+
+
+# ---- video ---------------------------------------------------------------------------------------------------------
+
+
+def test_video_in_and_out(segment, tmp_path):
+    import imageio_ffmpeg
+
+    frames = [photograph((48, 64), n) for n in range(3)]
+    writer = imageio_ffmpeg.write_frames(str(tmp_path / "v.avi"), (64, 48), fps=5, quality=9, macro_block_size=1)
+    writer.send(None)
+    for frame in frames:
+        writer.send(frame)
+    writer.close()
+    assert predict(segment, [tmp_path / "v.avi"], Options(tmp_path / "out"), say=str) == 0
+    rate, size, found = video.open_video(tmp_path / "out/v.mp4")
+    found = list(found)
+    assert rate == 5 and size == (64, 48) and len(found) == 3
+    assert np.abs(found[0].astype(int) - frames[0]).mean() > 5  # painted over
+    lines = []
+    assert predict(segment, [tmp_path / "v.avi"], Options(tmp_path / "out"), say=lines.append) == 0
+    assert len(lines) == 1 and "skipped" in lines[0]
+
+
+def test_what_is_no_video_is_a_sentence(segment, tmp_path, capsys):
+    (tmp_path / "v.mp4").write_bytes(b"nothing to see")
+    assert predict(segment, [tmp_path / "v.mp4"], Options(tmp_path / "out"), say=str) == 1
+    assert "v.mp4: cannot be decoded as a video" in capsys.readouterr().err
+    assert outputs(tmp_path) == ["v.mp4"]
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_command_without_tensorflow(workdir, tmp_path):
+    save(tmp_path / "in/a.png", photograph(SIZE))
+    code = (
+        "import sys; from deeplab_jax import cli, predict; predict.define_flags();\n"
+        "try: cli.run(predict.main)\n"
+        "finally: assert 'tensorflow' not in sys.modules"
+    )
+    arguments = [f"--workdir={workdir}", f"--out={tmp_path}/out", "--preset=v2_vgg16", str(tmp_path / "in")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"[1/1] {tmp_path}/out/a.png")
+    assert outputs(tmp_path / "out") == ["a.png", "a_overlay.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workdir=nowhere", "a.png"], "--out is missing"),
+        (["--out=o", "a.png"], "give one of --workdir W"),
+        (["--out=o", "--workdir=nowhere"], "no photograph given"),
+        (["--out=o", "--workdir=nowhere", "a.png"], "nowhere: no such folder"),
+    ],
+)
+def test_command_refuses_in_a_sentence(arguments, words, tmp_path):
+    command = [sys.executable, "-m", "deeplab_jax.predict", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+# ---- long ----------------------------------------------------------------------------------------------------------
+
+_PEAK = """
+import resource, sys, time, numpy as np, deeplab_jax
+start = time.time()
+from deeplab_jax.evaluation.prediction import Options, predict
+from pathlib import Path
+segment = deeplab_jax.load(sys.argv[1])
+failed = predict(segment, [sys.argv[2]], Options(Path(sys.argv[3])))
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "SECONDS", time.time() - start, failed)
+"""
+
+
+@pytest.mark.long
+def test_50_megapixels_below_8_gigabytes(workdir, tmp_path):
+    image = np.asarray(Image.fromarray(photograph((612, 817))).resize((8170, 6120), Image.Resampling.BICUBIC))
+    save(tmp_path / "big.jpg", image)
+    arguments = [str(workdir), str(tmp_path / "big.jpg"), str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    peak = float(done.stdout.split("PEAK")[1].split()[0])
+    assert peak < 8 and "overlapping pieces" in done.stdout
+    with io.BytesIO((tmp_path / "out/big.png").read_bytes()) as data:
+        assert Image.open(data).size == (8170, 6120)
+    assert files.size_of(tmp_path / "out/big_overlay.png") == (6120, 8170)
