@@ -1,0 +1,68 @@
+"""Label pruning at inference: labels that cannot win are left out of the filtering.
+
+The rule: a label is kept if before the first iteration it is the likeliest of any pixel, or its greatest marginal over
+all pixels is at least `RATIO` of the greatest of all labels. The others are taken out before the first iteration and
+come out with probability (almost) zero; what they had goes to the labels kept, in proportion. The number of labels that
+are filtered is the smallest of a few static sizes (`SIZES`) that holds those kept, chosen inside jit; spare places go
+to the next likely labels.
+
+Nothing is pruned where the marginals of all iterations, a compatibility matrix or per-class weights are asked for, or
+where gradients are taken.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+RATIO = 0.125  # of the greatest marginal of all pixels and labels
+SIZES = (2, 4, 6, 8, 12, 16, 32, 64, 128)
+DROPPED = -40.0  # logit of a label that was dropped, against the pixel's greatest
+
+
+def iterate(
+    negative_unary: jax.Array, kernels: Sequence[Any], compatibility: jax.Array | None, options: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """As `mean_field.iterate`, with labels pruned; gradients are those of the computation without pruning."""
+    from deeplab_jax.crf.mean_field import iterate as iterate_all  # it imports this module
+
+    def whole(negative_unary: jax.Array, kernels: Sequence[Any]) -> tuple[jax.Array, jax.Array | None]:
+        return iterate_all(negative_unary, kernels, compatibility, options)
+
+    labels = negative_unary.shape[1]
+    sizes = [size for size in SIZES if size < labels]
+    plain = all(jnp.ndim(kernel.weight) == 0 for kernel in kernels) and compatibility is None
+    if not plain or not sizes or options.return_all or options.iterations == 0:
+        return whole(negative_unary, kernels)
+
+    @jax.custom_vjp
+    def pruned(negative_unary: jax.Array, kernels: Sequence[Any]) -> jax.Array:
+        reached, kept = candidates(negative_unary)
+        order = jnp.argsort(-(reached + kept))
+        needed = kept.sum()
+
+        def with_size(size: int) -> jax.Array:
+            chosen = jnp.sort(order[:size])
+            logits, _ = iterate_all(negative_unary[:, chosen], kernels, None, options)
+            low = logits.max(axis=1, keepdims=True) + DROPPED
+            return jnp.broadcast_to(low, negative_unary.shape).at[:, chosen].set(logits)
+
+        branches = [lambda size=size: with_size(size) for size in sizes] + [lambda: whole(negative_unary, kernels)[0]]
+        return lax.switch(jnp.searchsorted(jnp.asarray(sizes), needed), branches)
+
+    def forward(negative_unary: jax.Array, kernels: Sequence[Any]) -> tuple[jax.Array, Any]:
+        logits, pull = jax.vjp(lambda *x: whole(*x)[0], negative_unary, kernels)
+        return logits, pull
+
+    pruned.defvjp(forward, lambda pull, gradient: pull(gradient))
+    return pruned(negative_unary, list(kernels)), None
+
+
+def candidates(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each label of logits [N, C], its greatest marginal over the pixels, and whether it is kept; both [C]."""
+    q = jax.nn.softmax(logits, axis=1)
+    wins = (logits >= logits.max(axis=1, keepdims=True)).any(axis=0)
+    reached = q.max(axis=0)
+    return reached, wins | (reached >= RATIO * reached.max())

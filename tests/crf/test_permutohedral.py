@@ -1,0 +1,126 @@
+"""The lattice filter against sums over all pairs, its scale, its keys and its gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.crf import permutohedral
+
+
+def _pairs(features):
+    squared = ((features[:, None] - features[None]) ** 2).sum(-1)
+    return np.exp(-0.5 * squared)
+
+
+def _distinct_vertices(features):
+    """The number of vertices by exact comparison on the host."""
+    features = features - features.min(0)
+    count = 0
+    for shift in range(permutohedral.LATTICES):
+        base, rank, _ = (np.stack(x, -1) for x in permutohedral._simplex(jnp.asarray(features), shift))
+        order = base.shape[1]
+        keys = [np.c_[base - (rank > order - 1 - k), np.full(len(base), k)] for k in range(order)]
+        count += len(np.unique(np.concatenate(keys), axis=0))
+    return count
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    features = rng.uniform(0, 4, (1500, 3)).astype(np.float32)
+    return features, rng.uniform(size=(1500, 4)).astype(np.float32), jax.jit(permutohedral.build)(features)
+
+
+def test_close_to_all_pairs(case):
+    features, values, lattice = case
+    exact = _pairs(features) @ values
+    out = np.asarray(permutohedral.apply(lattice, values))
+    out = out * np.median(exact / out)
+    assert np.linalg.norm(out - exact) / np.linalg.norm(exact) < 0.12
+
+
+def test_weights_are_barycentric(case):
+    _, _, lattice = case
+    weights = np.asarray(lattice.weights)
+    assert weights.min() > -1e-5
+    np.testing.assert_allclose(weights.sum(1), permutohedral.LATTICES, atol=1e-5)
+
+
+def test_transposed_gradient(case):
+    _, values, lattice = case
+    other = jnp.asarray(np.random.default_rng(1).normal(size=values.shape), jnp.float32)
+    out, pull = jax.vjp(lambda v: permutohedral.apply(lattice, v), jnp.asarray(values))
+    np.testing.assert_allclose((out * other).sum(), (pull(other)[0] * values).sum(), rtol=2e-4)
+    np.testing.assert_allclose(pull(other)[0], permutohedral.transpose(lattice, other), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        pytest.param((1000 / 0.5, 750 / 0.5, 2550, 2550, 2550), id="rgb 0.1, xy 0.5"),
+        pytest.param((4000 / 67, 3000 / 67, 85, 85, 85), id="12 megapixels"),
+        pytest.param((4000 / 0.5, 3000 / 0.5, 2550, 2550, 2550), id="12 megapixels, rgb 0.1, xy 0.5"),
+    ],
+)
+def test_keys_never_collide(scale):
+    rng = np.random.default_rng(2)
+    features = (rng.uniform(size=(3000, 5)) * scale).astype(np.float32)
+    features[1500:2000] = features[:500]  # points that share all vertices
+    lattice = jax.jit(permutohedral.build)(features)
+    assert int(lattice.count) == _distinct_vertices(features)
+    np.testing.assert_array_equal(lattice.vertices[1500:2000], lattice.vertices[:500])
+    assert int(lattice.vertices.max()) == int(lattice.count) - 1
+
+
+def test_every_capacity_gives_the_same(case):
+    features, values, lattice = case
+    size = lattice.vertices.size
+    expected = permutohedral._splat_and_slice(lattice, jnp.asarray(values), size) * lattice.scale
+    assert int(lattice.count) < size
+    np.testing.assert_allclose(permutohedral.apply(lattice, values), expected, rtol=1e-5)
+    spread = jax.jit(permutohedral.build)(features * 1e3)  # hardly a vertex is shared: the largest size is needed
+    assert int(spread.count) > size / 4
+    np.testing.assert_allclose(
+        permutohedral.apply(spread, values),
+        spread.scale * (np.asarray(spread.weights) ** 2).sum(1, keepdims=True) * values,
+        rtol=1e-4,
+    )
+
+
+def test_chunks_do_not_overlap():
+    """Points just beyond a chunk: none counts twice."""
+    points = permutohedral.CHUNK + 5
+    lattice = permutohedral.build(jnp.zeros((points, 2)))
+    out = np.asarray(permutohedral.apply(lattice, jnp.ones((points, 1))))
+    single = permutohedral.build(jnp.zeros((1, 2)))
+    alone = np.asarray(permutohedral.apply(single, jnp.ones((1, 1))))[0, 0] / float(single.scale)
+    np.testing.assert_allclose(out / float(lattice.scale), points * alone, rtol=1e-4)
+
+
+def test_vmap_is_the_loop():
+    rng = np.random.default_rng(3)
+    features = rng.uniform(0, 5, (2, 60, 4)).astype(np.float32)
+    values = rng.uniform(size=(2, 60, 3)).astype(np.float32)
+
+    def one(f, v):
+        return permutohedral.apply(permutohedral.build(f), v)
+
+    together = jax.vmap(one)(features, values)
+    for n in range(2):
+        np.testing.assert_allclose(together[n], one(features[n], values[n]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("xy_std", "rgb_std"), [(67, 3), (121, 5)])
+def test_scale_on_a_photograph(test_data, xy_std, rgb_std):
+    image = np.load(test_data / "crf_cases" / "v2_full.npz")["image"].astype(np.float32)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    features = np.c_[x.ravel() / xy_std, y.ravel() / xy_std, image.reshape(-1, 3) / rgb_std].astype(np.float32)
+    ones = np.ones((len(features), 1), np.float32)
+    lattice = jax.jit(permutohedral.build)(features)
+    out = np.asarray(jax.jit(permutohedral.apply)(lattice, ones))[:, 0]
+    at = np.random.default_rng(0).choice(len(features), 300, replace=False)
+    exact = np.array([np.exp(-0.5 * ((features - features[i]) ** 2).sum(1)).sum() for i in at])
+    assert abs(np.median(out[at] / exact) - 1) < 0.02
+    own = float(lattice.scale) * (np.asarray(lattice.weights) ** 2).sum(1).mean()
+    assert 0.8 < own < 0.9
