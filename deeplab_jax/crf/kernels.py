@@ -16,7 +16,7 @@ from deeplab_jax.crf.params import CRFParams, Value, components
 
 BILATERALS = ("permutohedral", "exact", "separable")
 
-# Up to this many pixels all pairs are filtered faster than a lattice is built.
+# Up to this many pixels all pairs are affordable, and then nothing is approximated and widths have gradients.
 EXACT_UP_TO = {"cpu": 4096, "gpu": 16384, "tpu": 65536}
 
 
@@ -24,8 +24,9 @@ def choose_bilateral(bilateral: str, height: int, width: int, platform: str | No
     """The filter that a name stands for.
 
     Args:
-      bilateral: "permutohedral", "exact", "separable", or "auto": exact up to 4,096 pixels on CPU (measured; score maps
-        of 41 x 41 and the like), 16,384 on GPU and 65,536 on TPU (chosen, not measured), else permutohedral.
+      bilateral: "permutohedral", "exact", "separable", or "auto": exact up to 4,096 pixels on CPU (score maps of
+        41 x 41 and the like; ten iterations over 63 x 47 pixels and 21 labels take 0.3 s of CPU time, six times the
+        lattice's), 16,384 on GPU and 65,536 on TPU (chosen, not measured), else permutohedral.
       height: H; for point sets, N with width 1.
       width: W.
       platform: "cpu", "gpu" or "tpu"; default: JAX's default backend.
