@@ -1,6 +1,5 @@
 """Class weights of the loss, given or drawn from the training labels."""
 
-
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -39,5 +38,3 @@ def count_pixels(dataset) -> list[int]:
     for i in range(len(dataset)):
         counts += np.bincount(dataset[i].label.ravel(), minlength=256)
     return counts[: dataset.num_classes].tolist()
-
-

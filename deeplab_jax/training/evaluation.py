@@ -44,9 +44,7 @@ def evaluate_split(
         raise UserError(
             f"config.data: split '{split}' has {dataset.num_classes} classes, the checkpoint {len(meta['class_names'])}"
         )
-    segmenter = create_segmenter(
-        config, variables, meta["class_names"], meta["palette"], devices=jax.local_devices()
-    )
+    segmenter = create_segmenter(config, variables, meta["class_names"], meta["palette"], devices=jax.local_devices())
     return evaluate(
         segmenter,
         dataset,

@@ -18,7 +18,7 @@ from deeplab_jax.training.checkpoints import Checkpoints, CheckpointWriteError, 
 from deeplab_jax.training.class_weights import class_weights_for
 from deeplab_jax.training.optimizer import create_optimizer, create_schedule
 from deeplab_jax.training.provenance import open_workdir, record_run
-from deeplab_jax.training.reporting import Reporter, clock, say
+from deeplab_jax.training.reporting import Reporter, read_record, say
 from deeplab_jax.training.state import TrainState, create_state
 from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard, unreplicate
 
@@ -45,7 +45,11 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
       NonFiniteError: loss or gradient is not finite.
       Terminated: SIGTERM arrived; the state is saved.
     """
-    workdir = Path(workdir)
+    with _TermSignal() as stop:
+        _train(config, Path(workdir), stop)
+
+
+def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
     first = distributed.is_first()
 
     # --- open ---------------------------------------------------------------------------------------------------
@@ -83,7 +87,6 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         state = unflatten_state(state, flat)
         checkpoints.forget_after(done)
         say(f"resuming at step {done} of {config.num_steps}")
-    # The seeds of the leaves are kept on the host only as long as they are needed there.
     leaf_names = [".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(state.trainable)[0]]
     state = replicate(state)
     reporter = Reporter(workdir, done, config.num_steps, active=first)
@@ -93,7 +96,6 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         select(done, unreplicate(state))
 
     # --- train --------------------------------------------------------------------------------------------------
-    stop = _TermSignal()
     batches = train_batches(
         dataset,
         config,
@@ -126,27 +128,27 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         if select.due(step):
             select(step, host_state)
 
-    with stop:
-        for step in range(done + 1, config.num_steps + 1):
-            batch = next(batches)
-            state, metrics = step_fn(state, shard(batch, config.optimizer.accumulate))
-            pending.append((step, metrics))
-            if step == done + 1:
-                jax.block_until_ready(metrics)
-                reporter.restart_clock(step)  # the first step compiles
-            if step % config.log.every == 0:
-                settle()
-            last = step == config.num_steps
-            if stop.arrived:
-                save(step)
-                reporter.close()
-                say(f"SIGTERM: saved step {step} and stopping; the same command goes on from there")
-                raise Terminated(TERMINATED)
-            if last or (config.checkpoint.every and step % config.checkpoint.every == 0) or select.due(step):
-                save(step)
-                if not last:
-                    reporter.restart_clock(step)
-    skipped = int(unreplicate(state).skipped) if done < config.num_steps else 0
+    for step in range(done + 1, config.num_steps + 1):
+        batch = next(batches)
+        state, metrics = step_fn(state, shard(batch, config.optimizer.accumulate))
+        pending.append((step, metrics))
+        if step == done + 1:
+            jax.block_until_ready(metrics)
+            reporter.restart_clock(step)  # the first step compiles
+        if step % config.log.every == 0:
+            settle()
+        last = step == config.num_steps
+        if stop.arrived:
+            save(step)
+            reporter.close()
+            say(f"SIGTERM: saved step {step} and stopping; the same command goes on from there")
+            raise Terminated(TERMINATED)
+        if last or (config.checkpoint.every and step % config.checkpoint.every == 0) or select.due(step):
+            save(step)
+            if not last:
+                reporter.restart_clock(step)
+    batches.close()
+    skipped = int(unreplicate(state).skipped)
     if skipped:
         say(f"{skipped} steps were skipped for a non-finite gradient")
     reporter.close()
@@ -166,8 +168,6 @@ class Selection:
 
     def recorded(self, step: int) -> bool:
         """Whether an earlier, interrupted run evaluated it already."""
-        from deeplab_jax.training.reporting import read_record
-
         return any(r["step"] == step and "select/mean_iou" in r for r in read_record(self._workdir / "metrics.jsonl"))
 
     def __call__(self, step: int, state: TrainState) -> None:
@@ -313,6 +313,3 @@ class _TermSignal:
     def __exit__(self, *exc):
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
-
-
-__all__ = ["NonFiniteError", "Terminated", "clock", "train"]

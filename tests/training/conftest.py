@@ -1,0 +1,100 @@
+"""A run small enough to repeat many times: a thin network with its CRF end to end on `shapes`, as real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY = (
+    "model.widths=8,8,8,8",
+    "model.blocks=1,1,1,1",
+    "model.head_width=8",
+    "crf.train_iterations=2",
+    "crf.stride=8",
+    "data.crop=33,33",
+    "batch_size=4",
+    "num_steps=12",
+    "log.every=2",
+    "checkpoint.every=3",
+    "eval.limit=4",
+    "eval.crf_iterations=0,2",
+    "eval.overlays=0",
+    "eval.trimap_widths=2,",
+    "eval.every=6",
+    "eval.select_split=val",
+)
+
+
+class Runs:
+    """Starts `deeplab_jax.main` on a tiny config."""
+
+    @staticmethod
+    def same_result(a: Path, b: Path) -> None:
+        """Asserts that two workdirs ended with the same bits: all state, evaluation, and logged values."""
+        same_result(a, b)
+
+    def __init__(self, cache: Path):
+        self.overrides = [*TINY, f"data.cache_dir={cache}"]
+
+    def config(self, *overrides: str):
+        from deeplab_jax.config import load_config
+
+        return load_config("shapes", [*self.overrides, *overrides])
+
+    def start(
+        self, workdir: Path, *overrides: str, flags=(), env=None, program=("-m", "deeplab_jax.main")
+    ) -> subprocess.Popen:
+        command = [sys.executable, *program, "--config", "shapes", "--workdir", str(workdir), *flags]
+        command += [f"--config.{o}" for o in (*self.overrides, *overrides)]
+        cache = Path(self.overrides[-1].split("=")[1]) / "compiled"
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        return subprocess.Popen(
+            command, env=environment | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, workdir: Path, *overrides: str, flags=(), env=None, status: int = 0) -> tuple[str, str]:
+        process = self.start(workdir, *overrides, flags=flags, env=env)
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
+        return out, err
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Runs:
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    return Runs(root / "shapes-cache")
+
+
+@pytest.fixture(scope="session")
+def whole_run(runs, tmp_path_factory) -> Path:
+    """The workdir of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    runs.run(workdir)
+    return workdir
+
+
+def same_result(a: Path, b: Path) -> None:
+    """Asserts that two workdirs ended with the same bits: all state, evaluation, and logged values."""
+    from deeplab_jax.training.checkpoints import Checkpoints
+
+    newest = [Checkpoints(w).restore_newest() for w in (a, b)]
+    assert newest[0][0] == newest[1][0]
+    assert newest[0][1].keys() == newest[1][1].keys()
+    for name, value in newest[0][1].items():
+        np.testing.assert_array_equal(value, newest[1][1][name], err_msg=name)
+    assert (a / "eval" / "val.json").read_bytes() == (b / "eval" / "val.json").read_bytes()
+    rows = [[json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (a, b)]
+    assert rows[0] == rows[1]
+    steps = [row["step"] for row in rows[0] if "train/loss" in row]
+    assert steps == sorted(set(steps))

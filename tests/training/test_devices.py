@@ -1,0 +1,123 @@
+"""One program for one device, several devices and several processes: the same parameters, the same counts."""
+
+import json
+import os
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from deeplab_jax.training.checkpoints import Checkpoints
+
+SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5")
+
+
+def parameters(workdir):
+    return Checkpoints(workdir).restore_newest()[1]
+
+
+def same_parameters(a, b):
+    for name, value in a.items():
+        np.testing.assert_allclose(value, b[name], rtol=1e-3, atol=2e-4, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def one_device(runs, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    runs.run(workdir, *SHORT)
+    return workdir
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_give_the_same_parameters(runs, one_device, tmp_path, devices):
+    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    runs.run(tmp_path / "run", *SHORT, flags=["--mode=train"], env=env)
+    same_parameters(parameters(one_device), parameters(tmp_path / "run"))
+
+
+def start_pair(runs, workdir, *overrides, env=None):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | (env or {})
+    return [runs.start(workdir, *overrides, flags=[*flags, f"--process_id={i}"], env=env) for i in range(2)]
+
+
+def test_two_processes_of_two_devices_give_the_same_parameters_and_counts(runs, one_device, tmp_path):
+    processes = start_pair(runs, tmp_path / "run", *SHORT)
+    for process in processes:
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, out + err
+    same_parameters(parameters(one_device), parameters(tmp_path / "run"))
+    results = [json.loads((w / "eval" / "val.json").read_text()) for w in (one_device, tmp_path / "run")]
+    assert [r["images"] for r in results[1]] == [5, 5]
+    for one, two in zip(*results):
+        assert two["pixel_accuracy"] == pytest.approx(one["pixel_accuracy"], abs=5e-3)
+
+
+def test_a_dead_peer_ends_the_job(runs, tmp_path):
+    env = {"DEEPLAB_HEARTBEAT_SECONDS": "5"}
+    processes = start_pair(runs, tmp_path / "run", "num_steps=100000", "checkpoint.every=0", "eval.every=0", env=env)
+    deadline = time.time() + 200
+    while time.time() < deadline and not (tmp_path / "run" / "metrics.jsonl").is_file():
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.3)
+    processes[1].kill()
+    processes[1].communicate()
+    out, err = processes[0].communicate(timeout=120)
+    assert processes[0].returncode not in (0, None)
+    assert err.strip(), out
+
+
+def test_unequal_void_weighs_every_position_alike(runs):
+    """Two devices, one of which holds nothing but void: the gradient is that of the valid positions alone."""
+    import subprocess
+    import sys
+
+    code = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from deeplab_jax.config import load_config
+from deeplab_jax.models import create_model
+from deeplab_jax.training.state import create_state
+from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard, unreplicate
+overrides = ["batch_size=4", "model.widths=8,8,8,8", "model.head_width=8", "crf.train=off", "model.batch_norm=frozen",
+             "model.allow_random_frozen=true", "optimizer.warmup_steps=0"]
+config = load_config("shapes", overrides)
+model = create_model(config.model, 7)
+variables = model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
+rng = np.random.default_rng(0)
+image = rng.integers(0, 256, (4, 33, 33, 3)).astype(np.uint8)
+label = rng.integers(0, 7, (4, 33, 33)).astype(np.uint8)
+label[0, :, 4:], label[2:] = 255, 255
+batch = dict(image=image, label=label, valid=np.ones((4, 33, 33), bool), index=np.arange(4, dtype=np.int32))
+optimizer = optax.sgd(1.0)
+def gradient(accumulate, batch):
+    config.optimizer.accumulate = accumulate
+    step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
+    state = create_state(variables, config, optimizer)
+    new, metrics = step(replicate(state), shard(batch, accumulate))
+    return jax.tree.map(lambda a, b: np.asarray(a) - b, state.trainable, unreplicate(new).trainable), unreplicate(metrics)
+def reference(trainable):
+    from deeplab_jax.training import losses
+    from deeplab_jax.training.optimizer import merge_params, split_params
+    frozen = split_params(variables["params"], config)[1]
+    full = {**variables, "params": merge_params(trainable, frozen)}
+    logits, _ = model.apply(full, batch["image"], train=True, valid=batch["valid"])
+    sums = losses.loss_sums(dict(s=jax.nn.log_softmax(logits)), batch["label"], "scores")
+    return sums["s"] / losses.valid_count(label[:, ::8, ::8])
+from deeplab_jax.training.optimizer import split_params
+expected = jax.grad(reference)(split_params(variables["params"], config)[0])
+for accumulate in (1, 2):
+    got, metrics = gradient(accumulate, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-6), got, expected)
+void = dict(batch, label=np.full_like(label, 255))
+got, metrics = gradient(1, void)
+assert not metrics["updated"] and metrics["loss"] == 0
+assert all(not np.any(x) for x in jax.tree.leaves(got))
+print("equal on", jax.device_count(), "devices")
+"""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "equal on 2 devices", done.stderr

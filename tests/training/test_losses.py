@@ -1,0 +1,68 @@
+"""Losses against loops over positions; void changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.training import losses
+
+
+def test_labels_of_321_by_8_are_every_eighth():
+    labels = np.random.default_rng(0).integers(0, 256, (2, 321, 321)).astype(np.uint8)
+    np.testing.assert_array_equal(losses.subsample_labels(labels, (41, 41)), labels[:, ::8, ::8])
+    np.testing.assert_array_equal(losses.subsample_labels(labels, (21, 21)), labels[:, ::16, ::16])
+
+
+def test_sizes_without_a_stride_are_refused():
+    with pytest.raises(ValueError, match="320 x 321 to scores of 41 x 41"):
+        losses.subsample_labels(np.zeros((1, 320, 321), np.uint8), (41, 41))
+
+
+def test_cross_entropy_is_the_loop():
+    rng = np.random.default_rng(0)
+    log_probs = np.array(jax.nn.log_softmax(rng.normal(size=(2, 3, 4, 5)).astype(np.float32)))
+    labels = rng.integers(0, 5, (2, 3, 4)).astype(np.uint8)
+    labels[0, :, 0] = 255
+    weights = np.array([1.0, 0.5, 2.0, 0.0, 3.0], np.float32)
+    expected = sum(
+        -weights[labels[i]] * log_probs[(*i, labels[i])] for i in np.ndindex(labels.shape) if labels[i] != 255
+    )
+    assert float(losses.cross_entropy_sum(log_probs, labels, weights)) == pytest.approx(expected, rel=1e-5)
+    assert float(losses.valid_count(labels)) == 21
+
+
+def test_void_alone_gives_zero_and_no_gradient():
+    labels = np.full((1, 4, 4), 255, np.uint8)
+    loss, gradient = jax.value_and_grad(lambda x: losses.cross_entropy_sum(jax.nn.log_softmax(x), labels))(
+        jnp.ones((1, 4, 4, 3))
+    )
+    assert float(loss) == 0.0
+    assert not np.any(gradient)
+
+
+def test_four_losses_of_the_multi_scale_network():
+    logits = jnp.zeros((1, 41, 41, 3))
+    out = {"scales": (logits, logits, jnp.zeros((1, 21, 21, 3)))}
+    maps = losses.named_score_maps(logits, out)
+    assert list(maps) == ["fused", "scale_0", "scale_1", "scale_2"]
+    labels = np.zeros((1, 321, 321), np.uint8)
+    sums = losses.loss_sums(maps, labels, "scores")
+    per_position = np.log(3.0)
+    assert float(sums["fused"]) == pytest.approx(41 * 41 * per_position, rel=1e-5)
+    assert float(sums["scale_2"]) == pytest.approx(21 * 21 * per_position, rel=1e-5)
+
+
+def test_loss_at_pixels_uses_every_label():
+    log_probs = jax.nn.log_softmax(jnp.zeros((1, 5, 5, 4)))
+    sums = losses.loss_sums({"scores": log_probs}, np.zeros((1, 33, 33), np.uint8), "pixels")
+    assert float(sums["scores"]) == pytest.approx(33 * 33 * np.log(4.0), rel=1e-5)
+
+
+def test_class_weights_have_mean_one_over_pixels():
+    counts = [900, 90, 10, 0]
+    for rule in ("sqrt", "median"):
+        weights = losses.class_weights_from_counts(counts, rule)
+        assert sum(w * c for w, c in zip(weights, counts)) / 1000 == pytest.approx(1.0)
+        assert weights[3] == 0.0
+    assert weights[0] / weights[1] == pytest.approx(0.1)
