@@ -38,7 +38,14 @@ def get_config():
         warmup_steps=50,
         ema=0.995,
     )
-    config.crf.update(search_images=40)
+    config.crf.search_images = 40
+    config.crf.search_grid.update(
+        bilateral_weight=(2.0, 4.0),
+        bilateral_xy_std=(20.0, 40.0, 67.0),
+        bilateral_rgb_std=(3.0, 6.0, 10.0),
+        gaussian_weight=(1.0, 3.0),
+        gaussian_xy_std=(1.0,),
+    )
     config.eval.update(every=400, select_split="holdout", mirror=True, size_multiple=8)
     config.checkpoint.every = 200
     return config

@@ -13,9 +13,15 @@ from tqdm import tqdm
 from deeplab_jax import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", None, "a config file or the name of a shipped config")
-flags.DEFINE_string("out", "", "where the contact sheet goes; default runs/<config name>/contact_sheet.png")
-flags.DEFINE_integer("examples", 12, "augmented training examples on the contact sheet; 0 = no sheet", lower_bound=0)
+
+
+def define_flags() -> None:
+    """Declares the command's flags."""
+    flags.DEFINE_string("config", None, "a config file or the name of a shipped config")
+    flags.DEFINE_string("out", "", "where the contact sheet goes; default runs/<config name>/contact_sheet.png")
+    flags.DEFINE_integer(
+        "examples", 12, "augmented training examples on the contact sheet; 0 = no sheet", lower_bound=0
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,4 +89,5 @@ def _sizes(sizes: list[tuple[int, int]]) -> str:
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -15,32 +15,41 @@ from absl import flags
 from deeplab_jax import cli
 from deeplab_jax.errors import UserError
 
-_CONFIG = flags.DEFINE_string("config", None, "Config of the network that the weights are for.")
-_OUT = flags.DEFINE_string("out", None, "The file to write, NAME.safetensors.")
-_SEED = flags.DEFINE_integer("seed", 0, "Draws the filters that are kept where fc6 and fc7 are slimmed.")
-_PREPROCESSING = flags.DEFINE_enum(
-    "preprocessing", None, ["caffe_bgr", "torch_rgb"], "Overrides what the kind of file says about its preprocessing."
-)
-_STRIDE_ON = flags.DEFINE_enum(
-    "stride_on", None, ["1x1", "3x3"], "Overrides what the kind of file says about the stride of ResNet's blocks."
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Declares the command's flags."""
+    flags.DEFINE_string("config", None, "Config of the network that the weights are for.")
+    flags.DEFINE_string("out", None, "The file to write, NAME.safetensors.")
+    flags.DEFINE_integer("seed", 0, "Draws the filters that are kept where fc6 and fc7 are slimmed.")
+    flags.DEFINE_enum(
+        "preprocessing",
+        None,
+        ["caffe_bgr", "torch_rgb"],
+        "Overrides what the kind of file says about its preprocessing.",
+    )
+    flags.DEFINE_enum(
+        "stride_on", None, ["1x1", "3x3"], "Overrides what the kind of file says about the stride of ResNet's blocks."
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 1:
         raise UserError(f"convert_weights takes one file or workdir, not {len(argv)}; see --help")
-    if not _OUT.value:
+    if not FLAGS.out:
         raise UserError("--out is missing; give a file to write, such as --out=weights.safetensors")
     from deeplab_jax.weights import conversion, files, initial
 
-    config = cli.config_from_flags(_CONFIG.value)
+    config = cli.config_from_flags(FLAGS.config)
     src = Path(argv[0])
     source = initial.read_workdir(src)[0] if src.is_dir() else files.read(src)
-    overrides = {"preprocessing": _PREPROCESSING.value, "stride_on": _STRIDE_ON.value}
-    report = conversion.convert(source, config.model, _OUT.value, _SEED.value, overrides)
+    overrides = {"preprocessing": FLAGS.preprocessing, "stride_on": FLAGS.stride_on}
+    report = conversion.convert(source, config.model, FLAGS.out, FLAGS.seed, overrides)
     print(report)
-    print(f"written: {_OUT.value}")
+    print(f"written: {FLAGS.out}")
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -1,7 +1,8 @@
 """Trains and evaluates: python -m deeplab_jax.main --config configs/voc_aspp_l.py --workdir runs/mine
 
 Rerunning the same command goes on where the last run stopped. Fields of the config are changed by flags:
---config.batch_size=4 --config.crf.iterations=5. Results are printed as a table and written to WORKDIR/eval/<split>.json.
+--config.batch_size=4 --config.crf.iterations=5. Results are printed as a table and written to
+WORKDIR/eval/<split>.json.
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,17 @@ from absl import flags
 from deeplab_jax import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", None, "Config file, or the name of a shipped config (voc_aspp_l, camvid, ...).")
-flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
-flags.DEFINE_enum("mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.")
-flags.DEFINE_bool("distributed", False, "Join the processes of a job (automatic under SLURM and Open MPI).")
-flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher tells it.")
-flags.DEFINE_integer("process_id", -1, "Rank of this process, with --coordinator.")
-flags.DEFINE_integer("num_processes", 0, "Number of processes, with --coordinator.")
+
+
+def define_flags() -> None:
+    """Declares the command's flags."""
+    flags.DEFINE_string("config", None, "Config file, or the name of a shipped config (voc_aspp_l, camvid, ...).")
+    flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
+    flags.DEFINE_enum("mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.")
+    flags.DEFINE_bool("distributed", False, "Join the processes of a job (automatic under SLURM and Open MPI).")
+    flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher tells it.")
+    flags.DEFINE_integer("process_id", -1, "Rank of this process, with --coordinator.")
+    flags.DEFINE_integer("num_processes", 0, "Number of processes, with --coordinator.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,4 +47,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -73,10 +73,9 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     config = copy.deepcopy(config)
     config.model = trained.model  # the network is what was trained; evaluation may differ
     if config.crf.search_images and config.crf.iterations and not variables["params"].get("crf"):
-        from deeplab_jax.evaluation.search import search_in_workdir
-
-        config.crf.preset = str(search_in_workdir(config, workdir, variables, meta))
-        say(f"CRF parameters chosen on images set aside: {config.crf.preset}")
+        preset = _search(config, workdir)
+        config.crf.preset = str(workdir / "crf_preset.json")
+        say(f"CRF parameters: {preset.source}")
     results = evaluate_split(config, variables, meta, config.eval.split, workdir / "eval")
     distributed.barrier("evaluated")
     lines = [
@@ -86,3 +85,21 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     if distributed.is_first():
         lines.append(f"open: {workdir / 'eval'} (results and overlays), tensorboard --logdir {workdir / 'tensorboard'}")
     return "\n".join(line for line in lines if line)
+
+
+def _search(config: ConfigDict, workdir: Path):
+    """Chooses the CRF's parameters on `config.crf.search_images` images set aside; goes on where it was stopped."""
+    from deeplab_jax.training.crf_search import search_workdir
+
+    grid = {name: tuple(values) for name, values in config.crf.search_grid.items()}
+    preset, table = search_workdir(
+        config,
+        workdir,
+        grid | {"normalization": (config.crf.normalization,)},
+        images=config.crf.search_images,
+        iterations=config.crf.iterations,
+        bilateral=config.crf.bilateral,
+        say=say,
+    )
+    say(table)
+    return preset

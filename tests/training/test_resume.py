@@ -26,8 +26,8 @@ def deadly(function):
         return result
     return wrapped
 module.{name} = deadly(module.{name})
-from absl import flags
 from deeplab_jax import cli, main
+main.define_flags()
 cli.run(main.main, ["main", *sys.argv[1:]])
 """
 
