@@ -16,6 +16,9 @@ from deeplab_jax.imaging.palettes import voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
+# Formats that Pillow decodes itself; it would hand EPS, for one, to a program of the system.
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000", "ICO", "TGA")
+
 # Images above this size are refused unless the caller allows more.
 MAX_PIXELS = 200_000_000
 
@@ -114,9 +117,7 @@ def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int
     return (width, height) if turned else (height, width)
 
 
-def encode_png(
-    array: np.ndarray, palette: np.ndarray | None = None, compress_level: int = 3, note: str = ""
-) -> bytes:
+def encode_png(array: np.ndarray, palette: np.ndarray | None = None, compress_level: int = 3, note: str = "") -> bytes:
     """PNG bytes of uint8 `[H, W]` (gray, or indices of `palette` `[256, 3]`) or `[H, W, 3 or 4]`; `note` as a text."""
     image = Image.fromarray(np.ascontiguousarray(array, np.uint8))
     if palette is not None:
@@ -180,9 +181,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 
 
-def _open(
-    source: str | os.PathLike | bytes, name: str, load: bool = True, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def _open(source: str | os.PathLike | bytes, name: str, load: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:
     where = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     try:
         if not isinstance(source, bytes):
@@ -192,7 +191,8 @@ def _open(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # ours is the limit that speaks
-            image = Image.open(io.BytesIO(source))
+            Image.init()  # of formats named, only those are found that are loaded
+            image = Image.open(io.BytesIO(source), formats=[f for f in _FORMATS if f in Image.OPEN])
             if image.width * image.height > max_pixels:
                 raise UserError(
                     f"{where}: has {image.width * image.height / 1e6:.0f} megapixels, more than the limit of "
