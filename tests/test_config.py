@@ -1,0 +1,66 @@
+"""Finding configs and changing their fields."""
+
+import pytest
+
+from deeplab_jax.config import fields, find_config, load_config
+from deeplab_jax.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes.py", "configs/shapes.py"])
+def test_shipped_configs_are_found_by_name(name):
+    assert find_config(name).name == "shapes.py"
+    assert load_config(name).name == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ("batch_size=3", "batch_size", 3),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("data.crop=65,97", "data.crop", (65, 97)),
+        ("data.crop=(65, 97)", "data.crop", (65, 97)),
+        ("loss.class_weights=sqrt", "loss.class_weights", ("sqrt",)),
+        ("model.remat=true", "model.remat", True),
+        ("data.dir=a=b", "data.dir", "a=b"),
+    ],
+)
+def test_overrides_take_the_fields_type(override, field, value):
+    assert dict(fields(load_config("base", [override])))[field] == value
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("crf.iteration=3", "did you mean 'crf.iterations'"),
+        ("crf=3", "is a group of fields"),
+        ("batch_size=many", "needs a value of type int, such as 10"),
+        ("batch_size=2.5", "needs a value of type int"),
+        ("model.remat=maybe", "needs true or false"),
+        ("seed", "needs a value"),
+    ],
+)
+def test_mistakes_are_named(override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_config("base", [override])
+
+
+def test_unknown_config_suggests_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'camvid'"):
+        find_config("camvd")
+
+
+def test_a_users_own_config_may_start_from_a_shipped_one(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from deeplab_jax.configs import camvid\n\n\ndef get_config():\n    config = camvid.get_config()\n"
+        "    config.batch_size = 2\n    return config\n"
+    )
+    assert load_config(str(file)).batch_size == 2
+    file.write_text("from deeplab_jax.configs import base\ndef get_config(:\n")
+    with pytest.raises(UserError, match="line 2 is not Python"):
+        load_config(str(file))
+    file.write_text(
+        "from deeplab_jax.configs import base\n\n\ndef get_config():\n    c = base.get_config()\n    c.modl.x = 1\n"
+    )
+    with pytest.raises(UserError, match="modl"):
+        load_config(str(file))

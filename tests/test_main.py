@@ -1,0 +1,110 @@
+"""The command as a user meets it: one sentence for a mistake, status 1, nothing left behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.config import load_config
+from deeplab_jax.errors import UserError
+from deeplab_jax.training import loop
+
+
+def main(*arguments, cwd=None):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    return subprocess.run(
+        [sys.executable, "-m", "deeplab_jax.main", *map(str, arguments)],
+        env=env, capture_output=True, text=True, timeout=300, cwd=cwd,
+    )  # fmt: skip
+
+
+def camvid_like(folder, *, ids=(0, 1, 11), label_size=(60, 80)):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        names = [f"{split}{i}" for i in range(3)]
+        (folder / split).mkdir(parents=True)
+        (folder / f"{split}annot").mkdir()
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (60, 80, 3)).astype(np.uint8)).save(folder / split / f"{name}.jpg")
+            label = rng.choice(ids, label_size).astype(np.uint8)
+            Image.fromarray(label).save(folder / f"{split}annot" / f"{name}.png")
+        (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config=nowhere.py"], "no such file or shipped config"),
+        (["--config=shapes", "--config.crf.iteration=3"], "did you mean 'crf.iterations'"),
+        (["--config=shapes", "--confg=x"], "Unknown command line flag 'confg'"),
+        (["--config=shapes", "--mode=trian"], "--mode=trian"),
+        (["--config=camvid", "--config.data.dir=/nowhere/camvid"], "/nowhere/camvid"),
+        (["--config=shapes", "--workdir=/proc/none", "--config.batch_size=8"], "/proc/none"),
+    ],
+)
+def test_one_sentence_and_status_1(arguments, sentence, tmp_path):
+    done = main(*arguments, f"--config.data.cache_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert sentence in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda d: (d / "train.txt").write_text(""), "train.txt"),
+        (lambda d: (d / "trainannot" / "train0.png").unlink(), "train0"),
+        (lambda d: (d / "train" / "train1.jpg").write_bytes(b"not an image"), "train1"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, change, sentence):
+    folder = camvid_like(tmp_path / "camvid")
+    change(folder)
+    run = [
+        "--config.num_steps=2",
+        "--config.data.holdout=0",
+        "--config.eval.select_split=",
+        "--config.crf.search_images=0",
+    ]
+    done = main("--config=camvid", f"--config.data.dir={folder}", f"--config.data.cache_dir={tmp_path / 'cache'}",
+                "--workdir", tmp_path / "run", *run)  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert sentence in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "run").rglob("*.json")) or json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("kwargs", [{"ids": (0, 1, 77)}, {"label_size": (60, 81)}])
+def test_bad_labels_are_named(tmp_path, kwargs):
+    folder = camvid_like(tmp_path / "camvid", **kwargs)
+    done = main("--config=camvid", f"--config.data.dir={folder}", f"--config.data.cache_dir={tmp_path / 'cache'}",
+                "--workdir", tmp_path / "run", "--config.data.holdout=0", "--config.num_steps=2")  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "train" in last and ("77" in last or "81" in last)
+
+
+def test_frozen_statistics_need_a_start():
+    with pytest.raises(UserError, match=r"--config\.init_from=WEIGHTS"):
+        loop.check(load_config("voc_aspp_l"))
+    loop.check(load_config("voc_aspp_l", ["model.allow_random_frozen=true"]))
+
+
+def test_batch_must_divide():
+    with pytest.raises(
+        UserError, match=r"config\.batch_size=10: must be divisible by .*accumulate=4; the next that is: 12"
+    ):
+        loop.check(load_config("shapes", ["batch_size=10", "optimizer.accumulate=4"]))
+
+
+def test_version():
+    done = main("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "deeplab_jax")
