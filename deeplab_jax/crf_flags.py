@@ -1,11 +1,10 @@
 """The CRF's flags, shared by the commands that take them: a preset, and each parameter alone on top of it."""
 
-from typing import NamedTuple
-
 from absl import flags
 
-from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS, PRESETS, CRFParams, Preset, check_params, preset_named
+from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS, PRESETS, Preset, check_params, preset_named
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.refinement import Settings
 
 BILATERALS = ("auto", "permutohedral", "exact", "separable")
 
@@ -16,15 +15,6 @@ _MEANING = {
     "gaussian_weight": "w2, weight of the kernel on position alone",
     "gaussian_xy_std": "sigma_gamma, its width in pixels",
 }
-
-
-class Settings(NamedTuple):
-    """What a run of the CRF needs besides its input."""
-
-    params: CRFParams
-    iterations: int
-    normalization: str
-    bilateral: str
 
 
 def define(preset: str) -> None:

@@ -279,8 +279,8 @@ def report(
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint had been written yet"
             raise NonFiniteError(
-                f"loss or gradient was not finite at step {step} (steps {fetched[0][0]} to {fetched[-1][0]} were looked "
-                f"at); gradients concerned: {shown}; {kept}; lower config.optimizer.learning_rate or set clip_norm"
+                f"loss or gradient was not finite at step {step} (looked at: steps {fetched[0][0]} to {fetched[-1][0]}); "
+                f"gradients concerned: {shown}; {kept}; lower config.optimizer.learning_rate or set clip_norm"
             )
     for step, metrics in fetched:
         values = {f"train/{k}": float(v) for k, v in metrics.items() if np.ndim(v) == 0 and k != "updated"}

@@ -12,7 +12,14 @@ def normal(seed, shape):
 
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "rate"),
-    [((11, 12), 3, 1, 2), ((24, 25), 3, 1, 2), ((13, 10), 3, 2, 1), ((9, 9), 4, 1, 2), ((10, 7), 1, 2, 1), ((5, 5), 3, 1, 12)],
+    [
+        ((11, 12), 3, 1, 2),
+        ((24, 25), 3, 1, 2),
+        ((13, 10), 3, 2, 1),
+        ((9, 9), 4, 1, 2),
+        ((10, 7), 1, 2, 1),
+        ((5, 5), 3, 1, 12),
+    ],
 )
 def test_conv_and_its_gradients_are_the_plain_ones(size, kernel, stride, rate):
     x, w = normal(0, (2, *size, 96)), normal(1, (kernel, kernel, 96, 4))

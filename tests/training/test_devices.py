@@ -98,7 +98,8 @@ def gradient(accumulate, batch):
     step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
     state = create_state(variables, config, optimizer)
     new, metrics = step(replicate(state), shard(batch, accumulate))
-    return jax.tree.map(lambda a, b: np.asarray(a) - b, state.trainable, unreplicate(new).trainable), unreplicate(metrics)
+    change = jax.tree.map(lambda a, b: np.asarray(a) - b, state.trainable, unreplicate(new).trainable)
+    return change, unreplicate(metrics)
 def reference(trainable):
     from deeplab_jax.training import losses
     from deeplab_jax.training.optimizer import merge_params, split_params
