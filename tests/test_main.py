@@ -22,6 +22,12 @@ def main(*arguments, cwd=None):
     )  # fmt: skip
 
 
+def error_of(done):
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]
+
+
 def camvid_like(folder, *, ids=(0, 1, 11), label_size=(60, 80)):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -51,9 +57,7 @@ def test_one_sentence_and_status_1(arguments, sentence, tmp_path):
     done = main(*arguments, f"--config.data.cache_dir={tmp_path}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert sentence in errors[0]
+    assert sentence in error_of(done)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,7 @@ def test_bad_data_is_named(tmp_path, change, sentence):
                 "--workdir", tmp_path / "run", *run)  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert sentence in done.stderr.splitlines()[-1]
+    assert sentence in error_of(done)
     assert not list((tmp_path / "run").rglob("*.json")) or json.loads((tmp_path / "run" / "config.json").read_text())
 
 
@@ -88,8 +92,8 @@ def test_bad_labels_are_named(tmp_path, kwargs):
                 "--workdir", tmp_path / "run", "--config.data.holdout=0", "--config.num_steps=2")  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert "train" in last and ("77" in last or "81" in last)
+    assert "train" in error_of(done)
+    assert "77" in error_of(done) or "81" in error_of(done)
 
 
 def test_frozen_statistics_need_a_start():

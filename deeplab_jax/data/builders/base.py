@@ -150,10 +150,15 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return Path(dl_manager.manual_dir)
 
     def _generate_examples(self, sources: Sequence[Source], progress: tqdm | None = None) -> Iterator[tuple[int, dict]]:
-        for i, (source, (image, label)) in enumerate(zip(sources, in_threads(self.encode, sources))):
+        try:
+            for i, (source, (image, label)) in enumerate(zip(sources, in_threads(self.encode, sources))):
+                if progress is not None:
+                    progress.update()
+                yield i, {"image": image, "label": label, "name": source.name}
+        except UserError:
             if progress is not None:
-                progress.update()
-            yield i, {"image": image, "label": label, "name": source.name}
+                progress.close()  # the sentence gets a line of its own
+            raise
 
 
 def check_ids(label: np.ndarray, num_classes: int, where: object) -> None:
