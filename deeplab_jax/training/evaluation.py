@@ -97,6 +97,7 @@ def _search(config: ConfigDict, workdir: Path):
         workdir,
         grid | {"normalization": (config.crf.normalization,)},
         images=config.crf.search_images,
+        passes=config.crf.search_passes,
         iterations=config.crf.iterations,
         bilateral=config.crf.bilateral,
         say=say,
