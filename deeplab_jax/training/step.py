@@ -110,7 +110,7 @@ def create_train_step(
         )
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "valid_positions": valid,
             "updated": updated,
             "finite": finite & jnp.isfinite(loss),
