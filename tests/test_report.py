@@ -1,0 +1,150 @@
+"""The report page: what it shows of a run, and that it needs nothing but itself."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import files
+from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.pages import charts
+from deeplab_jax.pages.run_report import build_report, write_report
+from tests.browser import complaints, headless_browser, keep_screenshot
+from tests.toy_workdir import photograph
+
+pytest.importorskip("jinja2", reason="Jinja2 is not installed")
+HOSTILE = '<script>alert("name")</script>'
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A workdir as `main` leaves it, with a class and an image whose names are hostile."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_text(
+        json.dumps({"name": "toy", "seed": 3, "crf": {"iterations": 5, "preset": HOSTILE}})
+    )
+    run = {
+        "time": "2026-01-01",
+        "command": ["main.py", "--config", "toy"],
+        "deeplab_jax": "0",
+        "commit": "abcdef0123456789",
+    }
+    (folder / "run.json").write_text(
+        json.dumps([run | {"python": "3.11", "packages": {"jax": "1"}, "devices": ["cpu:x"]}])
+    )
+    rows = [
+        {"step": n, "train/loss": 2 / n, "train/loss_crf": 1 / n, "train/learning_rate": 0.1} for n in range(1, 900)
+    ]
+    text = "".join(json.dumps(r) + "\n" for r in rows) + '{"step": 900, "train/lo'
+    (folder / "metrics.jsonl").write_text(text)
+    results = [
+        {
+            "crf_iterations": n,
+            "bilateral": "exact",
+            "mean_iou": 0.5 + n / 100,
+            "pixel_accuracy": 0.75,
+            "mean_accuracy": 0.6,
+            "frequency_weighted_iou": None,
+            "per_class_iou": {"sky": 0.4 + n / 100, HOSTILE: None},
+            "trimap": {str(w): {"mean_iou": 0.3, "pixel_accuracy": w / 100} for w in (1, 5, 10)},
+            "images": 2,
+        }
+        for n in (0, 1, 5)
+    ]
+    (folder / "eval").mkdir()
+    (folder / "eval" / "val.json").write_text(json.dumps(results))
+    pictures = []
+    for index, kind in enumerate(("best", "sample")):
+        names = {key: f"overlays/parts/{kind}_{key}.png" for key in ("photo", "truth", "0", "1", "5")}
+        image = photograph((60, 80), seed=index)
+        files.write_png(folder / "eval" / names["photo"], image)
+        for n, key in enumerate(("truth", "0", "1", "5")):
+            files.write_palette_png(
+                folder / "eval" / names[key], (image[..., 0] // (60 + n)).astype(np.uint8), voc_palette()
+            )
+        about = {"kind": kind, "index": index, "overlay": "x.png", "photo": names["photo"], "truth": names["truth"]}
+        pictures.append(about | {"labels": {n: names[n] for n in ("0", "1", "5")}})
+    images = [{"name": HOSTILE, "mean_iou": [0.25, 0.3, 0.45]}, {"name": "b", "mean_iou": [None, None, None]}]
+    about = {"crf_iterations": [0, 1, 5], "images": images, "pictures": pictures}
+    (folder / "eval" / "val_images.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_page_holds_numbers_curves_and_pictures(workdir):
+    page = build_report(workdir)
+    for text in (
+        "mean IoU",
+        "55.0",
+        "+5.0",
+        "CRF ×5",
+        "network alone",
+        "2 images",
+        "abcdef0123",
+        "off 25.0",
+        "on 45.0",
+    ):
+        assert text in page
+    assert page.count("data:image/jpeg;base64,") == 8  # two images: photograph, truth, off, on
+    assert page.count('class="compare"') == 2
+    assert len(re.findall(r'class="card strip">(.*?)</div>', page, re.DOTALL)[0].split("<figure>")) == 4
+    assert page.count('class="chart"') == 4  # loss, learning rate, two trimaps
+
+
+def test_names_are_escaped_and_nothing_is_loaded(workdir):
+    page = build_report(workdir)
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "default-src 'none'" in page
+    for source in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert source.startswith("data:")
+
+
+def test_workdir_without_results_has_a_page(workdir, tmp_path):
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    assert "No evaluation yet" in write_report(tmp_path).read_text()
+    with pytest.raises(UserError, match="not a training workdir"):
+        build_report(tmp_path / "none")
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "val.json").write_text("{")
+    with pytest.raises(UserError, match=r"val\.json"):
+        build_report(tmp_path)
+
+
+def test_charts_place_points_and_break_at_gaps():
+    svg = charts.line_chart({"a<b": [(0, 0.0), (1, 1.0), (2, float("nan")), (3, 2.0)]}, "step", "loss", marks=True)
+    path = re.search(r'<path d="([^"]*)"', svg).group(1)
+    assert re.sub(r"[\d. ]", "", path) == "MLM"
+    points = [tuple(map(float, p)) for p in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
+    assert points[0] == (56.0, 220.0)
+    assert points[-1] == (508.0, 12.0)
+    assert "a&lt;b: 1, 1" in svg
+    assert charts.line_chart({"none": []}, "", "") == ""
+
+
+def test_thinning_keeps_the_mean():
+    points = [(float(n), float(n % 7)) for n in range(1000)]
+    thin = charts.thinned(points, 100)
+    assert len(thin) == 100
+    assert np.mean([y for _, y in thin]) == pytest.approx(np.mean([y for _, y in points]))
+
+
+def test_in_a_browser(workdir):
+    page = write_report(workdir)
+    with headless_browser(1240, 1400) as driver:
+        driver.get(page.as_uri())
+        sizes = driver.execute_script("return Array.from(document.images).map(i => i.naturalWidth)")
+        assert len(sizes) == 11
+        assert min(sizes) > 0
+        clip = "return getComputedStyle(document.querySelector('.compare .on')).clipPath"
+        before = driver.execute_script(clip)
+        driver.execute_script(
+            "const i = document.querySelector('.compare input'); i.value = 10; i.dispatchEvent(new Event('input'))"
+        )
+        assert driver.execute_script(clip) != before
+        assert "10%" in driver.execute_script(clip)
+        assert driver.execute_script("return performance.getEntriesByType('resource').length") in (0, len(sizes))
+        assert keep_screenshot(driver, "report.png").stat().st_size > 10_000
+        assert complaints(driver) == []
