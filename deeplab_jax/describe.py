@@ -150,10 +150,8 @@ def _model(config: Any, num_classes: int) -> nn.Module:
 
 def _layer(module: nn.Module, x: jax.Array, result: Any) -> dict[str, Any]:
     layer = {"name": "/".join(module.path), "kind": "conv", "kernel": 1, "stride": 1, "rate": 1, "parameters": 0}
-    if isinstance(module, ConvWeights):  # computed together with its neighbors; its map has its input's size
-        shape = (*x.shape[:3], module.features)
-    else:
-        shape = result.shape
+    # ConvWeights are computed together with their neighbors; the map has the input's size.
+    shape = (*x.shape[:3], module.features) if isinstance(module, ConvWeights) else result.shape
     flops = 0
     if isinstance(module, Conv | ConvWeights):
         bias = getattr(module, "use_bias", True)
