@@ -108,11 +108,14 @@ class Gallery:
         for n, labels in zip(self.counts, held.labels, strict=True):
             files.write_palette_png(self.out_dir / about["labels"][str(n)], labels, self.palette)
         shown = {n: labels for n, labels in zip(self.counts, held.labels, strict=True) if n in self._ends()}
+        photo, truth, *maps = (_enlarged(a) for a in (photo, truth, *shown.values()))
         # Where the truth is void nothing was measured; its colour there shows which part that is.
         panels = [photo, overlay.overlay(photo, truth, self.palette, self.class_names)]
-        panels += [overlay.overlay(photo, s, self.palette, self.class_names, legend=False) for s in shown.values()]
+        panels += [overlay.overlay(photo, s, self.palette, self.class_names, legend=False) for s in maps]
         titles = [f"photograph {_short(held.example.name)}", "truth"]
-        titles += ["network" if n == 0 else f"network + CRF, {n} iterations" for n in shown]
+        titles += ["network" if n == 0 else f"network + CRF x{n}" for n in shown]
+        panels.append(overlay.error_map(photo, maps[-1], truth))
+        titles.append("errors")
         files.write_png(self.out_dir / about["overlay"], overlay.side_by_side(panels, titles))
         return about
 
@@ -122,6 +125,12 @@ class Gallery:
 
 def _rank(candidate: Candidate) -> tuple[float, int]:
     return candidate.score, candidate.index
+
+
+def _enlarged(array: np.ndarray) -> np.ndarray:
+    """[H, W, ...] with every pixel repeated until the picture is wide enough to look at."""
+    times = max(1, 320 // array.shape[1])
+    return array.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _short(name: str) -> str:
