@@ -1,10 +1,11 @@
 """Training batches: batch n is a pure function of the seed and n, whatever threads and processes make it."""
 
-import concurrent.futures
 import logging
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import grain
 import numpy as np
 
 from deeplab_jax.data.augment import VOID, Augmentation, augment
@@ -13,54 +14,46 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import CorruptImageError
 
 _ORDER, _AUGMENT = 0, 1  # two independent streams of random numbers
+_BATCHES_AHEAD = 4
 
 
 class TrainBatches:
     """Iterator over training batches from `first_step` on, without end; made by `train_batches`.
 
     Example g of the run is row g % batch_size of batch g // batch_size. Each epoch is a permutation of the data set
-    drawn from (seed, epoch); the augmentation of example g is drawn from (seed, g).
+    drawn from (seed, epoch); the augmentation of example g is drawn from (seed, g). The examples are a
+    `grain.MapDataset`, read by number in any order: where a run stands is a number, not the state of a reader.
 
     Attributes:
       skipped: names of corrupt examples that were replaced (`config.data.on_corrupt = "skip"`).
     """
 
-    def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: range):
+    def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: Sequence[int]):
         self.dataset, self.rows = dataset, rows
         self.batch_size, self.seed = config.batch_size, config.seed
         self.spec = Augmentation.from_config(config.data)
         self.skip_corrupt = config.data.on_corrupt == "skip"
-        self.workers = max(1, config.data.workers)
-        self.step = first_step
         self.skipped: set[str] = set()
         self._permutations: dict[int, np.ndarray] = {}
-        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
-        self._ahead: deque[list[concurrent.futures.Future]] = deque()
+        numbers = grain.MapDataset.range(first_step * len(rows), sys.maxsize)
+        reading = grain.ReadOptions(max(1, config.data.workers), prefetch_buffer_size=_BATCHES_AHEAD * len(rows))
+        self._batches = iter(numbers.map(self._element).to_iter_dataset(reading).batch(len(rows)))
 
     def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._pool is None:
-            self._pool = concurrent.futures.ThreadPoolExecutor(self.workers, thread_name_prefix="data")
-        while len(self._ahead) < 4:
-            n = self.step + len(self._ahead)
-            self._ahead.append([self._pool.submit(self.example, n, row) for row in self.rows])
-        images, labels, valids = zip(*(future.result() for future in self._ahead.popleft()))
-        self.step += 1
-        return {
-            "image": np.stack(images),
-            "label": np.stack(labels),
-            "valid": np.stack(valids),
-            "index": np.array(self.rows, np.int32),
-        }
+        return next(self._batches)
 
     def close(self) -> None:
         """Stops the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
-        self._ahead.clear()
+        self._batches.close()
+
+    def _element(self, number: int) -> dict[str, np.ndarray]:
+        """The `number`-th example of the run among those that this process reads."""
+        step, place = divmod(number, len(self.rows))
+        image, label, valid = self.example(step, self.rows[place])
+        return {"image": image, "label": label, "valid": valid, "index": np.int32(self.rows[place])}
 
     def position(self, number: int) -> int:
         """Which example of the data set the run's example `number` is."""
@@ -106,9 +99,10 @@ def train_batches(
 
     Args:
       dataset: a training split, with labels.
-      config: `batch_size` (global), `seed` and `data` are used.
+      config: `batch_size` (global), `seed`, `data` and `optimizer.accumulate` are used.
       first_step: the position; resuming needs nothing else.
-      process_index, process_count: this process gets rows `[p * b / P, (p + 1) * b / P)` of every batch.
+      process_index, process_count: this process gets rows `[p * m / P, (p + 1) * m / P)` of each of a batch's
+        micro-batches of m rows, so that a micro-batch holds the same examples however many processes share it.
       local_only: False = all rows, whatever the process.
 
     Returns:
@@ -116,10 +110,14 @@ def train_batches(
       `valid` bool `[b, h, w]` (False = padding), `index` int32 `[b]`, the row within the global batch.
 
     Raises:
-      UserError: the batch does not divide by the processes, or a setting is impossible.
+      UserError: the batch does not divide by processes and micro-batches, or a setting is impossible.
     """
-    if config.batch_size % process_count:
-        raise UserError(f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes")
+    accumulate = config.optimizer.accumulate
+    if config.batch_size % (process_count * accumulate):
+        micro = f" times config.optimizer.accumulate={accumulate}" if accumulate > 1 else ""
+        raise UserError(
+            f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes{micro}"
+        )
     if config.data.continuous_scale and len(config.data.scales) != 2:
         raise UserError(
             "config.data.scales: with continuous_scale, give two numbers, the smallest and the largest scale"
@@ -128,8 +126,9 @@ def train_batches(
         raise UserError(f"config.data.scales={tuple(config.data.scales)}: needs at least one scale, all above 0")
     if len(config.data.crop) != 2 or min(config.data.crop) < 1:
         raise UserError(f"config.data.crop={tuple(config.data.crop)}: must be two sizes in pixels, height and width")
-    share = config.batch_size // process_count
-    rows = range(process_index * share, (process_index + 1) * share) if local_only else range(config.batch_size)
+    rows = range(config.batch_size)
+    if local_only:
+        rows = np.arange(config.batch_size).reshape(accumulate, process_count, -1)[:, process_index].ravel().tolist()
     return TrainBatches(dataset, config, first_step=first_step, rows=rows)
 
 

@@ -59,6 +59,20 @@ def test_processes_split_the_batch(camvid):
     _assert_equal(_take(camvid, 3, process_index=1, process_count=2, local_only=False), whole)
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_micro_batches_hold_the_same_examples_whatever_the_processes(camvid, processes):
+    camvid.batch_size, camvid.optimizer.accumulate = 8, 2
+    whole = _take(camvid, 2)
+    parts = [_take(camvid, 2, process_index=p, process_count=processes) for p in range(processes)]
+    for n, batch in enumerate(whole):
+        for key, value in batch.items():
+            # each process's rows are split into micro-batches in order; micro-batch m is what all of them hold of it
+            micro = [part[n][key].reshape(2, -1, *value.shape[1:]) for part in parts]
+            np.testing.assert_array_equal(np.concatenate(micro, axis=1).reshape(value.shape), value)
+    with pytest.raises(UserError, match=r"batch_size=8: must be divisible by the 8 processes times .*accumulate=2"):
+        data.train_batches(data.open_dataset(camvid.data, "train"), camvid, process_count=8)
+
+
 def test_every_example_once_per_epoch(camvid):
     dataset = data.open_dataset(camvid.data, "train")
     batches = data.train_batches(dataset, camvid)  # 10 examples, batches of 4: epochs end within batches
