@@ -1,0 +1,122 @@
+"""Trained runs as experiments use them: made if need be, measured under a choice of CRF parameters, continued."""
+
+import copy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.errors import UserError
+from experiments import common
+
+
+def trained(config: ConfigDict, workdir: Path) -> Path:
+    """Trains the config in `workdir`, going on where an earlier call was stopped; returns `workdir`."""
+    from deeplab_jax.training import loop
+
+    print(f"--- training {workdir}", flush=True)
+    loop.train(config, workdir)
+    return workdir
+
+
+def measure(config: ConfigDict, workdir: Path, folder: Path, *, preset: str | None = None) -> list[dict]:
+    """Evaluates a run's network with its own CRF or with another; an evaluation made before is not repeated.
+
+    Args:
+      config: data and evaluation; the network, and without `preset` the CRF, are the run's.
+      workdir: the run.
+      folder: results are kept here.
+      preset: CRF parameters by name or file, in the place of the run's own, learned or configured.
+
+    Returns:
+      One dict per number of iterations in `config.eval.crf_iterations`; see `deeplab_jax.evaluation.evaluate`.
+    """
+    from deeplab_jax.training.checkpoints import load_workdir
+    from deeplab_jax.training.evaluation import evaluate_split
+
+    own, _, variables, meta = load_workdir(workdir)
+    config = copy.deepcopy(config)
+    config.model = own.model
+    if preset is None:
+        with config.unlocked():
+            config.crf = own.crf
+    else:
+        config.crf.preset = preset
+        config.crf.train = "off"
+        variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
+    where = f"{workdir.resolve().name}_{Path(preset).stem if preset else 'own'}.json"
+    read = Path(preset).read_text() if preset and preset.endswith(".json") and Path(preset).is_file() else preset
+    about = {
+        "workdir": str(workdir.resolve()),
+        "step": meta["step"],
+        "preset": read,
+        "split": config.eval.split,
+        "data": meta["data_fingerprint"],
+        "eval": config.eval.to_dict(),
+    }
+
+    def compute() -> list[dict]:
+        print(f"--- evaluating {workdir}, CRF parameters: {preset or 'its own'}", flush=True)
+        return evaluate_split(config, variables, meta, config.eval.split, None)
+
+    return common.remembered(folder / where, about, compute)
+
+
+def own_preset(workdir: Path) -> str | None:
+    """The preset file that a parameter search left in a run; None if there was no search."""
+    path = workdir / "crf_preset.json"
+    return str(path) if path.is_file() else None
+
+
+def searched_preset(config: ConfigDict, workdir: Path, images: int) -> str:
+    """The preset file of a run's parameter search; the search is made if the run has none.
+
+    Raises:
+      UserError: the config sets no images aside to search on.
+    """
+    found = own_preset(workdir)
+    if found:
+        return found
+    if not config.data.holdout:
+        raise UserError(
+            "the CRF's parameters are searched for on images that are not trained on; set some aside with "
+            "--config.data.holdout=N, or search with deeplab_jax.crf_search first"
+        )
+    from deeplab_jax.training.crf_search import search_workdir
+
+    print(f"--- searching CRF parameters for {workdir}", flush=True)
+    grid = {name: tuple(values) for name, values in config.crf.search_grid.items()}
+    _, text = search_workdir(
+        config,
+        workdir,
+        grid | {"normalization": (config.crf.normalization,)},
+        images=images,
+        iterations=config.crf.iterations or 10,
+        bilateral=config.crf.bilateral,
+        say=lambda line: print(line, flush=True),
+    )
+    print(text, flush=True)
+    return str(workdir / "crf_preset.json")
+
+
+def continued(config: ConfigDict, start: Path, workdir: Path, *, steps: int, rate: float, end_to_end: bool) -> Path:
+    """Trains a run further for so many steps, with or without the CRF on top; the same batches in both cases.
+
+    Args:
+      config: data and schedule of the run.
+      start: the run to start from; its averaged weights, if it has them.
+      workdir: of the continuation.
+      steps: how many.
+      rate: learning rate at their beginning.
+      end_to_end: whether the loss comes after the mean field and its parameters learn too.
+    """
+    from deeplab_jax.training.checkpoints import read_config
+
+    config = copy.deepcopy(config)
+    config.model = read_config(start).model
+    config.init_from = str(start)
+    config.num_steps = steps
+    config.crf.train = "end_to_end" if end_to_end else "off"
+    config.optimizer.update(learning_rate=float(rate), warmup_steps=0, ema=0.0)  # an average would lag behind
+    config.eval.update(every=0, select_split="")
+    config.checkpoint.every = steps
+    return trained(config, workdir)

@@ -1,0 +1,47 @@
+"""One whole run, tiny: two networks trained, three systems measured, nothing computed twice."""
+
+import json
+import math
+
+from deeplab_jax.config import load_config
+from deeplab_jax.training.checkpoints import load_workdir
+from experiments import beliefs, common, crf_iterations, field_of_view, runs
+
+
+def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch, capsys):
+    systems = crf_iterations.experiment(tiny_config, tmp_path)
+    assert [s.name for s in systems] == ["piecewise 4, fixed (v2_resnet101)", "end to end 4, learned"]
+    for s in systems:
+        assert [r["crf_iterations"] for r in s.results] == [0, 1, 2]
+        assert all(0 <= v <= 100 for v in (*s.curve(), *s.curve("3")))
+        assert s.results[0]["images"] == 3
+    variables = {name: load_workdir(tmp_path / name)[2]["params"] for name in ("piecewise", "end_to_end")}
+    assert "crf" not in variables["piecewise"]
+    assert float(variables["end_to_end"]["crf"]["bilateral_weight"]) != tiny_config.crf.bilateral_weight
+
+    # Again: nothing is trained or evaluated anew.
+    monkeypatch.setattr("deeplab_jax.training.evaluation.evaluate_split", None)
+    assert crf_iterations.experiment(tiny_config, tmp_path) == systems
+    tables = crf_iterations.tables(systems, 3, "shapes")
+    common.write(tmp_path, "crf_iterations", tables, {}, crf_iterations.plot(systems, 3))
+    assert (tmp_path / "crf_iterations.png").stat().st_size < 300_000
+    assert "end to end 4" in capsys.readouterr().out
+
+    # A run is continued both ways from the same weights.
+    both = [
+        runs.continued(tiny_config, tmp_path / "piecewise", tmp_path / name, steps=1, rate=0.001, end_to_end=learn)
+        for name, learn in (("on", False), ("on_crf", True))
+    ]
+    assert ["crf" in load_workdir(w)[2]["params"] for w in both] == [False, True]
+    assert json.loads((both[1] / "config.json").read_text())["num_steps"] == 1
+
+
+def test_training_speed_is_measured(tiny_config):
+    speed = field_of_view.images_per_second(common.changed(tiny_config, {"crf.train": "off"}), 7, steps=1)
+    assert math.isfinite(speed) and speed > 0
+
+
+def test_v1_networks_go_with_any_data():
+    config = field_of_view.with_network(load_config("camvid"), "voc_vgg16_4x4", head_width=8)
+    assert (config.model.head, config.model.head_width, config.data.name) == ("fc", 8, "camvid")
+    assert beliefs.LOWEST_SCORE < 0
