@@ -24,7 +24,7 @@ from deeplab_jax.crf.kernels import (
     message,
     weighted,
 )
-from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
+from deeplab_jax.crf.params import CRFParams, Value, check_params, is_traced, truncation_radius
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +295,8 @@ def iterate(
         logits = step(q.astype(negative_unary.dtype))
         return jax.nn.softmax(logits, axis=-1).astype(store), logits if options.return_all else None
 
+    if is_traced(options.iterations):  # one program for any number of iterations; without a history
+        return lax.fori_loop(0, options.iterations, lambda _, x: step(jax.nn.softmax(x, axis=-1)), negative_unary), None
     if options.iterations == 0:
         return negative_unary, negative_unary[None] if options.return_all else None
     q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), length=options.iterations - 1)

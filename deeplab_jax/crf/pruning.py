@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deeplab_jax.crf.params import is_traced
+
 RATIO = 0.125  # of the greatest marginal of all pixels and labels
 SIZES = (2, 4, 6, 8, 12, 16, 32, 64, 128)
 DROPPED = -40.0  # logit of a label that was dropped, against the pixel's greatest
@@ -34,7 +36,8 @@ def iterate(
     labels = negative_unary.shape[1]
     sizes = [size for size in SIZES if size < labels]
     plain = all(jnp.ndim(kernel.weight) == 0 for kernel in kernels) and compatibility is None
-    if not plain or not sizes or options.return_all or options.iterations == 0:
+    none = not is_traced(options.iterations) and options.iterations == 0
+    if not plain or not sizes or options.return_all or none:
         return whole(negative_unary, kernels)
 
     @jax.custom_vjp

@@ -165,6 +165,11 @@ class Segmenter:
             result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels in found])
         return result
 
+    @property
+    def variables(self) -> dict:
+        """The network's variables, on the first device."""
+        return self._variables[0]
+
     def padded_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) to which an image of this size is padded."""
         return tuple(tiling.padded_size(n, self.size_multiple) for n in size)
@@ -196,7 +201,7 @@ class Segmenter:
             batch[i] = _pad(image, shape, mode="edge")
             sizes[i] = image.shape[:2]
         kind = ("network", *batch.shape)
-        run = partial(_network_scores, self.model, scales=self.scales, mirror=self.mirror)
+        run = partial(network_scores, self.model, scales=self.scales, mirror=self.mirror)
         return list(self._run(kind, device, run, self._variables[device], batch, sizes))[: len(images)]
 
     def _tiled_scores(self, image: np.ndarray, device: int) -> np.ndarray:
@@ -276,7 +281,7 @@ class Segmenter:
 
 
 @partial(jax.jit, static_argnames=("model", "scales", "mirror"))
-def _network_scores(
+def network_scores(
     model, variables: dict, images: jax.Array, sizes: jax.Array, *, scales: tuple[float, ...], mirror: bool
 ) -> tuple[jax.Array, ...]:
     """Log-probabilities at the padded size, averaged over scales and mirroring.

@@ -3,7 +3,7 @@ import pytest
 
 from deeplab_jax.crf import CRFParams, mean_field
 from deeplab_jax.crf.mean_field import _mean_field
-from deeplab_jax.evaluation.inference import LOG_FLOOR, Segmenter, _network_scores
+from deeplab_jax.evaluation.inference import LOG_FLOOR, Segmenter, network_scores
 from tests.evaluation.fakes import PALETTE, ColorNetwork, network_variables, scene
 
 PARAMS = CRFParams(3.0, 20.0, 10.0, 2.0, 2.0)
@@ -51,12 +51,12 @@ def test_batching_changes_nothing_and_keeps_the_order():
 
 
 def test_many_sizes_need_few_programs():
-    before = _network_scores._cache_size()
+    before = network_scores._cache_size()
     segment = segmenter(ColorNetwork(reach=1), batch_size=2)
     sizes = [(34 + 6 * i, 60 - 2 * i) for i in range(10)]
     segment.scores([scene(size).image for size in sizes])
     assert len(set(sizes)) == 10
-    assert _network_scores._cache_size() - before == len(segment.programs) == 2
+    assert network_scores._cache_size() - before == len(segment.programs) == 2
 
 
 def test_many_sizes_need_one_crf_program():

@@ -1,0 +1,68 @@
+"""Mean field whose parameters and number of iterations are arguments of one compiled program.
+
+`crf.mean_field` compiles anew for each number of iterations and for each reach of the smoothness kernel, which suits
+many photographs under one setting. A slider, and a program that is exported, need the opposite.
+"""
+
+import math
+from functools import partial
+
+import jax
+import numpy as np
+
+from deeplab_jax.crf import CRFParams
+from deeplab_jax.crf.gaussian import TRUNCATE
+from deeplab_jax.crf.mean_field import Options, image_kernels, solve
+from deeplab_jax.crf.params import truncation_radius
+
+# The smoothness kernel is cut off at the first of these radii, in pixels, that reaches as far as `mean_field`'s.
+_RADII = (6, 14, 28, 46)
+
+
+@partial(jax.jit, static_argnames=("bilateral", "normalization", "radius", "prune"))
+def mean_field_any(
+    unary: jax.Array,
+    image: jax.Array,
+    params: CRFParams,
+    iterations: jax.Array,
+    mask: jax.Array,
+    compatibility: jax.Array | None = None,
+    *,
+    bilateral: str,
+    normalization: str,
+    radius: tuple[int, int] | None,
+    prune: bool = False,
+) -> jax.Array:
+    """Marginals as `crf.mean_field` computes them, for any parameters and number of iterations.
+
+    Args:
+      unary: [H, W, C] float32, -log P.
+      image: [H, W, 3] RGB in 0..255, uint8 or float.
+      params: numbers or arrays, all traced.
+      iterations: int32 [], at least 0.
+      mask: [H, W] bool, the part that is photograph.
+      compatibility: [C, C]; None = Potts.
+      bilateral: "permutohedral", "exact" or "separable".
+      normalization: "none", "before", "after", "symmetric".
+      radius: (x, y) where the smoothness kernel is cut off; see `radius_for`. None = nowhere, which is slower.
+      prune: leaves out labels that cannot win (see `crf.pruning`).
+
+    Returns:
+      [H, W, C] float32.
+    """
+    options = Options(iterations, normalization, bilateral, radius=radius, prune=prune)
+    flat_mask = mask.reshape(-1)
+    kernels = image_kernels(image, params, flat_mask, options, unary.dtype)
+    return solve(unary.reshape(-1, unary.shape[-1]), kernels, compatibility, flat_mask, options).reshape(unary.shape)
+
+
+def exact_radius(params: CRFParams) -> tuple[int, int] | None:
+    """The radius with which `mean_field_any` equals `crf.mean_field` for these parameters."""
+    return truncation_radius(params.gaussian_xy_std, TRUNCATE)
+
+
+def radius_for(params: CRFParams) -> tuple[int, int]:
+    """One of few radii, none smaller than `exact_radius`, so that a moving slider finds its program compiled."""
+    reach = math.ceil(TRUNCATE * float(np.max(params.gaussian_xy_std)))
+    radius = next((r for r in _RADII if r >= reach), reach + reach % 2)
+    return radius, radius

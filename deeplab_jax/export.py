@@ -1,0 +1,84 @@
+"""Writes a trained network with its CRF as one folder of programs that need nothing but jax.
+
+  python -m deeplab_jax.export --workdir W --out DIR --sizes 321x321,513x513
+
+One StableHLO program per size (HEIGHTxWIDTH), for CPU, CUDA and TPU alike; weights, labels, palette, CRF parameters and
+the filter are beside them. docs/export.md shows how to run it in ten lines; `deeplab_jax.load(DIR)` and
+`deeplab_jax.predict --artifact DIR` run it too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from deeplab_jax import cli
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.artifacts import PLATFORMS, Artifact, load_artifact, write_artifact
+
+__all__ = ["Artifact", "load_artifact", "write_artifact"]
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not on import, as several commands have flags of one name."""
+    flags.DEFINE_string("workdir", None, "folder of a training run")
+    flags.DEFINE_string("out", None, "folder for the artifact")
+    flags.DEFINE_list("sizes", ["321x321", "513x513"], "sizes of the programs, HEIGHTxWIDTH, enlarged to 8 k + 1")
+    flags.DEFINE_list("platforms", list(PLATFORMS), "what the programs run on")
+    flags.DEFINE_integer("step", None, "which checkpoint; default: the best, or the newest")
+    flags.DEFINE_string("preset", None, "CRF parameters: a preset's name or file; default: the model's")
+    flags.DEFINE_bool("saved_model", False, "also a TensorFlow SavedModel, in DIR/saved_model")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    if argv:
+        raise UserError(f"{argv[0]}: not understood; all arguments are flags (see --help)")
+    for name in ("workdir", "out"):
+        if not FLAGS[name].value:
+            raise UserError(f"--{name} is missing; give --workdir W --out DIR")
+    sizes = [parse_size(text) for text in FLAGS.sizes]
+    unknown = sorted(set(FLAGS.platforms) - set(PLATFORMS))
+    if unknown or not FLAGS.platforms:
+        raise UserError(f"--platforms={','.join(FLAGS.platforms)}: choose from {', '.join(PLATFORMS)}")
+    from deeplab_jax.segment import load
+
+    if not (Path(FLAGS.workdir) / "config.json").is_file():
+        raise UserError(f"--workdir={FLAGS.workdir}: is not a training workdir (it has no config.json)")
+    segment = load(FLAGS.workdir, step=FLAGS.step, crf=FLAGS.preset)
+    manifest = write_artifact(
+        segment.segmenter,
+        FLAGS.out,
+        sizes,
+        platforms=FLAGS.platforms,
+        source={"identity": segment.identity, "workdir": Path(FLAGS.workdir).name},
+        saved_model=FLAGS.saved_model,
+    )
+    for entry in manifest["programs"]:
+        height, width = entry["size"]
+        print(f"{Path(FLAGS.out) / entry['file']}  {height}x{width}, filter {entry['bilateral']}")
+    bytes_written = sum(p.stat().st_size for p in Path(FLAGS.out).rglob("*") if p.is_file())
+    print(f"{FLAGS.out}: {bytes_written / 1e6:.1f} MB for {', '.join(manifest['platforms'])}")
+    return 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads HEIGHTxWIDTH, or one number for both.
+
+    >>> parse_size("321x513"), parse_size("513")
+    ((321, 513), (513, 513))
+
+    Raises:
+      UserError: it is neither, or outside 9 to 4097.
+    """
+    parts = text.strip().lower().split("x")
+    if len(parts) in (1, 2) and all(p.isdigit() and 9 <= int(p) <= 4097 for p in parts):
+        return int(parts[0]), int(parts[-1])
+    raise UserError(f"--sizes: '{text}' is not a size; write HEIGHTxWIDTH, each from 9 to 4097, such as 321x513")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,145 @@
+"""Exported artifacts against the checkpoint they were made from."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import deeplab_jax
+from deeplab_jax import export
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation import artifacts
+from tests.toy_workdir import NAMES, photograph, write_toy_workdir
+
+ROOT = Path(__file__).parents[1]
+SIZE = (65, 97)  # both 32 k + 1, so that the workdir pads a photograph of this size to the same shape: not at all
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory):
+    return deeplab_jax.load(write_toy_workdir(tmp_path_factory.mktemp("workdir")))
+
+
+@pytest.fixture(scope="module")
+def artifact_dir(segment, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "artifact"
+    artifacts.write_artifact(segment.segmenter, out, [(64, 90)], source={"step": 7})
+    return out
+
+
+@pytest.fixture(scope="module")
+def artifact(artifact_dir):
+    return deeplab_jax.load(artifact_dir)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 4])
+def test_marginals_equal_the_checkpoints(segment, artifact, iterations):
+    image = photograph(SIZE, seed=3)
+    expected, found = segment(image, iterations), artifact(image, iterations)
+    np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-4)
+    assert (found.labels == expected.labels).mean() > 0.999
+    assert found.class_names == NAMES
+    np.testing.assert_array_equal(found.palette, expected.palette)
+
+
+def test_default_iterations_are_the_models_and_can_be_chosen(segment, artifact, artifact_dir):
+    image = photograph(SIZE)
+    assert artifact.crf_iterations == segment.crf_iterations == 4
+    np.testing.assert_array_equal(artifact(image).marginals, artifact(image, 4).marginals)
+    assert deeplab_jax.load(artifact_dir, crf_iterations=0).crf_iterations == 0
+
+
+def test_photographs_of_other_sizes_are_fitted(segment, artifact):
+    small, large, thin = photograph((41, 60), seed=1), photograph((130, 150), seed=2), photograph((50, 1))
+    assert (artifact(small).labels == segment(small).labels).mean() > 0.8  # more padding, another filter
+    result = artifact(large)
+    assert result.labels.shape == (130, 150)
+    assert result.marginals.shape == (130, 150, 4)
+    np.testing.assert_allclose(result.marginals.astype(np.float32).sum(-1), 1, atol=5e-3)
+    assert artifact(thin).labels.shape == (50, 1)
+    ((labels, none),) = artifact.many([large])
+    np.testing.assert_array_equal(labels, result.labels)
+    assert none is None
+
+
+def test_manifest_tells_what_there_is(artifact_dir):
+    manifest = json.loads((artifact_dir / "manifest.json").read_text())
+    assert manifest["labels"] == list(NAMES)
+    assert manifest["programs"][0] | {"file": ""} == {"size": list(SIZE), "file": "", "bilateral": "permutohedral"}
+    assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
+    assert manifest["crf"]["bilateral_xy_std"] == 12.0
+    assert manifest["crf"]["iterations"] == 4
+    assert len(manifest["palette"]) == 256
+    assert set(manifest["sha256"]) == {"weights.npz", "program_65x97.stablehlo"}
+    assert manifest["source"] == {"step": 7}
+
+
+def test_ten_lines_of_the_documentation_run_with_jax_alone(artifact, artifact_dir, tmp_path):
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    assert len(lines.strip().splitlines()) == 10
+    image = photograph((60, 90), seed=4)
+    np.save(tmp_path / "photograph.npy", image)
+    (tmp_path / "voc").symlink_to(artifact_dir)
+    refuse = "import sys\nfor name in ('deeplab_jax', 'flax', 'ml_collections'): sys.modules[name] = None\n"
+    save = "np.save('marginals.npy', np.asarray(marginals))\n"
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", refuse + lines + save], cwd=tmp_path, env=env, check=True, timeout=300)
+    np.testing.assert_allclose(np.load(tmp_path / "marginals.npy"), artifact(image, 10).marginals, atol=1e-5)
+
+
+def test_damage_is_found(artifact_dir, tmp_path):
+    for name, text in {"weights.npz": b"cut", "manifest.json": b"{"}.items():
+        copy = tmp_path / name.split(".")[0]
+        copy.mkdir()
+        for path in artifact_dir.iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        (copy / name).write_bytes(text)
+        with pytest.raises(UserError, match="export it again"):
+            export.load_artifact(copy)
+    with pytest.raises(UserError, match="neither a training workdir nor"):
+        export.load_artifact(tmp_path)
+
+
+def test_folder_with_other_things_is_not_replaced(segment, artifact_dir, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="not an exported artifact"):
+        artifacts.write_artifact(segment.segmenter, tmp_path, [SIZE])
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_failure_leaves_the_old_artifact(segment, artifact_dir, monkeypatch):
+    before = sorted(p.name for p in artifact_dir.parent.iterdir())
+    monkeypatch.setattr(artifacts, "_digest", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        artifacts.write_artifact(segment.segmenter, artifact_dir, [(9, 9)])
+    monkeypatch.undo()
+    assert sorted(p.name for p in artifact_dir.parent.iterdir()) == before
+    assert export.load_artifact(artifact_dir).class_names == NAMES
+
+
+def test_command_states_what_is_missing():
+    for text in ("x", "0x0", "321x", "9999", "-5"):
+        with pytest.raises(UserError, match="HEIGHTxWIDTH"):
+            export.parse_size(text)
+
+
+def test_saved_model_gives_the_same(segment, tmp_path):
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    artifacts.write_artifact(segment.segmenter, tmp_path / "a", [(33, 33)], platforms=("cpu",), saved_model=True)
+    script = (
+        "import tensorflow as tf, numpy as np\n"
+        "run = tf.saved_model.load('a/saved_model').signatures['segment_33x33']\n"
+        "image = tf.constant(np.load('image.npy'))\n"
+        "q = run(image=image, size=tf.constant([33, 33]), iterations=tf.constant(4))['marginals']\n"
+        "np.save('q.npy', q.numpy())\n"
+    )
+    image = photograph((33, 33), seed=5)
+    np.save(tmp_path / "image.npy", image)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300, capture_output=True)
+    found = export.load_artifact(tmp_path / "a")(image, 4)
+    np.testing.assert_allclose(np.load(tmp_path / "q.npy"), found.marginals, atol=1e-4)
