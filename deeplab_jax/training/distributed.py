@@ -3,6 +3,7 @@
 import os
 
 import jax
+import numpy as np
 
 from deeplab_jax.errors import UserError
 
@@ -49,3 +50,19 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool, *, ask: bool) -> bool:
+    """Whether the flag is set in any process.
+
+    Args:
+      flag: this process's.
+      ask: the processes meet here, and learn of each other's flags; without it, several take it for unset.
+    """
+    if jax.process_count() == 1:
+        return flag
+    if not ask:
+        return False
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
