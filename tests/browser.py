@@ -50,7 +50,7 @@ def headless_browser(width: int = 1280, height: int = 900) -> Iterator:
 
 def complaints(driver) -> list[str]:
     """What the page's console holds: errors and refused requests."""
-    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def keep_screenshot(driver, name: str) -> Path:

@@ -13,7 +13,7 @@ from deeplab_jax.evaluation.evaluate import evaluate, format_results
 from deeplab_jax.evaluation.segmenters import create_segmenter
 from deeplab_jax.training import distributed
 from deeplab_jax.training.checkpoints import load_workdir
-from deeplab_jax.training.reporting import say
+from deeplab_jax.training.reporting import say, show_evaluation
 
 
 def evaluate_split(
@@ -78,6 +78,8 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
         say(f"CRF parameters: {preset.source}")
     results = evaluate_split(config, variables, meta, config.eval.split, workdir / "eval")
     distributed.barrier("evaluated")
+    if results and distributed.is_first():
+        show_evaluation(workdir, meta["step"], config.eval.split, results)
     lines = [
         f"step {meta['step']}, split '{config.eval.split}', {results[0]['images']} images" if results else "no labels",
         format_results(results) if results else "",

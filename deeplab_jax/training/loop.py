@@ -16,6 +16,7 @@ from deeplab_jax.models import create_model
 from deeplab_jax.training import distributed
 from deeplab_jax.training.checkpoints import Checkpoints, CheckpointWriteError, flatten_state, unflatten_state
 from deeplab_jax.training.class_weights import class_weights_for
+from deeplab_jax.training.observation import Pictures
 from deeplab_jax.training.optimizer import create_optimizer, create_schedule
 from deeplab_jax.training.provenance import open_workdir, record_run
 from deeplab_jax.training.reporting import Reporter, read_record, say
@@ -105,6 +106,7 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
     )
     pending: list[tuple[int, dict]] = []
     saved = done
+    pictures = Pictures(config, reporter, meta, dataset, done)
 
     def settle() -> None:
         """Fetches the metrics of the steps since the last time: the one place where the host waits for devices."""
@@ -116,6 +118,8 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
         nonlocal saved
         settle()
         host_state = unreplicate(state)
+        if first:
+            pictures(step, host_state)
         try:
             checkpoints.save(step, flatten_state(host_state), meta | {"step": step})
             saved = step
@@ -135,10 +139,11 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
         if step == done + 1:
             jax.block_until_ready(metrics)
             reporter.restart_clock(step)  # the first step compiles
-        if step % config.log.every == 0:
+        waiting = step % config.log.every == 0
+        if waiting:
             settle()
         last = step == config.num_steps
-        if stop.arrived:
+        if distributed.any_process(stop.arrived, ask=waiting):  # all of them stop at one step
             save(step)
             reporter.close()
             say(f"SIGTERM: saved step {step} and stopping; the same command goes on from there")
@@ -176,7 +181,8 @@ class Selection:
         result = evaluate_split(
             self._config, state.variables(), self._meta, self._config.eval.select_split, None, crf_iterations=(0,)
         )[0]
-        self._reporter.scalars(step, {"select/mean_iou": result["mean_iou"]})
+        classes = {f"select/iou/{n}": iou for n, iou in result["per_class_iou"].items() if iou is not None}
+        self._reporter.scalars(step, {"select/mean_iou": result["mean_iou"]} | classes)
         best = self._checkpoints.mark_best(step, result["mean_iou"])
         say(
             f"step {step}: {100 * result['mean_iou']:.2f} % mean IoU on {result['images']} images of "

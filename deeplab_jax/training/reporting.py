@@ -124,6 +124,46 @@ class Reporter:
         )
 
 
+def show_evaluation(workdir: str | Path, step: int, split: str, results: list[dict]) -> None:
+    """Adds an evaluation to the workdir's TensorBoard log; without TensorFlow, nothing happens.
+
+    Args:
+      workdir: the run's folder, with `eval/` as the evaluation left it.
+      step: of the checkpoint that was evaluated.
+      split: its name; scalars are `<split>/crf<n>/...`, pictures `<split>/...`.
+      results: as `evaluation.evaluate.evaluate` returns them.
+    """
+    writer = _tensorboard_writer(Path(workdir) / "tensorboard")
+    if writer is None:
+        return
+    for result in results:
+        values = {name: result[name] for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+        values |= {f"iou/{name}": value for name, value in result["per_class_iou"].items()}
+        values |= {f"trimap{width}/mean_iou": value["mean_iou"] for width, value in result["trimap"].items()}
+        prefix = f"{split}/crf{result['crf_iterations']}"
+        writer.write_scalars(step, {f"{prefix}/{n}": float(v) for n, v in values.items() if v is not None})
+    from PIL import Image
+
+    folder = Path(workdir) / "eval"
+    paths = [*folder.glob(f"{split}_*.png"), *(folder / "overlays").glob(f"{split}_*.png")]
+    for path in sorted(paths):
+        name = f"{split}/{path.stem.removeprefix(split + '_')}"
+        writer.write_images(step, {name: np.asarray(Image.open(path).convert("RGB"))[None]})
+    writer.flush()
+    writer.close()
+
+
+def _tensorboard_writer(folder: Path):
+    """clu's writer of TensorBoard logs, or None where TensorFlow is not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        from clu import metric_writers
+    except ImportError:
+        return None
+    return metric_writers.SummaryWriter(str(folder))
+
+
 def read_record(path: str | Path) -> list[dict]:
     """The rows of a metrics.jsonl, each {"step": n, name: value, ...}; a last line cut short by a kill is left out."""
     rows = []

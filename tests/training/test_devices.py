@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import time
 
@@ -57,13 +58,26 @@ def test_two_processes_of_two_devices_give_the_same_parameters_and_counts(runs, 
         assert two["pixel_accuracy"] == pytest.approx(one["pixel_accuracy"], abs=5e-3)
 
 
-def test_a_dead_peer_ends_the_job(runs, tmp_path):
-    env = {"DEEPLAB_HEARTBEAT_SECONDS": "5"}
-    processes = start_pair(runs, tmp_path / "run", "num_steps=100000", "checkpoint.every=0", "eval.every=0", env=env)
+def start_endless_pair(runs, workdir, env=None):
+    """A pair that has logged steps and has far to go."""
+    processes = start_pair(runs, workdir, "num_steps=100000", "checkpoint.every=0", "eval.every=0", env=env)
     deadline = time.time() + 200
-    while time.time() < deadline and not (tmp_path / "run" / "metrics.jsonl").is_file():
+    while time.time() < deadline and not (workdir / "metrics.jsonl").is_file():
         assert processes[0].poll() is None, processes[0].communicate()
         time.sleep(0.3)
+    return processes
+
+
+def test_sigterm_to_one_process_stops_all_at_one_step(runs, tmp_path):
+    processes = start_endless_pair(runs, tmp_path / "run")
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    assert len(Checkpoints(tmp_path / "run").steps()) == 1
+
+
+def test_a_dead_peer_ends_the_job(runs, tmp_path):
+    processes = start_endless_pair(runs, tmp_path / "run", env={"DEEPLAB_HEARTBEAT_SECONDS": "5"})
     processes[1].kill()
     processes[1].communicate()
     out, err = processes[0].communicate(timeout=120)

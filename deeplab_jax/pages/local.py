@@ -1,0 +1,266 @@
+"""The local page: a photograph in, its segmentation out, the CRF's parameters on sliders.
+
+The network runs once for an upload and its scores are kept; moving a slider runs the CRF alone, as one compiled program
+for all values. Nothing that a request says becomes a path or a program.
+"""
+
+import base64
+import io
+import math
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flask import Flask, Response, abort, jsonify, render_template, request
+from PIL import Image
+from werkzeug.exceptions import HTTPException
+
+from deeplab_jax import crf
+from deeplab_jax.crf.params import FIELDS, CRFParams
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.adjustable import mean_field_any, radius_for
+from deeplab_jax.evaluation.tiling import padded_size
+from deeplab_jax.imaging import files
+from deeplab_jax.version import __version__
+
+MAX_BYTES = 32 * 2**20  # of an upload
+MAX_PIXELS = 50_000_000  # of an upload, looked at before it is decoded
+WORK_PIXELS = 250_000  # larger photographs are scaled down to this for the page
+KEPT = 8  # uploads whose scores are kept; older ones are forgotten
+MAX_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class Slider:
+    """One of the CRF's parameters on the page."""
+
+    name: str
+    words: str
+    symbol: str
+    low: float
+    high: float
+    step: float
+
+
+SLIDERS = (
+    Slider("bilateral_weight", "appearance weight", "w₁", 0, 20, 0.1),
+    Slider("bilateral_xy_std", "appearance reach, pixels", "σα", 1, 200, 1),
+    Slider("bilateral_rgb_std", "color tolerance, of 255", "σβ", 1, 60, 0.5),
+    Slider("gaussian_weight", "smoothness weight", "w₂", 0, 20, 0.1),
+    Slider("gaussian_xy_std", "smoothness reach, pixels", "σγ", 0.3, 10, 0.1),
+)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A photograph, [h, w, 3] uint8, with the network's log-probabilities [h, w, C]."""
+
+    image: np.ndarray
+    log_probs: np.ndarray
+
+
+class Desk:
+    """Photographs under work, and the CRF with which they are looked at; safe to call from several threads."""
+
+    def __init__(self, segment: Any):
+        self.segment = segment
+        self._uploads: OrderedDict[str, Upload] = OrderedDict()
+        self._lock = threading.Lock()  # of the uploads
+        self._compute = threading.Lock()  # one computation at a time: a second would slow both
+
+    def add(self, image: np.ndarray) -> tuple[str, Upload]:
+        """Takes in a photograph, [h, w, 3] uint8, scaled down to `WORK_PIXELS`; returns its id and itself."""
+        height, width = image.shape[:2]
+        scale = math.sqrt(WORK_PIXELS / (height * width))
+        if scale < 1:
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+        with self._compute:
+            upload = Upload(image, self.segment.segmenter.scores([image])[0])
+        key = secrets.token_urlsafe(12)
+        with self._lock:
+            self._uploads[key] = upload
+            while len(self._uploads) > KEPT:
+                self._uploads.popitem(last=False)
+        return key, upload
+
+    def get(self, key: str) -> Upload | None:
+        """An upload that is still kept."""
+        with self._lock:
+            if key in self._uploads:
+                self._uploads.move_to_end(key)
+            return self._uploads.get(key)
+
+    def defaults(self) -> dict[str, float]:
+        """The model's parameters as slider positions; where one is an array (learned per class), its mean."""
+        return {name: float(np.mean(getattr(self.segment.crf.params, name))) for name in FIELDS}
+
+    def params(self, values: dict[str, float]) -> CRFParams:
+        """Parameters for slider positions; arrays keep their proportions."""
+        chosen = {}
+        for name, own in ((name, np.asarray(getattr(self.segment.crf.params, name), np.float32)) for name in FIELDS):
+            mean = float(own.mean())
+            chosen[name] = own * np.float32(values[name] / mean) if own.ndim and mean else np.float32(values[name])
+        return CRFParams(**chosen)
+
+    def labels(self, upload: Upload, params: CRFParams, iterations: int, stride: int = 1) -> np.ndarray:
+        """Class ids [h, w] uint8; with a stride, of the CRF on every `stride`-th pixel, enlarged."""
+        image, log_probs = upload.image[::stride, ::stride], upload.log_probs[::stride, ::stride]
+        if not iterations:
+            return upload.log_probs.argmax(-1).astype(np.uint8)
+        segmenter = self.segment.segmenter
+        params = params.at_stride(stride)
+        h, w = image.shape[:2]
+        shape = tuple(padded_size(n, segmenter.size_multiple) for n in (h, w))
+        padding = [(0, shape[0] - h), (0, shape[1] - w), (0, 0)]
+        mask = np.zeros(shape, bool)
+        mask[:h, :w] = True
+        with self._compute:
+            q = mean_field_any(
+                np.pad(-log_probs, padding),
+                np.pad(image, padding),
+                jax.tree.map(np.float32, params),
+                np.int32(iterations),
+                mask,
+                segmenter.compatibility,
+                bilateral=crf.choose_bilateral(segmenter.bilateral, h, w),
+                normalization=segmenter.normalization,
+                radius=radius_for(params),
+                prune=True,
+            )
+            labels = np.asarray(q.argmax(-1).astype(np.uint8))[:h, :w]
+        if stride > 1:
+            labels = labels.repeat(stride, 0).repeat(stride, 1)
+            labels = labels[: upload.image.shape[0], : upload.image.shape[1]]
+        return labels
+
+    def warm_up(self) -> None:
+        """Compiles what a 500x375 photograph needs, lying and standing."""
+        params = self.params(self.defaults())
+        for size in ((375, 500), (500, 375)):
+            key, upload = self.add(np.full((*size, 3), 128, np.uint8))
+            for stride in (2, 1):
+                self.labels(upload, params, 1, stride)
+            with self._lock:
+                self._uploads.pop(key, None)
+
+
+def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")) -> Flask:
+    """The page's application.
+
+    Args:
+      segment: what `deeplab_jax.load` returns for a workdir.
+      hosts: names by which it may be called, without the port; a request under any other name (DNS rebinding) gets 403.
+    """
+    app = Flask(__name__, template_folder=".", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
+    desk = Desk(segment)
+    most = max(MAX_ITERATIONS, segment.crf_iterations)
+    app.extensions["desk"] = desk
+
+    @app.before_request
+    def only_own_page() -> None:
+        if _without_port(request.host) not in hosts:
+            abort(403, "this page answers to localhost only")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin != f"http://{request.host}":
+            abort(403, "requests come from this page only")
+
+    @app.after_request
+    def protect(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
+        return response
+
+    @app.errorhandler(HTTPException)
+    def in_words(error: HTTPException) -> tuple[Response, int]:
+        sentence = f"larger than {MAX_BYTES // 2**20} MB" if error.code == 413 else error.description
+        return jsonify(error=sentence), error.code or 500
+
+    @app.get("/")
+    def page() -> Response:
+        nonce = secrets.token_urlsafe(16)
+        html = render_template(
+            "local.html",
+            nonce=nonce,
+            sliders=SLIDERS,
+            defaults=desk.defaults(),
+            iterations=segment.crf_iterations,
+            max_iterations=most,
+            classes=[
+                {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
+                for name, color in zip(segment.class_names, segment.palette.tolist())
+            ],
+            version=__version__,
+        )
+        response = Response(html, mimetype="text/html")
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data: blob:; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        return response
+
+    @app.post("/photograph")
+    def photograph() -> Response:
+        data = request.get_data()
+        try:
+            image = files.read_photograph(data, name="the file", max_pixels=MAX_PIXELS)
+        except UserError as e:
+            abort(400, str(e).split(";")[0])
+        except Exception:  # Pillow's decoders raise many kinds on hostile bytes
+            abort(400, "the file cannot be decoded as an image")
+        key, upload = desk.add(image)
+        height, width = upload.image.shape[:2]
+        picture = _encode(upload.image, "JPEG", quality=92)
+        given = f"{image.shape[1]}×{image.shape[0]}"
+        return jsonify(id=key, width=width, height=height, given=given, photograph=f"data:image/jpeg;base64,{picture}")
+
+    @app.post("/segment")
+    def segment_it() -> Response:
+        wanted = request.get_json()
+        if not isinstance(wanted, dict) or not isinstance(wanted.get("id"), str):
+            abort(400, "give a JSON object with the id of a photograph")
+        upload = desk.get(wanted["id"])
+        if upload is None:
+            abort(404, "this photograph is no longer kept; drop it again")
+        iterations = _number(wanted.get("iterations"), 0, most, "iterations")
+        values = {}
+        for slider in SLIDERS:
+            value, own = wanted.get(slider.name), desk.defaults()[slider.name]
+            untouched = isinstance(value, int | float) and value == own  # the model's may lie beyond the slider's ends
+            values[slider.name] = own if untouched else _number(value, slider.low, slider.high, slider.name)
+        params = desk.params(values)
+        start = time.perf_counter()
+        labels = desk.labels(upload, params, int(iterations), stride=2 if wanted.get("preview") is True else 1)
+        seconds = time.perf_counter() - start
+        counts = np.bincount(labels.ravel(), minlength=len(segment.class_names)) / labels.size
+        present = [[i, round(float(counts[i]), 4)] for i in np.argsort(-counts, kind="stable").tolist() if counts[i]]
+        png = base64.b64encode(files.encode_png(labels, segment.palette)).decode()
+        return jsonify(labels=f"data:image/png;base64,{png}", classes=present, seconds=round(seconds, 3))
+
+    return app
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
+
+
+def _number(value: Any, low: float, high: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        abort(400, f"{name} must be a number from {low} to {high}")
+    return float(value)
+
+
+def _encode(image: np.ndarray, kind: str, **options: Any) -> str:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, kind, **options)
+    return base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,231 @@
+"""The local page: what it answers, what it refuses, and what a person sees in a browser."""
+
+import base64
+import io
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax
+from deeplab_jax.crf import CRFParams, Preset
+from deeplab_jax.imaging.palettes import voc_palette
+from tests.browser import complaints, headless_browser, keep_screenshot
+from tests.toy_workdir import NAMES, photograph, write_toy_workdir
+
+pytest.importorskip("flask", reason="Flask is not installed")
+from deeplab_jax.pages import local
+
+SIZE = (64, 90)
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory):
+    return deeplab_jax.load(write_toy_workdir(tmp_path_factory.mktemp("workdir")))
+
+
+@pytest.fixture(scope="module")
+def app(segment):
+    return local.create_app(segment)
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+def no_network(images):
+    return [np.zeros((*i.shape[:2], len(NAMES)), np.float32) for i in images]
+
+
+@pytest.fixture(scope="module")
+def bare_app():
+    """The page without a network: every class is as likely as the others."""
+    segment = SimpleNamespace(class_names=NAMES, palette=voc_palette(), crf_iterations=4, crf=Preset(CRFParams()))
+    segment.segmenter = SimpleNamespace(scores=no_network)
+    return local.create_app(segment)
+
+
+@pytest.fixture
+def bare(bare_app):
+    return bare_app.test_client()
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, kind)
+    return out.getvalue()
+
+
+def picture(data_url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data_url.split(",")[1]))))
+
+
+def settings(app, **changed) -> dict:
+    desk = app.extensions["desk"]
+    return {"iterations": desk.segment.crf_iterations} | desk.defaults() | changed
+
+
+def test_labels_are_those_of_load(app, client, segment):
+    image = photograph(SIZE, seed=1)
+    found = client.post("/photograph", data=encoded(image)).get_json()
+    assert (found["height"], found["width"]) == SIZE
+    assert np.abs(picture(found["photograph"]).astype(float) - image).mean() < 8  # JPEG
+    for iterations in (0, 4):
+        request = settings(app, id=found["id"], iterations=iterations)
+        answer = client.post("/segment", json=request).get_json()
+        expected = segment(image, iterations).labels
+        assert (picture(answer["labels"]) == expected).mean() > 0.99
+        assert dict(answer["classes"])[int(expected[0, 0])] > 0
+    preview = client.post("/segment", json=request | {"preview": True}).get_json()
+    assert picture(preview["labels"]).shape == SIZE
+    assert (picture(preview["labels"]) == expected).mean() > 0.8
+
+
+def test_sliders_change_the_result_without_compiling_again(app, client):
+    found = client.post("/photograph", data=encoded(photograph(SIZE, seed=2))).get_json()
+    base = settings(app, id=found["id"])
+    plain = picture(client.post("/segment", json=base).get_json()["labels"])
+    before = local.mean_field_any._cache_size()
+    strong = base | {"gaussian_weight": 20.0, "gaussian_xy_std": 1.8, "bilateral_xy_std": 50, "iterations": 9}
+    changed = picture(client.post("/segment", json=strong).get_json()["labels"])
+    assert local.mean_field_any._cache_size() == before
+    assert (plain != changed).any()
+
+
+def test_large_photographs_are_scaled_down(bare, monkeypatch):
+    monkeypatch.setattr(local, "WORK_PIXELS", 64 * 90)
+    found = bare.post("/photograph", data=encoded(photograph((128, 180)))).get_json()
+    assert (found["height"], found["width"], found["given"]) == (64, 90, "180×128")
+
+
+def test_wrong_requests_get_a_sentence(bare_app, bare):
+    found = bare.post("/photograph", data=encoded(photograph(SIZE))).get_json()
+    good = settings(bare_app, id=found["id"])
+    for change in ({"iterations": 1e9}, {"iterations": "3"}, {"gaussian_xy_std": 0}, {"bilateral_weight": None},
+                   {"bilateral_xy_std": True}, {"bilateral_rgb_std": float("nan")}):  # fmt: skip
+        answer = bare.post("/segment", json=good | change)
+        assert answer.status_code == 400
+        assert next(iter(change)) in answer.get_json()["error"]
+    assert bare.post("/segment", json=good | {"id": "../../etc/passwd"}).status_code == 404
+    assert bare.post("/segment", json=[1]).status_code == 400
+    assert bare.post("/segment", data=b"{", content_type="application/json").status_code == 400
+    assert bare.post("/segment", data=b"x").status_code == 415
+    assert bare.get("/../setup.py").status_code == 404
+    assert bare.get("/photograph").status_code == 405
+
+
+def test_only_the_last_uploads_are_kept(bare_app, bare):
+    keys = [bare.post("/photograph", data=encoded(photograph(SIZE, seed=i))).get_json()["id"] for i in range(9)]
+    desk = bare_app.extensions["desk"]
+    assert desk.get(keys[0]) is None
+    assert desk.get(keys[-1]) is not None
+    assert len(set(keys)) == 9
+
+
+def test_only_localhost_is_answered(bare):
+    assert bare.get("/", headers={"Host": "127.0.0.1:8123"}).status_code == 200
+    assert bare.get("/", headers={"Host": "localhost"}).status_code == 200
+    for host in ("evil.example", "evil.example:8123", "127.0.0.1.evil.example", "localhost.evil:80", "10.0.0.1"):
+        assert bare.get("/", headers={"Host": host}).status_code == 403
+    other = {"Host": "127.0.0.1:8123", "Origin": "http://evil.example"}
+    assert bare.post("/photograph", data=b"", headers=other).status_code == 403
+    assert bare.post("/photograph", data=b"x", headers={"Origin": "null"}).status_code == 403
+
+
+def test_page_loads_nothing_from_elsewhere(bare):
+    answer = bare.get("/")
+    text = answer.get_data(as_text=True)
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "src=" not in text.replace("data-src", "")
+    for name in (*NAMES, "bilateral_xy_std", "iterations"):
+        assert name in text
+    text = text.replace("http://www.w3.org/2000/svg", "")
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_uploads_are_limited(bare, bare_app, monkeypatch):
+    monkeypatch.setitem(bare_app.config, "MAX_CONTENT_LENGTH", 1000)
+    answer = bare.post("/photograph", data=b"x" * 2000)
+    assert answer.status_code == 413
+    assert "MB" in answer.get_json()["error"]
+
+
+def test_decompression_bomb_is_refused(bare):
+    for side, words in ((12_000, "144 megapixels"), (40_000, "cannot be decoded")):
+        bomb = io.BytesIO()
+        Image.new("1", (side, side)).save(bomb, "PNG")  # a few hundred kilobytes
+        answer = bare.post("/photograph", data=bomb.getvalue())
+        assert answer.status_code == 400
+        assert words in answer.get_json()["error"]
+
+
+def test_programs_are_no_photographs(bare):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    assert bare.post("/photograph", data=eps).status_code == 400
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_hundred_malformed_files(bare, kind):
+    whole = encoded(photograph((24, 32), seed=1), kind)
+    rng = np.random.default_rng(sum(kind.encode()))
+    refused = 0
+    for n in range(100):
+        data = bytearray(whole)
+        if n % 2:
+            data = data[: rng.integers(0, len(data))]
+        for _ in range(rng.integers(1, 12)):
+            if data:  # half of the changes in the header, where sizes and kinds are
+                at = rng.integers(0, min(64, len(data)) if rng.random() < 0.5 else len(data))
+                data[at] ^= 1 << int(rng.integers(0, 8))
+        answer = bare.post("/photograph", data=bytes(data))
+        assert answer.status_code in (200, 400)
+        if answer.status_code == 400:
+            refused += 1
+            assert answer.get_json()["error"]
+    assert refused >= 30
+    assert bare.post("/photograph", data=whole).status_code == 200
+
+
+def test_in_a_browser(segment, app, tmp_path):
+    waitress = pytest.importorskip("waitress", reason="waitress is not installed")
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    Image.fromarray(photograph((188, 250), seed=6)).save(tmp_path / "photograph.png")
+    server = waitress.create_server(app, host="127.0.0.1", port=0)
+    threading.Thread(target=server.run, daemon=True).start()
+    try:
+        with headless_browser() as driver:
+            driver.get(f"http://127.0.0.1:{server.effective_port}/")
+            driver.find_element(By.ID, "file").send_keys(str(tmp_path / "photograph.png"))
+            wait = WebDriverWait(driver, 120, poll_frequency=0.2)
+            wait.until(lambda d: "CRF" in d.find_element(By.ID, "time").text)
+            pixels = (
+                "return Array.from(document.getElementById('picture').getContext('2d').getImageData(0,0,250,188).data)"
+            )
+            before = np.array(driver.execute_script(pixels))
+            assert before.size == 250 * 188 * 4
+            assert len(driver.find_elements(By.CSS_SELECTOR, "#legend li")) >= 2
+            start = time.perf_counter()
+            driver.execute_script(
+                "const s = document.getElementById('gaussian_weight'); s.value = 18;"
+                "document.getElementById('time').textContent = ''; s.dispatchEvent(new Event('input'));"
+            )
+            wait.until(lambda d: d.find_element(By.ID, "time").get_attribute("data-state") == "full"
+                       and d.find_element(By.ID, "time").text.startswith("CRF"))  # fmt: skip
+            print(f"slider to full result: {time.perf_counter() - start:.2f} s")
+            after = np.array(driver.execute_script(pixels))
+            assert (before != after).any()
+            driver.find_element(By.ID, "off").click()
+            wait.until(lambda d: "network alone" in d.find_element(By.ID, "time").text)
+            driver.find_element(By.ID, "reset").click()
+            wait.until(lambda d: d.find_element(By.ID, "time").text.startswith("CRF"))
+            assert keep_screenshot(driver, "serve.png").stat().st_size > 10_000
+            assert complaints(driver) == []
+    finally:
+        server.close()

@@ -1,0 +1,119 @@
+"""Logs read back as TensorBoard reads them."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from deeplab_jax.imaging import files
+from deeplab_jax.imaging.overlay import confusion_picture
+from deeplab_jax.training.observation import Pictures, crf_scalars
+from deeplab_jax.training.reporting import Reporter, read_record, show_evaluation
+
+RESULTS = [
+    {
+        "crf_iterations": n,
+        "mean_iou": 0.5 + n / 100,
+        "pixel_accuracy": 0.7,
+        "mean_accuracy": 0.6,
+        "per_class_iou": {"sky": 0.25 + n / 100, "road": None},
+        "trimap": {"3": {"mean_iou": 0.3, "pixel_accuracy": 0.4}},
+    }
+    for n in (0, 5)
+]
+
+
+def read_back(folder):
+    """(scalars, images) of a log: {tag: [(step, value)]}."""
+    pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
+    events.Reload()
+    scalars, images = {}, {}
+    for tag in events.Tags()["tensors"]:
+        found = [(e.step, make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
+        if found[0][1].dtype.kind in "fi":
+            scalars[tag] = [(step, float(value)) for step, value in found]
+        elif len(found[0][1]) > 2:  # width, height, then the pictures
+            images[tag] = [(step, np.asarray(Image.open(io.BytesIO(value[2])))) for step, value in found]
+    return scalars, images
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    reporter = Reporter(folder, 0, 30)
+    reporter.hyperparameters({"batch_size": 4, "model.backbone": "resnet_small", "data.crop": (33, 33)})
+    for step in range(1, 5):
+        reporter.scalars(step, {"train/loss": 1 / step, "crf/gaussian_weight": 3 - step / 10, "select/iou/sky": 0.5})
+    reporter.picture(4, "train", np.full((8, 10, 3), 99, np.uint8))
+    reporter.close()
+    reporter = Reporter(folder, 3, 30)  # goes on from step 3: step 4 and its picture are taken back
+    reporter.scalars(4, {"train/loss": 7.0})
+    reporter.picture(4, "train", np.full((8, 10, 3), 33, np.uint8))
+    reporter.close()
+    (folder / "eval").mkdir()
+    files.write_png(folder / "eval" / "val_confusion.png", confusion_picture(np.eye(2), ("sky", "road")))
+    files.write_png(folder / "eval" / "overlays" / "val_best1.png", np.zeros((6, 30, 3), np.uint8))
+    show_evaluation(folder, 30, "val", RESULTS)
+    return folder
+
+
+def test_log_has_scalars_of_the_record(workdir):
+    scalars, _ = read_back(workdir / "tensorboard")
+    assert [step for step, _ in scalars["train/loss"]] == [1, 2, 3, 4]
+    np.testing.assert_allclose([v for _, v in scalars["train/loss"]], [1, 1 / 2, 1 / 3, 7])
+    np.testing.assert_allclose(scalars["crf/gaussian_weight"][0], (1, 2.9), rtol=1e-6)
+    assert scalars["select/iou/sky"][0] == (1, 0.5)
+    assert [r["train/loss"] for r in read_record(workdir / "metrics.jsonl")] == [1, 1 / 2, 1 / 3, 7]
+
+
+def test_log_has_evaluations_by_class_and_width(workdir):
+    scalars, _ = read_back(workdir / "tensorboard")
+    for n in (0, 5):
+        np.testing.assert_allclose(scalars[f"val/crf{n}/mean_iou"], [(30, 0.5 + n / 100)], rtol=1e-6)
+        np.testing.assert_allclose(scalars[f"val/crf{n}/iou/sky"], [(30, 0.25 + n / 100)], rtol=1e-6)
+        np.testing.assert_allclose(scalars[f"val/crf{n}/trimap3/mean_iou"], [(30, 0.3)], rtol=1e-6)
+    assert not [tag for tag in scalars if "road" in tag]
+
+
+def test_log_has_pictures(workdir):
+    _, images = read_back(workdir / "tensorboard")
+    pictures = {tag.removesuffix("/image_0"): found for tag, found in images.items()}
+    assert {"train", "val/confusion", "val/best1"} <= {tag.split("/0")[0] for tag in pictures}
+    ((step, picture),) = next(found for tag, found in pictures.items() if tag.startswith("train"))
+    assert (step, picture.shape, int(picture[0, 0, 0])) == (4, (8, 10, 3), 33)
+
+
+class Recorder:
+    def __init__(self):
+        self.pictures, self.values = [], {}
+
+    def picture(self, step, name, image):
+        self.pictures.append((step, image.shape))
+
+    def scalars(self, step, values):
+        self.values[step] = values
+
+
+def test_pictures_are_due_by_steps(monkeypatch):
+    recorder = Recorder()
+    settings = ConfigDict({"log": {"images_every": 10}, "checkpoint": {"every": 5}, "num_steps": 41})
+    pictures = Pictures(settings, recorder, {}, None, done=12)
+    monkeypatch.setattr(pictures, "_picture", lambda state: np.zeros((2, 3, 3), np.uint8))
+    state = SimpleNamespace(trainable={"crf": {"gaussian_weight": np.float32(2)}})
+    for step in (15, 19, 20, 25, 34, 41):
+        pictures(step, state)
+    assert [step for step, _ in recorder.pictures] == [20, 34, 41]
+    assert sorted(recorder.values) == [15, 20, 25, 41]
+    assert recorder.values[15] == {"crf/gaussian_weight": 2.0}
+
+
+def test_crf_scalars_are_widths_and_means():
+    found = crf_scalars({"log_bilateral_xy_std": np.log(50.0), "bilateral_weight": np.array([1.0, 3.0])})
+    assert found == pytest.approx({"crf/bilateral_xy_std": 50.0, "crf/bilateral_weight": 2.0})
