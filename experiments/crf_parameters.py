@@ -20,8 +20,8 @@ FLAGS = flags.FLAGS
 
 VOID = 255
 SYMBOLS = {
-    "bilateral_weight": "w1", "bilateral_xy_std": "σα", "bilateral_rgb_std": "σβ", "gaussian_weight": "w2",
-    "gaussian_xy_std": "σγ",
+    "bilateral_weight": "w1", "bilateral_xy_std": "sigma_alpha", "bilateral_rgb_std": "sigma_beta",
+    "gaussian_weight": "w2", "gaussian_xy_std": "sigma_gamma",
 }  # fmt: skip
 
 
