@@ -285,7 +285,7 @@ def report(
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint had been written yet"
             raise NonFiniteError(
-                f"loss or gradient was not finite at step {step} (looked at: steps {fetched[0][0]} to {fetched[-1][0]}); "
+                f"loss or gradient was not finite at step {step} (looked at: {fetched[0][0]} to {fetched[-1][0]}); "
                 f"gradients concerned: {shown}; {kept}; lower config.optimizer.learning_rate or set clip_norm"
             )
     for step, metrics in fetched:
