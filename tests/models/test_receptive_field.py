@@ -1,0 +1,52 @@
+"""The receptive field that `describe` computes is the one that a gradient sees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.config import load_config
+from deeplab_jax.describe import describe
+from deeplab_jax.models import create_model, layers
+from tests.models import thin
+
+
+def measured(config, size):
+    """Side of the square of pixels on which the middle score depends, with positive weights and no maximum."""
+    model = create_model(config.model, 2)
+    x = jnp.ones((1, size, size, 3))
+    shapes = thin.shapes(model)
+    variables = jax.tree.map(lambda p: jnp.full(p.shape, 1.0 / max(p.size // p.shape[-1], 1)), shapes)
+    middle = jax.eval_shape(lambda x: model.apply(variables, x)[0], x).shape[1] // 2
+    # The mean color is subtracted inside: bright pixels keep every ReLU open.
+    grad = jax.jit(jax.grad(lambda x: model.apply(variables, x)[0][0, middle, middle, 0]))(x * 255)
+    rows, columns = (np.flatnonzero(np.any(np.asarray(grad[0]) != 0, axis=(axis, 2))) for axis in (1, 0))
+    assert rows[0] > 0 and rows[-1] < size - 1, "the image is too small"
+    assert rows[-1] - rows[0] == columns[-1] - columns[0]
+    return int(rows[-1] - rows[0]) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "field"), [("voc_vgg16_7x7", 514, 404), ("voc_vgg16", 514, 308), ("voc_vgg16_largefov", 641, None)]
+)
+def test_computed_is_measured(monkeypatch, name, size, field):
+    thin.narrow(monkeypatch)
+    monkeypatch.setattr(layers, "max_pool", layers.average_pool)
+    config = load_config(name)
+    config.model.head_width = 2
+    computed = describe(config, 2)["receptive_field"]
+    assert field in (None, computed)
+    assert measured(config, size) == computed
+
+
+@pytest.mark.parametrize("fine_branch", [0, 4])
+def test_small_network(monkeypatch, fine_branch):
+    monkeypatch.setattr(layers, "max_pool", layers.average_pool)
+    config = load_config("camvid")
+    config.model.update(
+        widths=(2, 2, 2, 2), blocks=(1, 1, 1, 1), head_width=2, head_rates=(1, 2), fine_branch=fine_branch,
+        batch_norm="frozen", preprocessing="caffe_bgr",
+    )  # fmt: skip
+    field = describe(config, 2)["receptive_field"]
+    # Which pixels lie under a score between two coarse positions depends on its phase: the formula takes the larger.
+    assert 0 <= field - measured(config, 513) <= 4

@@ -1,0 +1,80 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deeplab_jax import cli, describe
+from deeplab_jax.config import load_config
+from deeplab_jax.models import create_model
+from tests.models import thin
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "score", "field"),
+    [
+        ("voc_vgg16", 65_140_565, 39, 308),
+        ("voc_vgg16_4x4", 65_140_565, 39, 404),
+        ("voc_vgg16_7x7", 134_346_581, 39, 404),
+        ("voc_vgg16_largefov", 20_505_429, 41, None),
+        ("voc_vgg16_aspp_l", 37_877_652, 41, None),
+    ],
+)
+def test_published_networks(name, parameters, score, field):
+    found = describe.describe(load_config(name), 21)
+    assert found["parameters"] == parameters
+    assert found["score_shape"] == [score, score, 21]
+    assert found["output_stride"] == 8
+    assert field in (None, found["receptive_field"])
+    assert sum(layer["parameters"] for layer in found["layers"]) == parameters
+
+
+def test_resnet_aspp_l():
+    found = describe.describe(load_config("voc_aspp_l"), 21)
+    heads = [layer for layer in found["layers"] if layer["name"].startswith("head/")]
+    assert [layer["rate"] for layer in heads] == [6, 12, 18, 24]
+    assert sum(layer["parameters"] for layer in heads) == 1_548_372
+    assert sum(layer["name"].endswith("branch2b") for layer in found["layers"]) == 33
+    # ResNet-101 has 42.5 M parameters without its classifier, batch norm's affine among them.
+    assert found["parameters"] == 42_500_160 + 1_548_372
+
+
+def test_flops_are_the_compilers():
+    config = load_config("camvid")
+    config.model.update(widths=(8, 16, 16, 16), blocks=(1, 1, 1, 1), head_width=8, fine_branch=8)
+    config.data.crop = (97, 129)
+    model = create_model(config.model, 11)
+    variables = thin.variables(model)
+    compiled = jax.jit(lambda x: model.apply(variables, x)[0]).lower(jnp.zeros((1, 97, 129, 3))).compile()
+    theirs = compiled.cost_analysis()["flops"] / 1e9
+    # The compiler leaves out products with padding and adds normalization and ReLU.
+    assert describe.describe(config, 11)["gflops"] == pytest.approx(theirs, rel=0.2)
+
+
+def test_command(capsys):
+    argv = ["describe", "--config=camvid", "--config.data.crop=(97,129)"]
+    try:
+        describe._flags()
+    except Exception as e:  # another test module may have defined flags of these names
+        pytest.skip(str(e))
+    for extra in (["--json"], []):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(describe.main, argv + extra)
+        text = capsys.readouterr().out
+        assert stop.value.code == 0
+        if extra:
+            found = json.loads(text)
+            assert found["score_shape"] == [25, 33, 11]
+        else:
+            assert f"{found['parameters']:,}" in text
+        from absl import flags
+
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS["json"].value = False
+
+
+def test_a_wrong_network_is_one_sentence(capsys):
+    config = load_config("camvid")
+    config.model.head = "fc"
+    with pytest.raises(describe.UserError, match=r"config\.model\.head"):
+        describe.describe(config, 11)
