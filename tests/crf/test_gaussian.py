@@ -33,7 +33,7 @@ def test_sums_over_all_pixels_with_nothing_outside(std, shape):
 def test_banded_matrices_equal_shifting_and_adding():
     values = jnp.asarray(np.random.default_rng(0).random((2, 150, 3), np.float32))
     taps = jnp.exp(-0.5 * (jnp.arange(-24, 25) / 6.0) ** 2)
-    np.testing.assert_allclose(gaussian._banded(taps, values), gaussian._shift_and_add(taps, values), rtol=1e-5)
+    np.testing.assert_allclose(gaussian._banded(taps, values), gaussian._shift_and_add(taps, values, 1), rtol=1e-5)
 
 
 def test_radius_covers_the_stated_truncation():
