@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.crf import checks, convergent, gaussian
+from deeplab_jax.crf import checks, convergent, gaussian, incremental
 from deeplab_jax.crf.kernels import (
     Kernel,
     bilateral_features,
@@ -288,6 +288,34 @@ def iterate(
     Returns:
       The logits of the marginals [N, C], and those of all iterations [T + 1, N, C] if asked for, else None.
     """
+    if incremental.covers(kernels, options) and (is_traced(options.iterations) or options.iterations > 0):
+        return _iterate_incrementally(negative_unary, list(kernels), compatibility, options), None
+    return _iterate_anew(negative_unary, kernels, compatibility, options)
+
+
+def _iterate_incrementally(
+    negative_unary: jax.Array, kernels: list[Kernel], compatibility: jax.Array | None, options: Options
+) -> jax.Array:
+    """The logits that `incremental.iterate` finds; gradients are those of computing everything anew."""
+
+    @jax.custom_vjp
+    def run(iterations: int | jax.Array, *differentiable: Any) -> jax.Array:
+        return incremental.iterate(*differentiable, iterations)
+
+    def forward(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, Any]:
+        anew = dataclasses.replace(
+            options, iterations=iterations if is_traced(options.iterations) else options.iterations
+        )
+        return jax.vjp(lambda *x: _iterate_anew(*x, anew)[0], *differentiable)
+
+    run.defvjp(forward, lambda pull, gradient: (None, *pull(gradient)))
+    return run(options.iterations, negative_unary, kernels, compatibility)
+
+
+def _iterate_anew(
+    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
+) -> tuple[jax.Array, jax.Array | None]:
+    """As `iterate`; every message is computed anew."""
     step = update_function(negative_unary, kernels, compatibility, options)
     store = options.storage_dtype or negative_unary.dtype
 

@@ -14,9 +14,8 @@ filter(1) / exact filter(1) is within 2 % with the published widths (67, 3) and 
 its own value on average (the definition: 1; Adams et al.'s lattice with the usual blur: about 0.5).
 """
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -24,13 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deeplab_jax.crf.vertices import number
+
 LATTICES = 2
 # The factor on the scale for dense points, fitted on photographs: it falls with vertices per point and lattice.
 THIN, OCCUPIED = 1.138, -0.139
-CAPACITIES = (1 / 32, 1 / 16, 1 / 4, 1)  # of (D + 1) * L * N vertices, the most there can be
-BLOCK = 6  # channels filtered at once: wider rows are added up several times slower (XLA on CPU)
-CHUNK = 2048  # points splatted at once
-_EMPTY = np.int32(2**31 - 1)
+CAPACITIES = (1 / 12, 1)  # of (D + 1) * L * N vertices, the most there can be
+LANES = 8  # rows of vertex values are whole multiples of this: others are added up several times slower (XLA on CPU)
+CHUNK = 8192  # values splatted at once, of one vertex of each point: what stays in the cache
+TOLERANCE = 0.002  # change of a value below which `advance` does not splat it again
 
 
 @flax.struct.dataclass
@@ -38,14 +39,14 @@ class Lattice:
     """Which vertices each point touches, and how much.
 
     Attributes:
-      vertices: int32 [N, L * (D + 1)], numbered from 0 in order of first use.
-      weights: [N, L * (D + 1)], barycentric; each lattice's sum to 1.
+      vertices: int32, D + 1 arrays [L, N], numbered from 0.
+      weights: D + 1 arrays [L, N], barycentric: their sum is 1. (XLA would compute one large array anew, many times.)
       count: int32 [], the vertices in use.
       scale: [], the factor of the filter.
     """
 
-    vertices: jax.Array
-    weights: jax.Array
+    vertices: tuple[jax.Array, ...]
+    weights: tuple[jax.Array, ...]
     count: jax.Array
     scale: jax.Array
 
@@ -59,30 +60,31 @@ def build(features: jax.Array) -> Lattice:
     features = lax.stop_gradient(features)
     features = features - features.min(axis=0)
     points, dimensions = features.shape
-    parts = [_simplex(features, shift) for shift in range(LATTICES)]
-    base, rank, weights = lax.optimization_barrier(tuple(zip(*parts, strict=True)))
-    vertices, count = _distinct(base, rank)
+    base, rank, weights = lax.optimization_barrier(_simplex(features))
+    vertices, count = number(base, rank)
     scale = (2 * math.pi) ** (dimensions / 2) / _cell_volume(dimensions) / LATTICES
     scale = scale * (THIN + OCCUPIED * count / (points * LATTICES))
-    weights = jnp.stack([w for part in weights for w in part], axis=1)
-    return Lattice(vertices, weights, count, scale.astype(features.dtype))
+    return Lattice(tuple(vertices), tuple(weights), count, scale.astype(features.dtype))
+
+
+@flax.struct.dataclass
+class Splatted:
+    """What `advance` keeps from one call to the next.
+
+    Attributes:
+      grid: [M, C'], the sums at the vertices; C' >= C, see `LANES`.
+      values: [N, C] that the sums are made of.
+    """
+
+    grid: jax.Array
+    values: jax.Array
 
 
 @jax.custom_vjp
 def apply(structure: Lattice, values: jax.Array) -> jax.Array:
     """Filters values [N, C]; returns [N, C]. Cost follows the vertices in use (one of `CAPACITIES`)."""
-    points, per_point = structure.vertices.shape
-    most = points * per_point
-    sizes = sorted({math.ceil(most * part / 64) * 64 for part in CAPACITIES if part < 1} | {most})
-    sizes = [size for size in sizes if size <= most]
-    branch = jnp.searchsorted(jnp.asarray(sizes, jnp.int32), structure.count)
-
-    def filtered(size: int, values: jax.Array) -> jax.Array:
-        blocks = [values[:, c : c + BLOCK] for c in range(0, values.shape[1], BLOCK)]
-        return jnp.concatenate([_splat_and_slice(structure, block, size) for block in blocks], axis=1)
-
-    out = lax.switch(branch, [lambda v, s=size: filtered(s, v) for size in sizes], values)
-    return structure.scale * out
+    branch = sum((structure.count > size(structure, c)).astype(jnp.int32) for c in CAPACITIES[:-1])
+    return lax.switch(branch, [lambda v, c=c: _splat_and_slice(structure, v, c) for c in CAPACITIES], values)
 
 
 def transpose(structure: Lattice, values: jax.Array) -> jax.Array:
@@ -106,26 +108,86 @@ def _apply_backward(structure: Lattice, gradient: jax.Array) -> tuple[Lattice, j
 apply.defvjp(_apply_forward, _apply_backward)
 
 
-def _splat_and_slice(structure: Lattice, values: jax.Array, size: int) -> jax.Array:
-    points, per_point = structure.vertices.shape
-    chunk = min(CHUNK, points)
+def size(structure: Lattice, capacity: float) -> int:
+    """The number of vertices that a capacity has room for."""
+    most = len(structure.vertices) * structure.vertices[0].size
+    return min(most, math.ceil(most * capacity / 64) * 64)
+
+
+def start(structure: Lattice, channels: int, capacity: float) -> Splatted:
+    """Nothing splatted yet, with room for `size(structure, capacity)` vertices: must be at least `structure.count`."""
+    dtype = structure.weights[0].dtype
+    grid = jnp.zeros((size(structure, capacity), _width(channels)), dtype)
+    return Splatted(grid, jnp.zeros((structure.vertices[0].shape[1], channels), dtype))
+
+
+def advance(structure: Lattice, splatted: Splatted, values: jax.Array, factor: jax.Array) -> tuple[Splatted, jax.Array]:
+    """Filters factor * values, [N, 1] and [N, C], splatting only what changed by more than `TOLERANCE`.
+
+    Returns:
+      What is splatted now, and the filtered values [N, C], of values each at most `TOLERANCE` off. Not differentiable.
+    """
+    points = values.shape[0]
+    chunk = _chunk(points, values.shape[1])
+    changed = (jnp.abs(values - splatted.values) > TOLERANCE).any(axis=1)
+    place = jnp.cumsum(changed.astype(jnp.int32)) - 1
+    room = -(-points // chunk) * chunk
+    index = jnp.full(room, points, jnp.int32)  # of the points that changed; the others are the row of zeros at the end
+    index = index.at[jnp.where(changed, place, room)].set(jnp.arange(points, dtype=jnp.int32), mode="drop")
+    change = (values - splatted.values) * factor
+    change = jnp.pad(change, ((0, 1), (0, _width(values.shape[1]) - values.shape[1])))
+
+    def splat(n: jax.Array, grid: jax.Array) -> jax.Array:
+        at = lax.dynamic_slice_in_dim(index, n * chunk, chunk)
+        take = lambda x: x.at[:, jnp.minimum(at, points - 1)].get(mode="promise_in_bounds")  # noqa: E731
+        return _add(grid, structure, take, change.at[at].get(mode="promise_in_bounds"))
+
+    grid = lax.fori_loop(0, (place[-1] + chunk) // chunk, splat, splatted.grid)
+    return Splatted(grid, jnp.where(changed[:, None], values, splatted.values)), _slice(
+        structure, grid, values.shape[1]
+    )
+
+
+def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> jax.Array:
+    points, channels = values.shape
+    chunk = _chunk(points, channels)
+    padded = jnp.pad(values, ((0, 0), (0, _width(channels) - channels)))
 
     def splat(n: jax.Array, grid: jax.Array) -> jax.Array:
         # The last chunk is moved back to end with the points; what the one before it has done is not done again.
-        start = jnp.minimum(n * chunk, points - chunk)
-        part = [lax.dynamic_slice_in_dim(x, start, chunk) for x in (structure.vertices, structure.weights, values)]
-        fresh = (start + jnp.arange(chunk) >= n * chunk)[:, None]
-        added = (jnp.where(fresh, part[2], 0)[:, None] * part[1][..., None]).reshape(chunk * per_point, -1)
-        return grid.at[part[0].reshape(-1)].add(added, mode="promise_in_bounds")
+        at = jnp.minimum(n * chunk, points - chunk)
+        take = lambda x: lax.dynamic_slice_in_dim(x, at, chunk, axis=1)  # noqa: E731
+        rows = lax.dynamic_slice_in_dim(padded, at, chunk)
+        return _add(grid, structure, take, jnp.where((at + jnp.arange(chunk) >= n * chunk)[:, None], rows, 0))
 
     # In chunks, so that the products are still in the cache when they are added up: three times as fast.
-    grid = jnp.zeros((size, values.shape[1]), values.dtype)
-    grid = lax.fori_loop(0, -(-points // chunk), splat, grid)
+    grid = lax.fori_loop(0, -(-points // chunk), splat, start(structure, channels, capacity).grid.astype(values.dtype))
+    return _slice(structure, grid, channels)
+
+
+def _add(grid: jax.Array, structure: Lattice, take: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
+    """Splats values [n, C'] of the points that `take` picks from [L, N]."""
+    vertices, weights = (jnp.concatenate([take(x) for x in xs]) for xs in (structure.vertices, structure.weights))
+    added = (values * weights[..., None]).reshape(-1, grid.shape[1])
+    return grid.at[vertices.reshape(-1)].add(added, mode="promise_in_bounds")
+
+
+def _slice(structure: Lattice, grid: jax.Array, channels: int) -> jax.Array:
     # One vertex of each point at a time: nothing of size [N, D + 1, C] is stored.
-    return sum(
-        grid.at[structure.vertices[:, k]].get(mode="promise_in_bounds") * structure.weights[:, k, None]
-        for k in range(per_point)
+    total = sum(
+        grid.at[vertices[n]].get(mode="promise_in_bounds") * weights[n, :, None]
+        for vertices, weights in zip(structure.vertices, structure.weights, strict=True)
+        for n in range(vertices.shape[0])
     )
+    return structure.scale * total[:, :channels]
+
+
+def _chunk(points: int, channels: int) -> int:
+    return min(max(64, CHUNK // _width(channels)), points)
+
+
+def _width(channels: int) -> int:
+    return channels if channels <= 4 else -(-channels // LANES) * LANES
 
 
 def _cell_volume(dimensions: int) -> float:
@@ -133,8 +195,8 @@ def _cell_volume(dimensions: int) -> float:
     return (dimensions + 1) ** -0.5 * 6 ** (dimensions / 2)
 
 
-def _simplex(features: jax.Array, shift: int) -> tuple[list[jax.Array], ...]:
-    """The simplex around each point (Adams et al., section 3.1) of one lattice, as lists of D + 1 arrays [N].
+def _simplex(features: jax.Array) -> tuple[list[jax.Array], ...]:
+    """The simplices around each point (Adams et al., section 3.1), as lists of D + 1 arrays [L, N].
 
     Returns:
       base: int32, the remainder-0 vertex divided by D + 1.
@@ -151,9 +213,10 @@ def _simplex(features: jax.Array, shift: int) -> tuple[list[jax.Array], ...]:
         rotation[j, j - 1] = -j
     rotation *= order / np.sqrt(6) / np.sqrt(axis * (axis + 1))
     # A full shift is to the deepest hole of the lattice: the middle of a simplex.
-    hole = (dimensions / 2 - np.arange(order)) * 2 * shift / LATTICES
+    shift = 2 * jnp.arange(LATTICES, dtype=features.dtype)[:, None] / LATTICES
     elevated = [
-        sum(float(rotation[i, j]) * features[:, j] for j in range(max(i - 1, 0), dimensions)) + float(hole[i])
+        sum(float(rotation[i, j]) * features[:, j] for j in range(max(i - 1, 0), dimensions))
+        + (dimensions / 2 - i) * shift
         for i in range(order)
     ]
     # Each barrier keeps XLA from computing what is before it anew for everything after it.
@@ -176,117 +239,3 @@ def _simplex(features: jax.Array, shift: int) -> tuple[list[jax.Array], ...]:
     by_rank = lax.optimization_barrier(by_rank)
     weights = [1 + by_rank[-1] - by_rank[0]] + [by_rank[-1 - k] - by_rank[order - k] for k in range(1, order)]
     return base, rank, weights
-
-
-def _distinct(base: Sequence[Sequence[jax.Array]], rank: Sequence[Sequence[jax.Array]]) -> tuple[jax.Array, jax.Array]:
-    """Numbers the distinct vertices of simplices given by base and rank, [L][D + 1] arrays [N].
-
-    Returns:
-      vertices: int32 [N, L * (D + 1)].
-      count: int32 [].
-    """
-    lattices, order = len(base), len(base[0])
-    dimensions = order - 1
-    points = base[0][0].shape[0]
-    # Vertex k's coordinate i is (D + 1) (base_i - [rank_i > D - k]) + k; the last coordinate follows from the others.
-    lowest = [functools.reduce(jnp.minimum, (b[i].min() for b in base)) for i in range(dimensions)]
-    highest = [functools.reduce(jnp.maximum, (b[i].max() for b in base)) for i in range(dimensions)]
-    bits = [32 - lax.clz(high - low + 1) for low, high in zip(lowest, highest, strict=True)]
-    tag_bits = max(1, math.ceil(math.log2(order * lattices)))
-
-    # A key is one field per coordinate, each at its place in one of the key's words. A coordinate may be lowered by one
-    # without a borrow, as the smallest base is 1.
-    starts, start = [], jnp.int32(tag_bits)
-    for width in bits:
-        start = jnp.where((start < 32) & (start + width > 32), 32, start)
-        starts.append(start)
-        start += width
-
-    def unit(place: jax.Array, word: int) -> jax.Array:
-        inside = (place >= 32 * word) & (place < 32 * word + 32)
-        return jnp.where(inside, jnp.uint32(1) << jnp.clip(place - 32 * word, 0, 31).astype(jnp.uint32), jnp.uint32(0))
-
-    remainder = jnp.arange(order)
-    tag = (order * jnp.arange(lattices)[:, None] + remainder).astype(jnp.uint32)
-    tag = jnp.broadcast_to(tag, (points, lattices, order))
-    base = jnp.stack([jnp.stack([b[i] - lowest[i] + 1 for i in range(dimensions)], axis=1) for b in base], axis=1)
-    rank = jnp.stack([jnp.stack(r[:dimensions], axis=1) for r in rank], axis=1)
-    base, rank = lax.optimization_barrier((base, rank))
-
-    def coordinate(i: int) -> jax.Array:
-        return (base[:, :, None, i] - (rank[:, :, None, i] > dimensions - remainder)).astype(jnp.uint32)
-
-    def packed() -> jax.Array:
-        units = [[unit(place, word) for place in starts] for word in range(2)]
-        words = [sum(coordinate(i) * unit_of[i] for i in range(dimensions)) for unit_of in units]
-        return _first_use([(words[0] + tag).reshape(-1), words[1].reshape(-1)])
-
-    def apart() -> jax.Array:
-        return _first_use([tag.reshape(-1), *(coordinate(i).reshape(-1) for i in range(dimensions))])
-
-    owner = lax.cond(start <= 64, packed, apart)
-    first = owner == jnp.arange(owner.shape[0], dtype=jnp.int32)
-    number = jnp.cumsum(first.astype(jnp.int32)) - 1
-    return number[owner].reshape(points, lattices * order), number[-1] + 1
-
-
-def _first_use(words: Sequence[jax.Array]) -> jax.Array:
-    """For each key (one uint32 word [E] or several), the index of the first equal key, by open addressing.
-
-    In each round every key that has no owner yet asks for a slot; the first to ask for an empty one owns it for good,
-    and keys equal to the owner's are done. The table has more slots than there are keys, so all get one.
-    """
-    entries = words[0].shape[0]
-    slots = 1 << max(4, math.ceil(math.log2(1.5 * entries)))
-    keys = lax.optimization_barrier(jnp.stack(words, axis=1))
-    hashed = lax.optimization_barrier(_hash(words))
-    index = jnp.arange(entries, dtype=jnp.int32)
-
-    def attempt(table, owner, hashed, keys_here, index):
-        """One round for the given entries; `owner` is _EMPTY where there is none yet."""
-        free = (owner == _EMPTY) & (table[hashed] == _EMPTY)
-        table = table.at[jnp.where(free, hashed, slots)].min(index, mode="drop")
-        found = table[hashed]
-        equal = (keys[found] == keys_here).all(axis=1)
-        return table, jnp.where((owner == _EMPTY) & equal, found, owner)
-
-    table = jnp.full(slots, _EMPTY)
-    table = table.at[hashed].min(index, mode="promise_in_bounds")
-    found = table[hashed]
-    owner = jnp.where((keys[found] == keys).all(axis=1), found, _EMPTY)
-
-    # Few keys are left after the first round: the next rounds go over these alone, so many at a time.
-    room = max(64, entries // 8)
-
-    def left(state):
-        return (state[1] == _EMPTY).any()
-
-    def some(state):
-        table, owner = state
-        chosen = jnp.nonzero(owner == _EMPTY, size=room, fill_value=entries)[0].astype(jnp.int32)
-        here = jnp.minimum(chosen, entries - 1)
-        part_owner = jnp.where(chosen < entries, _EMPTY, 0)
-        slot, keys_here = hashed[here], keys[here]
-
-        def again(inner):
-            table, part_owner, slot = inner
-            slot = (slot + 1) & (slots - 1)
-            table, part_owner = attempt(table, part_owner, slot, keys_here, here)
-            return table, part_owner, slot
-
-        table, part_owner, _ = lax.while_loop(lambda s: (s[1] == _EMPTY).any(), again, (table, part_owner, slot))
-        return table, owner.at[chosen].set(part_owner, mode="drop")
-
-    return lax.while_loop(left, some, (table, owner))[1]
-
-
-def _hash(words: Sequence[jax.Array]) -> jax.Array:
-    """Slot numbers, int32 [E]."""
-    slots = 1 << max(4, math.ceil(math.log2(1.5 * words[0].shape[0])))
-    h = jnp.full(words[0].shape, 0x9E3779B9, jnp.uint32)
-    for word in words:
-        h = (h ^ word) * jnp.uint32(0x85EBCA6B)
-        h ^= h >> 15
-        h = h * jnp.uint32(0xC2B2AE35)
-        h ^= h >> 13
-    return (h & jnp.uint32(slots - 1)).astype(jnp.int32)
