@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import fields
-from deeplab_jax.data import open_dataset, train_batches
+from deeplab_jax.data import open_dataset, prefetch, train_batches
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import create_model
 from deeplab_jax.training import distributed
@@ -21,7 +21,7 @@ from deeplab_jax.training.optimizer import create_optimizer, create_schedule
 from deeplab_jax.training.provenance import open_workdir, record_run
 from deeplab_jax.training.reporting import Reporter, read_record, say
 from deeplab_jax.training.state import TrainState, create_state
-from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard, unreplicate
+from deeplab_jax.training.step import AXIS, create_train_step, replicate, to_devices, unreplicate
 
 TERMINATED = 143  # 128 + SIGTERM, which schedulers read as "asked to stop"
 
@@ -104,6 +104,8 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    # The next batch is on its way to the devices while they work on this one.
+    ahead = prefetch(batches, lambda batch: to_devices(batch, config.optimizer.accumulate), size=1)
     pending: list[tuple[int, dict]] = []
     saved = done
     pictures = Pictures(config, reporter, meta, dataset, done)
@@ -133,8 +135,7 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
             select(step, host_state)
 
     for step in range(done + 1, config.num_steps + 1):
-        batch = next(batches)
-        state, metrics = step_fn(state, shard(batch, config.optimizer.accumulate))
+        state, metrics = step_fn(state, next(ahead))
         pending.append((step, metrics))
         if step == done + 1:
             jax.block_until_ready(metrics)

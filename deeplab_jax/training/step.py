@@ -1,5 +1,6 @@
 """The pmapped training step: the only place that maps over devices."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -129,6 +130,16 @@ def replicate(state: TrainState) -> TrainState:
 def unreplicate(tree):
     """The first device's copy as numpy arrays on the host."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+@functools.cache
+def _copies():
+    return jax.pmap(lambda batch: batch, axis_name=AXIS)
+
+
+def to_devices(batch: dict[str, np.ndarray], accumulate: int) -> Batch:
+    """Starts copying this process's rows [b, ...] to its devices, in the form that the step takes; does not wait."""
+    return _copies()(shard(batch, accumulate))
 
 
 def shard(batch: dict[str, np.ndarray], accumulate: int) -> dict[str, np.ndarray]:
