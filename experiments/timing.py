@@ -1,0 +1,37 @@
+"""Timing that other work on the machine disturbs little: systems in turn in one process, medians of ratios."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+# "cpu" counts the processor time of all threads of this process: for a machine that others use, on one core.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def in_turn(systems: dict[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, list[float]]:
+    """Seconds of each system in each round, the systems in turn; each must end only when its result is there."""
+    now = CLOCKS[clock]
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, run in systems.items():
+            start = now()
+            run()
+            seconds[name].append(now() - start)
+    return seconds
+
+
+def median_ratio(a: list[float], b: list[float]) -> float:
+    """The median over rounds of a / b."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def rss_mib() -> float:
+    """Resident memory of this process now, MiB."""
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def threads() -> int:
+    """Cores that this process may use, which is how many threads XLA takes."""
+    return len(os.sched_getaffinity(0))
