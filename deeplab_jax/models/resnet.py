@@ -104,9 +104,8 @@ def _block(
         norm = BatchNorm(a.frozen_batch_norm, trunk.axis_name, a.compute_dtype, name=f"bn{name}_{branch}")
         return norm(conv(x), train)
 
-    shortcut = x
-    if stride > 1 or x.shape[-1] != width:
-        shortcut = unit(x, "branch1", width, 1, stride)
+    # Whether there is a projection depends on the widths alone, so that all output strides share their parameters.
+    shortcut = x[:, ::stride, ::stride] if x.shape[-1] == width else unit(x, "branch1", width, 1, stride)
     if a.backbone in BOTTLENECKS:
         # With the stride on the 3x3 conv, the first block's 3x3 runs ahead of it, at the rate before.
         on_1x1 = a.stride_on == "1x1"
