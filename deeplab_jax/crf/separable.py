@@ -4,7 +4,7 @@ One pass sums over the pixels of the same row, one over those of the same column
 and colour) of its pair; both orders are averaged. A pair that shares neither row nor column is thus reached through a
 corner pixel, and counts only as far as that pixel's colour resembles both. On a 500 x 375 photograph with 21 labels
 and published parameters, 4 to 8 % of the labels differ from `exact` after ten iterations, about half of what the CRF
-changes at all: never the default.
+changes at all; at 125 x 94, 1.5 % differ where the CRF changes 2.1 %: never the default.
 """
 
 import flax.struct
