@@ -193,6 +193,7 @@ def test_a_hundred_malformed_files(bare, kind):
 
 def test_in_a_browser(segment, app, tmp_path):
     waitress = pytest.importorskip("waitress", reason="waitress is not installed")
+    pytest.importorskip("selenium", reason="selenium is not installed, so no browser test")
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
