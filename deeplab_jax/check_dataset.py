@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from tqdm import tqdm
 
 from deeplab_jax import cli
 
@@ -29,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     if argv:
         raise flags.Error(f"unexpected argument {argv[0]}")
     config = cli.config_from_flags(FLAGS.config)
+    from tqdm import tqdm
+
     from deeplab_jax.data import audit
 
     splits = tuple(dict.fromkeys((config.data.train_split, config.eval.split)))

@@ -2,9 +2,8 @@
 
 from absl import flags
 
-from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS, PRESETS, Preset, check_params, preset_named
+from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS, PRESETS, Preset, Settings, check_params, preset_named
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.refinement import Settings
 
 BILATERALS = ("auto", "permutohedral", "exact", "separable")
 

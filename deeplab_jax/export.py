@@ -14,11 +14,18 @@ from absl import flags
 
 from deeplab_jax import cli
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.artifacts import PLATFORMS, Artifact, load_artifact, write_artifact
-
-__all__ = ["Artifact", "load_artifact", "write_artifact"]
 
 FLAGS = flags.FLAGS
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def __getattr__(name: str):
+    # `Artifact`, `load_artifact` and `write_artifact` bring Pillow; the command must be able to say that it lacks.
+    if name in ("Artifact", "load_artifact", "write_artifact"):
+        from deeplab_jax.evaluation import artifacts
+
+        return getattr(artifacts, name)
+    raise AttributeError(f"module 'deeplab_jax.export' has no attribute '{name}'")
 
 
 def define_flags() -> None:
@@ -43,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     unknown = sorted(set(FLAGS.platforms) - set(PLATFORMS))
     if unknown or not FLAGS.platforms:
         raise UserError(f"--platforms={','.join(FLAGS.platforms)}: choose from {', '.join(PLATFORMS)}")
+    from deeplab_jax.evaluation.artifacts import write_artifact
     from deeplab_jax.segment import load
 
     if not (Path(FLAGS.workdir) / "config.json").is_file():

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -83,6 +83,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
     }
 )
+
+
+class Settings(NamedTuple):
+    """What a run of the CRF needs besides its input."""
+
+    params: CRFParams
+    iterations: int
+    normalization: str
+    bilateral: str
 
 
 def write_preset(path: str | os.PathLike, preset: Preset) -> None:

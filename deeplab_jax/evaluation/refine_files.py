@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from deeplab_jax.crf.params import Settings
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import refinement
-from deeplab_jax.evaluation.refinement import Settings
 from deeplab_jax.evaluation.rough import Probabilities, RoughLabels
 from deeplab_jax.imaging import files, listing, overlay, strip
 

@@ -16,15 +16,6 @@ MARGIN_STDS = 2.0
 _HELD_VALUES = 1_000_000_000
 
 
-class Settings(NamedTuple):
-    """What a run of the CRF needs besides its input."""
-
-    params: CRFParams
-    iterations: int
-    normalization: str
-    bilateral: str
-
-
 class Piece(NamedTuple):
     """A piece of a photograph: `window` is what the CRF sees, `core` the part of the photograph that it labels."""
 
