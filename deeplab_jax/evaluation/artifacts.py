@@ -59,7 +59,7 @@ def write_artifact(
     Args:
       segmenter: network and CRF; test-time scales and mirroring are kept, tiles are not.
       out: the folder; an artifact that is there is replaced.
-      sizes: (H, W) of the programs, each enlarged to 8 k + 1.
+      sizes: (H, W) of the programs, each enlarged to 8 k + 1 (or what the network's `size_extra` is).
       platforms: of "cpu", "cuda", "tpu".
       source: JSON values on where the weights come from, kept in the manifest.
       saved_model: also a TensorFlow SavedModel, in `saved_model/`.
@@ -91,7 +91,7 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
     weights = flat_weights(segmenter)
     np.savez(folder / WEIGHTS, **weights)
     programs = []
-    for height, width in sorted({(padded_size(h, STRIDE), padded_size(w, STRIDE)) for h, w in sizes}):
+    for height, width in sorted({tuple(padded_size(n, STRIDE, segmenter.size_extra) for n in size) for size in sizes}):
         bilateral = crf.choose_bilateral(segmenter.bilateral, height, width, "cpu")
         exported = jax.export.export(jax.jit(program(segmenter, bilateral)), platforms=tuple(platforms))(
             {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
@@ -159,6 +159,7 @@ def program(segmenter: Segmenter, bilateral: str):
             size[None],
             scales=segmenter.scales,
             mirror=segmenter.mirror,
+            extra=segmenter.size_extra,
         )
         y, x = jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])
         return mean_field_any(

@@ -46,10 +46,10 @@ class Segmentation:
 class Segmenter:
     """Runs a network and its CRF on photographs of any size.
 
-    Images are padded at the bottom and right to `size_multiple * k + 1`, with a mask that makes the padding mean colour
-    for the network and leaves it out of the CRF, so that photographs of many sizes share a few compiled programs. The
-    padding depends on an image's own size alone: which images are batched together changes nothing. Safe to call from
-    several threads.
+    Images are padded at the bottom and right to `size_multiple * k + size_extra`, with a mask that makes the padding
+    mean colour for the network and leaves it out of the CRF, so that photographs of many sizes share a few compiled
+    programs. The padding depends on an image's own size alone: which images are batched together changes nothing. Safe
+    to call from several threads.
 
     Attributes:
       programs: (kind, shape, device) of the programs used; their number is what a data set of many sizes costs to
@@ -73,6 +73,7 @@ class Segmenter:
         tile: int = 0,
         batch_size: int = 1,
         size_multiple: int = 32,
+        size_extra: int = 1,
         devices: Sequence[jax.Device] | None = None,
     ):
         """Keeps a copy of `variables` on each device.
@@ -92,6 +93,7 @@ class Segmenter:
           tile: side of the overlapping tiles in which larger images go through the network; 0 = whole images.
           batch_size: images of one padded shape that go through the network together.
           size_multiple: see the class; a multiple of 8.
+          size_extra: the network's `Architecture.size_extra`.
           devices: work is spread over these; default the first local device.
         """
         if size_multiple % tiling.STRIDE:
@@ -102,8 +104,8 @@ class Segmenter:
         self.crf_iterations = crf_iterations
         self.class_names, self.palette = tuple(class_names), palette
         self.scales, self.mirror = tuple(float(s) for s in scales), mirror
-        self.tile = tiling.padded_size(tile, size_multiple) if tile else 0
-        self.batch_size, self.size_multiple = batch_size, size_multiple
+        self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
+        self.batch_size, self.size_multiple, self.size_extra = batch_size, size_multiple, size_extra
         self.devices = list(devices) if devices else jax.local_devices()[:1]
         self.programs: set[tuple] = set()
         self._compiling: dict[tuple, threading.Lock] = {}
@@ -172,7 +174,7 @@ class Segmenter:
 
     def padded_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) to which an image of this size is padded."""
-        return tuple(tiling.padded_size(n, self.size_multiple) for n in size)
+        return tuple(tiling.padded_size(n, self.size_multiple, self.size_extra) for n in size)
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
@@ -201,7 +203,7 @@ class Segmenter:
             batch[i] = _pad(image, shape, mode="edge")
             sizes[i] = image.shape[:2]
         kind = ("network", *batch.shape)
-        run = partial(network_scores, self.model, scales=self.scales, mirror=self.mirror)
+        run = partial(network_scores, self.model, scales=self.scales, mirror=self.mirror, extra=self.size_extra)
         return list(self._run(kind, device, run, self._variables[device], batch, sizes))[: len(images)]
 
     def _tiled_scores(self, image: np.ndarray, device: int) -> np.ndarray:
@@ -280,15 +282,25 @@ class Segmenter:
             return result
 
 
-@partial(jax.jit, static_argnames=("model", "scales", "mirror"))
+@partial(jax.jit, static_argnames=("model", "scales", "mirror", "extra"))
 def network_scores(
-    model, variables: dict, images: jax.Array, sizes: jax.Array, *, scales: tuple[float, ...], mirror: bool
+    model,
+    variables: dict,
+    images: jax.Array,
+    sizes: jax.Array,
+    *,
+    scales: tuple[float, ...],
+    mirror: bool,
+    extra: int = 1,
 ) -> tuple[jax.Array, ...]:
     """Log-probabilities at the padded size, averaged over scales and mirroring.
 
     Args:
       images: [B, H, W, 3] uint8, padded with the border's own colours, so that resizing blends nothing foreign in.
       sizes: [B, 2] int32, the part that is photograph.
+      scales: see `Segmenter`, as for the rest.
+      mirror: averages with the mirrored images.
+      extra: what sizes exceed a multiple of the output stride by, at every scale.
 
     Returns:
       B arrays [H, W, C] float32.
@@ -305,7 +317,7 @@ def network_scores(
     for flip in (False, True) if mirror else (False,):
         view = jnp.take_along_axis(images, flipped[:, None, :, None], axis=2) if flip else images
         for scale in scales:
-            target = tuple(round((n - 1) * scale / tiling.STRIDE) * tiling.STRIDE + 1 for n in size)
+            target = tuple(round((n - extra) * scale / tiling.STRIDE) * tiling.STRIDE + extra for n in size)
             scaled, inside = view, valid
             if target != size:
                 scaled = resize_bilinear(view, target)

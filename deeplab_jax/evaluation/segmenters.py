@@ -39,6 +39,7 @@ def create_segmenter(
     if learned:
         params, compatibility = jax.tree.map(np.asarray, crf.learned(learned, params))
     network = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
+    model = create_model(config.model, len(class_names))
     defaults = {
         "crf_iterations": config.crf.iterations,
         "compatibility": compatibility,
@@ -47,9 +48,10 @@ def create_segmenter(
         "tile": config.eval.tile,
         "batch_size": config.eval.batch_size,
         "size_multiple": config.eval.size_multiple,
+        "size_extra": model.architecture.size_extra,
     }
     return Segmenter(
-        create_model(config.model, len(class_names)),
+        model,
         network,
         params,
         normalization,

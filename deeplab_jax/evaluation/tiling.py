@@ -17,9 +17,15 @@ class Span(NamedTuple):
     core_stop: int
 
 
-def padded_size(size: int, multiple: int) -> int:
-    """The smallest `multiple * k + 1 >= size` with k >= 1: sizes at which align-corners upsampling is exact."""
-    return max(1, math.ceil((size - 1) / multiple)) * multiple + 1
+def padded_size(size: int, multiple: int, extra: int = 1) -> int:
+    """The smallest `multiple * k + extra >= size` with k >= 1: sizes that align-corners upsampling fits.
+
+    Args:
+      size: length of an axis.
+      multiple: a multiple of the output stride.
+      extra: the network's `Architecture.size_extra`.
+    """
+    return max(1, math.ceil((size - extra) / multiple)) * multiple + extra
 
 
 def spans(size: int, side: int, overlap: int) -> list[Span]:

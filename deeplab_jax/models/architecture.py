@@ -92,6 +92,15 @@ class Architecture:
             _ = self.rates
 
     @property
+    def size_extra(self) -> int:
+        """What an image's side must exceed a multiple of the output stride by, for align-corners upsampling to fit.
+
+        Score i stands for pixel 8 i, and the last for the last pixel, at sides 8 k + 1. Behind v1 DeepLab's 2x2 pools
+        it stands for 8 i + 1/2, and there are k + 1 of them at 8 k + 2 (306 in training, 514 in test: v1 section 3).
+        """
+        return 2 if self.base_pools else 1
+
+    @property
     def rates(self) -> tuple[int, ...]:
         """Atrous rates of the head at this output stride.
 

@@ -24,7 +24,6 @@ from deeplab_jax import crf
 from deeplab_jax.crf.params import FIELDS, CRFParams
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.adjustable import mean_field_any, radius_for
-from deeplab_jax.evaluation.tiling import padded_size
 from deeplab_jax.imaging import files
 from deeplab_jax.version import __version__
 
@@ -116,7 +115,7 @@ class Desk:
         segmenter = self.segment.segmenter
         params = params.at_stride(stride)
         h, w = image.shape[:2]
-        shape = tuple(padded_size(n, segmenter.size_multiple) for n in (h, w))
+        shape = segmenter.padded_shape((h, w))
         padding = [(0, shape[0] - h), (0, shape[1] - w), (0, 0)]
         mask = np.zeros(shape, bool)
         mask[:h, :w] = True

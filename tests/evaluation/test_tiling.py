@@ -11,6 +11,11 @@ def test_padded_size(size, padded):
     assert tiling.padded_size(size, 32) == padded
 
 
+@pytest.mark.parametrize(("size", "padded"), [(1, 10), (10, 10), (306, 306), (307, 314), (514, 514)])
+def test_padded_size_of_even_pools(size, padded):
+    assert tiling.padded_size(size, 8, 2) == padded
+
+
 @pytest.mark.parametrize(
     ("size", "side", "overlap"), [(20, 33, 8), (33, 33, 8), (34, 33, 8), (200, 65, 16), (1000, 97, 24)]
 )
