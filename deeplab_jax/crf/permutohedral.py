@@ -15,7 +15,7 @@ its own value on average (the definition: 1; Adams et al.'s lattice with the usu
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -73,7 +73,7 @@ class Splatted:
 
     Attributes:
       grid: [M, C'], the sums at the vertices; C' >= C, see `LANES`.
-      values: [N, C] that the sums are made of.
+      values: [L, N, C] that the sums of each lattice are made of.
     """
 
     grid: jax.Array
@@ -118,34 +118,39 @@ def start(structure: Lattice, channels: int, capacity: float) -> Splatted:
     """Nothing splatted yet, with room for `size(structure, capacity)` vertices: must be at least `structure.count`."""
     dtype = structure.weights[0].dtype
     grid = jnp.zeros((size(structure, capacity), _width(channels)), dtype)
-    return Splatted(grid, jnp.zeros((structure.vertices[0].shape[1], channels), dtype))
+    return Splatted(grid, jnp.zeros((*structure.vertices[0].shape, channels), dtype))
 
 
-def advance(structure: Lattice, splatted: Splatted, values: jax.Array, factor: jax.Array) -> tuple[Splatted, jax.Array]:
-    """Filters factor * values, [N, 1] and [N, C], splatting only what changed by more than `TOLERANCE`.
+def advance(
+    structure: Lattice, splatted: Splatted, values: jax.Array, factor: jax.Array, lattice: int | jax.Array
+) -> tuple[Splatted, jax.Array]:
+    """Filters factor * values, [N, 1] and [N, C], on one lattice, splatting only what changed by more than `TOLERANCE`.
+
+    The mean of the results of all lattices is the filter.
 
     Returns:
       What is splatted now, and the filtered values [N, C], of values each at most `TOLERANCE` off. Not differentiable.
     """
     points = values.shape[0]
     chunk = _chunk(points, values.shape[1])
-    changed = (jnp.abs(values - splatted.values) > TOLERANCE).any(axis=1)
+    before = splatted.values[lattice]
+    changed = (jnp.abs(values - before) > TOLERANCE).any(axis=1)
     place = jnp.cumsum(changed.astype(jnp.int32)) - 1
     room = -(-points // chunk) * chunk
     index = jnp.full(room, points, jnp.int32)  # of the points that changed; the others are the row of zeros at the end
     index = index.at[jnp.where(changed, place, room)].set(jnp.arange(points, dtype=jnp.int32), mode="drop")
-    change = (values - splatted.values) * factor
+    change = (values - before) * factor
     change = jnp.pad(change, ((0, 1), (0, _width(values.shape[1]) - values.shape[1])))
 
     def splat(n: jax.Array, grid: jax.Array) -> jax.Array:
         at = lax.dynamic_slice_in_dim(index, n * chunk, chunk)
-        take = lambda x: x.at[:, jnp.minimum(at, points - 1)].get(mode="promise_in_bounds")  # noqa: E731
+        take = lambda x: x.at[lattice, jnp.minimum(at, points - 1)].get(mode="promise_in_bounds")  # noqa: E731
         return _add(grid, structure, take, change.at[at].get(mode="promise_in_bounds"))
 
     grid = lax.fori_loop(0, (place[-1] + chunk) // chunk, splat, splatted.grid)
-    return Splatted(grid, jnp.where(changed[:, None], values, splatted.values)), _slice(
-        structure, grid, values.shape[1]
-    )
+    sent = splatted.values.at[lattice].set(jnp.where(changed[:, None], values, before))
+    one = jax.tree.map(lambda x: x[lattice][None], (structure.vertices, structure.weights))
+    return Splatted(grid, sent), _slice(*one, LATTICES * structure.scale, grid, values.shape[1])
 
 
 def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> jax.Array:
@@ -162,24 +167,26 @@ def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> 
 
     # In chunks, so that the products are still in the cache when they are added up: three times as fast.
     grid = lax.fori_loop(0, -(-points // chunk), splat, start(structure, channels, capacity).grid.astype(values.dtype))
-    return _slice(structure, grid, channels)
+    return _slice(structure.vertices, structure.weights, structure.scale, grid, channels)
 
 
 def _add(grid: jax.Array, structure: Lattice, take: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
-    """Splats values [n, C'] of the points that `take` picks from [L, N]."""
-    vertices, weights = (jnp.concatenate([take(x) for x in xs]) for xs in (structure.vertices, structure.weights))
+    """Splats values [n, C'] of the points that `take` picks from [L, N], of one lattice [n] or of all [L, n]."""
+    vertices, weights = (jnp.stack([take(x) for x in xs]) for xs in (structure.vertices, structure.weights))
     added = (values * weights[..., None]).reshape(-1, grid.shape[1])
     return grid.at[vertices.reshape(-1)].add(added, mode="promise_in_bounds")
 
 
-def _slice(structure: Lattice, grid: jax.Array, channels: int) -> jax.Array:
+def _slice(
+    vertices: Sequence[jax.Array], weights: Sequence[jax.Array], scale: jax.Array, grid: jax.Array, channels: int
+) -> jax.Array:
     # One vertex of each point at a time: nothing of size [N, D + 1, C] is stored.
     total = sum(
-        grid.at[vertices[n]].get(mode="promise_in_bounds") * weights[n, :, None]
-        for vertices, weights in zip(structure.vertices, structure.weights, strict=True)
-        for n in range(vertices.shape[0])
+        grid.at[v[n]].get(mode="promise_in_bounds") * w[n, :, None]
+        for v, w in zip(vertices, weights, strict=True)
+        for n in range(v.shape[0])
     )
-    return structure.scale * total[:, :channels]
+    return scale * total[:, :channels]
 
 
 def _chunk(points: int, channels: int) -> int:

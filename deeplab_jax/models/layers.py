@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deeplab_jax.models import convolution
+from deeplab_jax.models import convolution, sums
 
 # The released ResNets' batch norm; torchvision's is the same.
 BATCH_NORM_EPSILON = 1e-5
@@ -110,11 +110,12 @@ class BatchNorm(nn.Module):
             m, v = mean.value, var.value
         factor = scale * lax.rsqrt(v + BATCH_NORM_EPSILON)
         offset = bias - m * factor
-        return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
+        x = x.astype(jnp.float32)
+        # Frozen, factor and offset need no gradient, and XLA drops what would compute one.
+        return (x * factor + offset if self.frozen else sums.affine(x, factor, offset)).astype(self.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = x.astype(jnp.float32)
-        mean, square = jnp.mean(x, (0, 1, 2)), jnp.mean(jnp.square(x), (0, 1, 2))
+        mean, square = sums.moments(x.astype(jnp.float32))
         if self.axis_name is not None and not self.is_initializing():
             # Every device holds equally many positions, so the mean of means is the mean.
             mean, square = lax.pmean((mean, square), self.axis_name)

@@ -4,14 +4,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.training.losses import class_weights_from_counts
+from deeplab_jax.training.losses import RULES, class_weights_from_counts
 from deeplab_jax.training.reporting import say
 
 
 def class_weights_for(config: ConfigDict, dataset) -> np.ndarray | None:
     """The loss's weight for each class [C], or None for none.
 
-    `config.loss.class_weights` holds one number per class, or a rule ("sqrt" or "median") over the pixel counts of the
+    `config.loss.class_weights` holds one number per class, or a rule of `losses.RULES` over the pixel counts of the
     training labels.
 
     Raises:
@@ -21,8 +21,10 @@ def class_weights_for(config: ConfigDict, dataset) -> np.ndarray | None:
     if not given:
         return None
     if len(given) == 1 and isinstance(given[0], str):
-        if given[0] not in ("sqrt", "median"):
-            raise UserError(f"config.loss.class_weights={given[0]}: must be sqrt, median, or one number per class")
+        if given[0] not in RULES:
+            raise UserError(
+                f"config.loss.class_weights={given[0]}: must be {', '.join(RULES)}, or one number per class"
+            )
         weights = class_weights_from_counts(count_pixels(dataset), given[0])
         named = ", ".join(f"{n} {w:.2f}" for n, w in zip(dataset.class_names, weights))
         say(f"class weights ({given[0]}): {named}")

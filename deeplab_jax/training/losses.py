@@ -89,10 +89,14 @@ def loss_sums(maps: dict[str, Array], labels: Array, at: str, class_weights: Arr
     return sums
 
 
+# Class weights by the power of 1 / frequency that they are.
+RULES = {"sqrt": 0.5, "fourth_root": 0.25, "median": 1.0}
+
+
 def class_weights_from_counts(counts: Sequence[float], rule: str) -> list[float]:
     """Class weights from pixel counts, scaled so that the mean weight over valid pixels is 1.
 
-    "sqrt": 1 / sqrt(frequency). "median": median frequency / frequency (Eigen and Fergus 2015). Classes that never
+    "sqrt": 1 / sqrt(frequency). "fourth_root": 1 / frequency^(1/4). "median": median frequency / frequency (Eigen and Fergus 2015). Classes that never
     occur get weight 0.
 
     >>> class_weights_from_counts([75, 25], "median")
@@ -101,7 +105,7 @@ def class_weights_from_counts(counts: Sequence[float], rule: str) -> list[float]
     total = float(sum(counts))
     frequency = [c / total for c in counts]
     present = sorted(f for f in frequency if f > 0)
-    power = 0.5 if rule == "sqrt" else 1.0
+    power = RULES[rule]
     raw = [(f**-power if f > 0 else 0.0) for f in frequency]
     if not present:
         return raw

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from deeplab_jax.crf import CRFParams, mean_field, pruning
+from deeplab_jax.crf import PRESETS, CRFParams, mean_field, pruning
 
 PARAMS = CRFParams(4.0, 20.0, 10.0, 3.0, 2.0)
 
@@ -49,3 +50,42 @@ def test_off_where_gradients_are_taken(case):
         return lambda u: (mean_field(u, image, PARAMS, 2, bilateral="exact", prune=prune) ** 2).sum()
 
     np.testing.assert_allclose(jax.grad(loss(True))(unary), jax.grad(loss(False))(unary), rtol=1e-5, atol=1e-6)
+
+
+def plausible_unary(label, classes, rng):
+    """-log P such as a network of stride 8 might give: the classes' shares of cells, with errors, enlarged."""
+    height, width = (n // 8 * 8 for n in label.shape)
+    present = np.eye(classes + 1)[np.minimum(label[:height, :width], classes)][..., :classes]
+    shares = present.reshape(height // 8, 8, width // 8, 8, classes).mean((1, 3))
+    logits = np.log(shares + 0.01) + rng.normal(0, 0.7, shares.shape)
+    logits = jax.image.resize(jnp.asarray(logits, jnp.float32), (*label.shape, classes), "bilinear")
+    return -jax.nn.log_softmax(logits)
+
+
+def cost(unary, image, params):
+    """Percent of labels changed by pruning, and mean |dQ|."""
+    plain, pruned = (mean_field(unary, image, params, 10, bilateral="permutohedral", prune=p) for p in (False, True))
+    return 100 * float((plain.argmax(-1) != pruned.argmax(-1)).mean()), float(jnp.abs(plain - pruned).mean())
+
+
+@pytest.mark.parametrize("name", ["small_case", "full_case"])
+def test_cost_on_the_exact_cases(name, request):
+    case = request.getfixturevalue(name)
+    changed, difference = cost(case.unary, case.image, case.params)
+    assert changed <= 0.05
+    assert difference <= 2e-3
+
+
+def test_cost_on_photographs(test_data):
+    folder = test_data / "camvid"
+    names = sorted(path.name for path in (folder / "val").iterdir())[::5][:20]
+    rng = np.random.default_rng(0)
+    costs = []
+    for name in names:
+        image = np.asarray(Image.open(folder / "val" / name).convert("RGB"))
+        label = np.asarray(Image.open((folder / "valannot" / name).with_suffix(".png")))
+        costs.append(cost(plausible_unary(label, 11, rng), image, PRESETS["v2_resnet101"].params))
+    changed, difference = np.mean(costs, 0)
+    assert len(costs) == 20
+    assert changed <= 0.05
+    assert difference <= 2e-3
