@@ -96,8 +96,8 @@ RULES = {"sqrt": 0.5, "fourth_root": 0.25, "median": 1.0}
 def class_weights_from_counts(counts: Sequence[float], rule: str) -> list[float]:
     """Class weights from pixel counts, scaled so that the mean weight over valid pixels is 1.
 
-    "sqrt": 1 / sqrt(frequency). "fourth_root": 1 / frequency^(1/4). "median": median frequency / frequency (Eigen and Fergus 2015). Classes that never
-    occur get weight 0.
+    "sqrt": 1 / sqrt(frequency). "fourth_root": 1 / frequency^(1/4). "median": median frequency / frequency (Eigen and
+    Fergus 2015). Classes that never occur get weight 0.
 
     >>> class_weights_from_counts([75, 25], "median")
     [0.666..., 2.0]
