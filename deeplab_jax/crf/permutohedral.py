@@ -30,7 +30,7 @@ LATTICES = 2
 THIN, OCCUPIED = 1.138, -0.139
 CAPACITIES = (1 / 12, 1)  # of (D + 1) * L * N vertices, the most there can be
 LANES = 8  # rows of vertex values are whole multiples of this: others are added up several times slower (XLA on CPU)
-CHUNK = 8192  # values splatted at once, of one vertex of each point: what stays in the cache
+CHUNK = 32768  # values splatted at once, of one vertex of each point: what stays in the cache
 TOLERANCE = 0.002  # change of a value below which `advance` does not splat it again
 
 

@@ -1,8 +1,8 @@
 """Label pruning at inference: labels that cannot win are left out of the filtering.
 
 The rule: a label is kept if before the first iteration it is the likeliest of any pixel, or its greatest marginal over
-all pixels is at least `RATIO` of the greatest of all labels. The others are taken out before the first iteration and
-come out with probability (almost) zero; what they had goes to the labels kept, in proportion. The number of labels that
+all pixels is at least `RATIO` of the greatest of all labels. The others hear no messages, and together are one more
+label, the rest, so that the labels kept have the share of each pixel that they had before. The number of labels that
 are filtered is the smallest of a few static sizes (`SIZES`) that holds those kept, chosen inside jit; spare places go
 to the next likely labels.
 
@@ -20,8 +20,7 @@ from jax import lax
 from deeplab_jax.crf.params import is_traced
 
 RATIO = 0.125  # of the greatest marginal of all pixels and labels
-SIZES = (2, 4, 6, 8, 12, 16, 32, 64, 128)
-DROPPED = -40.0  # logit of a label that was dropped, against the pixel's greatest
+SIZES = (3, 7, 11, 15, 23, 31, 63, 127)  # with the rest, what a lattice's vertices have room for
 
 
 def iterate(
@@ -48,9 +47,14 @@ def iterate(
 
         def with_size(size: int) -> jax.Array:
             chosen = jnp.sort(order[:size])
-            logits, _ = iterate_all(negative_unary[:, chosen], kernels, None, options)
-            low = logits.max(axis=1, keepdims=True) + DROPPED
-            return jnp.broadcast_to(low, negative_unary.shape).at[:, chosen].set(logits)
+            column = jnp.full(labels, size).at[chosen].set(jnp.arange(size))
+            dropped = (column == size)[None]
+            rest = jax.nn.logsumexp(jnp.where(dropped, negative_unary, -jnp.inf), axis=1, keepdims=True)
+            heard = jnp.arange(size + 1) < size
+            hearing = [kernel.replace(weight=jnp.where(heard, kernel.weight, 0)) for kernel in kernels]
+            start = jnp.concatenate([negative_unary[:, chosen], rest], axis=1)
+            logits, _ = iterate_all(start, hearing, None, options)
+            return jnp.where(dropped, negative_unary, logits[:, column])
 
         branches = [lambda size=size: with_size(size) for size in sizes] + [lambda: whole(negative_unary, kernels)[0]]
         return lax.switch(jnp.searchsorted(jnp.asarray(sizes), needed), branches)
