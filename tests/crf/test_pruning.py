@@ -84,7 +84,9 @@ def test_cost_on_photographs(test_data):
     for name in names:
         image = np.asarray(Image.open(folder / "val" / name).convert("RGB"))
         label = np.asarray(Image.open((folder / "valannot" / name).with_suffix(".png")))
-        costs.append(cost(plausible_unary(label, 11, rng), image, PRESETS["v2_resnet101"].params))
+        label = np.where(label < 11, label, 255)
+        unary = plausible_unary(label, 21, rng)  # as from a network of 21 classes: CamVid's 11, and 10 that never occur
+        costs.append(cost(unary, image, PRESETS["v2_resnet101"].params))
     changed, difference = np.mean(costs, 0)
     assert len(costs) == 20
     assert difference > 0  # labels were dropped
