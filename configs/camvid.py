@@ -6,7 +6,7 @@ from deeplab_jax.configs import base
 def get_config():
     config = base.get_config()
     config.batch_size = 6
-    config.num_steps = 2800
+    config.num_steps = 2600
     config.model.update(
         backbone="resnet_small",
         widths=(48, 96, 128, 160),
@@ -47,6 +47,6 @@ def get_config():
         gaussian_weight=(1.0, 3.0),
         gaussian_xy_std=(1.0,),
     )
-    config.eval.update(every=1400, select_split="holdout", scales=(0.75, 1.0, 1.25), mirror=True, size_multiple=8)
+    config.eval.update(every=1300, select_split="holdout", scales=(0.75, 1.0, 1.25), mirror=True, size_multiple=8)
     config.checkpoint.every = 200
     return config

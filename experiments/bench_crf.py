@@ -4,7 +4,8 @@
 
 compare: ours with and without label pruning and pydensecrf2 (`pip install pydensecrf2`; left out where missing) in turn
 on one image, lattice and set-up included, compilation excluded and reported apart; labels against the exact marginals.
-gradient: forward and backward against forward. growth: seconds for 0.25..4 megapixels and 2..64 labels, with a plot.
+gradient: forward and backward against forward. growth: seconds and memory for 0.25..4 megapixels and 2..64 labels, with
+a plot. Memory is what the compiled program needs for arguments, results and all between, as XLA plans it.
 Writes bench_crf.json and bench_crf.png to --out, and the table to stdout.
 """
 
@@ -14,6 +15,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +65,17 @@ def compare(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[st
     peer = _pydensecrf(case)
     if peer is not None:
         systems["pydensecrf2"] = peer
+    memory = {
+        name: _memory(
+            partial(
+                mean_field, params=params, iterations=iterations, bilateral="permutohedral", prune=name == "pruned"
+            ),
+            case["unary"],
+            case["image"],
+        )[1]
+        for name in systems
+        if name != "pydensecrf2"
+    }
     first = {name: _seconds(run)[0] for name, run in systems.items()}
     seconds = {name: [] for name in systems}
     table = {}
@@ -76,6 +89,7 @@ def compare(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[st
             }
     for name, row in table.items():
         row["seconds"] = statistics.median(seconds[name])
+        row |= {"memory_mib": memory[name]} if name in memory else {}
         row["compile_seconds"] = first[name] - row["seconds"]
         if peer is not None:
             ratios = [a / b for a, b in zip(seconds[name], seconds["pydensecrf2"], strict=True)]
@@ -103,33 +117,37 @@ def gradient(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, float]
     return {name: statistics.median(s) for name, s in seconds.items()} | {"ratio": ratio}
 
 
-def growth(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Seconds of two iterations (set-up included) over megapixels at 21 labels and over labels at 0.25 megapixels."""
+def growth(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds and memory of two iterations (set-up included): megapixels at 21 labels, labels at 0.25 megapixels."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
     params = _params(case)
     rng = np.random.default_rng(0)
 
-    def measure(megapixels: float, labels: int) -> float:
+    def measure(megapixels: float, labels: int) -> tuple[float, float]:
         width = round((megapixels * 1e6 * 4 / 3) ** 0.5)
         height = round(width * 3 / 4)
         image = np.asarray(Image.fromarray(case["image"]).resize((width, height), Image.Resampling.BICUBIC))
         unary = jnp.asarray(rng.normal(size=(height, width, labels)), jnp.float32)
-        run = lambda: mean_field(unary, image, params, 2, bilateral="permutohedral")  # noqa: E731
-        _seconds(run)
-        return statistics.median(_seconds(run)[0] for _ in range(3))
+        program, mib = _memory(
+            partial(mean_field, params=params, iterations=2, bilateral="permutohedral"), unary, image
+        )
+        _seconds(lambda: program(unary, image))
+        return statistics.median(_seconds(lambda: program(unary, image))[0] for _ in range(5)), mib
 
-    results = {
+    measured = {
         "megapixels": {str(m): measure(m, 21) for m in (0.25, 0.5, 1, 2, 4)},
         "labels": {str(c): measure(0.25, c) for c in (2, 4, 8, 16, 32, 64)},
     }
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for axis, (name, row) in zip(axes, results.items(), strict=True):
-        axis.plot([float(x) for x in row], list(row.values()), "o-")
-        axis.set(xlabel=name, ylabel="seconds, 2 iterations", xlim=(0, None), ylim=(0, None))
-    figure.savefig(out / "bench_crf.png", dpi=120)
-    return results
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    for n, (name, row) in enumerate(measured.items()):
+        for axis, values, ylabel in zip(axes[2 * n :], zip(*row.values()), ("seconds, 2 iterations", "MiB")):
+            axis.plot([float(x) for x in row], values, "o-")
+            axis.set(xlabel=name, ylabel=ylabel, xlim=(0, None), ylim=(0, None))
+    figure.savefig(out / "bench_crf.png", dpi=100)
+    kinds = ("seconds", "mib")
+    return {name: {x: dict(zip(kinds, pair)) for x, pair in row.items()} for name, row in measured.items()}
 
 
 MODES = {"compare": compare, "gradient": gradient, "growth": growth}
@@ -161,6 +179,13 @@ def _pydensecrf(case: dict[str, np.ndarray]) -> Callable[[], np.ndarray] | None:
         return np.array(crf.inference(int(case["iterations"]))).T.reshape(height, width, labels)
 
     return run
+
+
+def _memory(run: Callable, unary: np.ndarray, image: np.ndarray) -> tuple[Callable, float]:
+    """The compiled program, and its memory in MiB."""
+    program = jax.jit(run).lower(unary, image).compile()
+    plan = program.memory_analysis()
+    return program, (plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes) / 2**20
 
 
 def _seconds(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
