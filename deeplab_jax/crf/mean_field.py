@@ -263,12 +263,11 @@ def solve(
     if mask is not None:
         negative = jnp.where(mask[:, None], negative, 0)
     if options.prune:
-        from deeplab_jax.crf import pruning
+        from deeplab_jax.crf import pruning  # which imports this module
 
-        run = pruning.iterate
+        logits, history = pruning.iterate(negative, kernels, compatibility, options, mask)
     else:
-        run = iterate
-    logits, history = run(negative, kernels, compatibility, options)
+        logits, history = iterate(negative, kernels, compatibility, options)
     result = history if options.return_all else logits
     result = jax.nn.log_softmax(result, axis=-1) if options.return_log else jax.nn.softmax(result, axis=-1)
     return result.astype(unary.dtype)

@@ -24,9 +24,16 @@ SIZES = (3, 7, 11, 15, 23, 31, 63, 127)  # with the rest, what a lattice's verti
 
 
 def iterate(
-    negative_unary: jax.Array, kernels: Sequence[Any], compatibility: jax.Array | None, options: Any
+    negative_unary: jax.Array,
+    kernels: Sequence[Any],
+    compatibility: jax.Array | None,
+    options: Any,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """As `mean_field.iterate`, with labels pruned; gradients are those of the computation without pruning."""
+    """As `mean_field.iterate`, with labels pruned; gradients are those of the computation without pruning.
+
+    Points where `mask` [N] is False have no say in which labels are kept.
+    """
     from deeplab_jax.crf.mean_field import iterate as iterate_all  # it imports this module
 
     def whole(negative_unary: jax.Array, kernels: Sequence[Any]) -> tuple[jax.Array, jax.Array | None]:
@@ -41,7 +48,7 @@ def iterate(
 
     @jax.custom_vjp
     def pruned(negative_unary: jax.Array, kernels: Sequence[Any]) -> jax.Array:
-        reached, kept = candidates(negative_unary)
+        reached, kept = candidates(negative_unary, mask)
         order = jnp.argsort(-(reached + kept))
         needed = kept.sum()
 
@@ -67,9 +74,11 @@ def iterate(
     return pruned(negative_unary, list(kernels)), None
 
 
-def candidates(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def candidates(logits: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """For each label of logits [N, C], its greatest marginal over the pixels, and whether it is kept; both [C]."""
     q = jax.nn.softmax(logits, axis=1)
-    wins = (logits >= logits.max(axis=1, keepdims=True)).any(axis=0)
+    wins = logits >= logits.max(axis=1, keepdims=True)
+    if mask is not None:
+        q, wins = jnp.where(mask[:, None], q, 0), wins & mask[:, None]
     reached = q.max(axis=0)
-    return reached, wins | (reached >= RATIO * reached.max())
+    return reached, wins.any(axis=0) | (reached >= RATIO * reached.max())

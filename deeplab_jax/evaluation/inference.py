@@ -253,6 +253,7 @@ class Segmenter:
                 normalization=self.normalization,
                 compatibility=self.compatibility,
                 return_all=several,
+                prune=True,
             )
             image = jax.device_put(_pad(image, shape), self.devices[device])
             params = self.crf_params if params is None else params

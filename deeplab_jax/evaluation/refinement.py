@@ -106,6 +106,7 @@ def marginals_by_piece(
             bilateral=bilateral,
             normalization=normalization,
             return_all=return_all,
+            prune=True,
         )
         y, x = piece.inside
         yield piece.core, np.asarray(q[..., y, x, :])

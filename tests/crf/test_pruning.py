@@ -35,6 +35,20 @@ def test_a_label_that_wins_anywhere_is_kept():
     np.testing.assert_array_equal(np.flatnonzero(kept), [0, 17])
 
 
+def test_masked_pixels_have_no_say(case):
+    unary, image = case
+    mask = np.ones((24, 32), bool)
+    mask[20:] = False
+    logits = -unary.at[20:, :, 3].set(0)  # a label that wins there alone
+    _, kept = pruning.candidates(logits.reshape(-1, 9), jnp.asarray(mask).reshape(-1))
+    np.testing.assert_array_equal(np.flatnonzero(kept), [1, 4, 7])
+    options = {"bilateral": "permutohedral", "mask": mask}
+    plain, pruned = (mean_field(-logits, image, PARAMS, 5, prune=p, **options) for p in (False, True))
+    assert (plain[:20].argmax(-1) != pruned[:20].argmax(-1)).mean() <= 0.0005
+    assert float(jnp.abs(plain - pruned)[:20].mean()) < 1e-3
+    np.testing.assert_allclose(pruned[20:], 1 / 9, rtol=1e-5)  # as ever where the mask is False
+
+
 def test_same_labels_and_close_marginals(case):
     unary, image = case
     plain, pruned = (mean_field(unary, image, PARAMS, 5, bilateral="exact", prune=p) for p in (False, True))
