@@ -16,6 +16,9 @@ _MEANING = {
 }
 
 
+NAMES = ("preset", *FIELDS, "bilateral", "normalization")
+
+
 def define(preset: str) -> None:
     """Defines the flags; `preset` names the default preset in --help, or says in words where it comes from."""
     flags.DEFINE_string("preset", None, f"one of {', '.join(PRESETS)}, or a preset file (.json); default: {preset}")

@@ -65,6 +65,10 @@ def open_model():
     if len(given) != 1 or (FLAGS.init_from and not FLAGS.config):
         raise UserError("give one of --workdir W, --artifact A, or --config FILE with --init_from WEIGHTS")
     if FLAGS.artifact:
+        fixed = [*crf_flags.NAMES, "batch_size", "max_pixels"]
+        changed = [name for name in fixed if FLAGS[name].present]
+        if changed:
+            raise UserError(f"--{changed[0]}: is fixed in an exported artifact; give its --workdir instead")
         return load(FLAGS.artifact, crf_iterations=FLAGS.crf_iterations)
     options = {"tile_above": FLAGS.max_pixels, "batch_size": FLAGS.batch_size, "crf_iterations": FLAGS.crf_iterations}
     if FLAGS.workdir:

@@ -34,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is right")
     flags.DEFINE_bool("iterations_strip", False, "also write the picture of the marginals after each iteration")
     flags.DEFINE_integer("crf_max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=1)
+    flags.DEFINE_float("max_megapixels", 200, "refuse larger photographs", lower_bound=0)
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: the preset's", lower_bound=0)
     crf_flags.define(preset=_PRESET)
 
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         FLAGS.confidence,
         FLAGS.iterations_strip,
         FLAGS.crf_max_pixels,
+        int(FLAGS.max_megapixels * 1_000_000),
     )
     image, given, out = Path(FLAGS.image), Path(FLAGS.probs or FLAGS.labels), Path(FLAGS.out)
     if image.is_dir():

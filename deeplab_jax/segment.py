@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from deeplab_jax.evaluation.segmenters import create_segmenter
 from deeplab_jax.evaluation.tiling import STRIDE
 from deeplab_jax.imaging.files import MAX_PIXELS, read_photograph
 from deeplab_jax.imaging.palettes import camvid_palette, cityscapes_palette, voc_palette
+
+if TYPE_CHECKING:
+    from deeplab_jax.evaluation.artifacts import Artifact
 
 # A piece of a large photograph sees at least this many pixels around the part that it labels.
 _MARGIN = 128
@@ -132,6 +135,11 @@ class Segment:
         """In how many overlapping pieces a photograph of size (H, W) is segmented."""
         return len(self._pieces(size))
 
+    def remark(self, size: tuple[int, ...]) -> str:
+        """What to say about how a photograph of size (H, W) is segmented; "" where it is in one piece."""
+        count = self.pieces(size)
+        return f"  ({size[0] * size[1] / 1e6:.0f} megapixels, in {count} overlapping pieces)" if count > 1 else ""
+
     def _pieces(self, size: tuple[int, ...]) -> list[refinement.Piece]:
         margin = max(refinement.margin_of(self.crf.params), _MARGIN)
         return refinement.pieces((size[0], size[1]), self.tile_above, margin, align=STRIDE)
@@ -170,16 +178,19 @@ def load(
     crf_iterations: int | None = None,
     crf: str | os.PathLike | Preset | None = None,
     tile_above: int = 4_000_000,
+    max_pixels: int = MAX_PIXELS,
     **options: Any,
-) -> Any:
+) -> "Segment | Artifact":
     """Opens a training workdir or an exported artifact.
 
     Args:
       path: a folder that `main` or `export` wrote.
       step: which checkpoint of a workdir; None = the best, or the newest.
       crf_iterations: of the mean field; 0 = network alone, None = the config's.
-      crf: a name in `crf.PRESETS`, a preset file, or a `Preset`, in place of the model's own.
+      crf: a name in `crf.PRESETS`, a preset file, or a `Preset`, in place of the model's own, which are those that
+        the run learned or searched for, else its config's.
       tile_above: larger photographs are segmented in overlapping pieces of at most this many pixels.
+      max_pixels: files with more pixels are refused.
       **options: further arguments of `evaluation.inference.Segmenter`, such as `batch_size`, `scales`, `mirror`.
 
     Returns:
@@ -202,16 +213,22 @@ def load(
                 f"{path}: step, crf and options are fixed in an exported artifact; load its workdir instead"
             )
         artifact = load_artifact(path)
+        artifact.max_pixels = max_pixels
         if crf_iterations is not None:
             artifact.crf_iterations = crf_iterations
         return artifact
     from deeplab_jax.training.checkpoints import load_workdir
 
     config, _, variables, meta = load_workdir(path, step)
+    searched = path / "crf_preset.json"
+    if crf is None and config.crf.search_images and not variables["params"].get("crf") and searched.is_file():
+        crf = searched  # what the run's own evaluation uses
     identity = [str(path.resolve()), meta["step"], _digest(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
     chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
-    return from_variables(config, variables, names, palette, identity, **chosen, **options)
+    segment = from_variables(config, variables, names, palette, identity, **chosen, **options)
+    segment.max_pixels = max_pixels
+    return segment
 
 
 def load_weights(

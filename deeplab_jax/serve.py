@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
             port=FLAGS.port,
             threads=4,
             max_request_body_size=MAX_BYTES + 1024,
+            inbuf_overflow=MAX_BYTES + 2048,  # an upload is never put on disk
             ident="deeplab_jax",
         )
     except OSError as e:

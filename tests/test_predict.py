@@ -268,7 +268,7 @@ def test_video_in_and_out(segment, tmp_path):
         writer.send(frame)
     writer.close()
     assert predict(segment, [tmp_path / "v.avi"], Options(tmp_path / "out"), say=str) == 0
-    rate, size, found = video.open_video(tmp_path / "out/v.mp4")
+    rate, size, _, found = video.open_video(tmp_path / "out/v.mp4")
     found = list(found)
     assert rate == 5 and size == (64, 48) and len(found) == 3
     assert np.abs(found[0].astype(int) - frames[0]).mean() > 5  # painted over

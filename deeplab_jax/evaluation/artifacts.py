@@ -227,9 +227,10 @@ class Artifact:
         iterations = self.crf_iterations if iterations is None else iterations
         return [self._one(self._image(image), iterations, marginals) for image in images]
 
-    def pieces(self, size: tuple[int, ...]) -> int:
-        """In how many pieces a photograph is segmented: one."""
-        return 1
+    def remark(self, size: tuple[int, ...]) -> str:
+        """What to say about how a photograph of size (H, W) is segmented; "" where it is as it is."""
+        _, (height, width) = fit((size[0], size[1]), list(self._programs))
+        return "" if (height, width) == tuple(size[:2]) else f"  (at {width}x{height}, as the artifact's sizes allow)"
 
     def _one(self, image: np.ndarray, iterations: int, marginals: bool) -> tuple[np.ndarray, np.ndarray | None]:
         size, fitted = fit(image.shape[:2], list(self._programs))

@@ -68,6 +68,10 @@ def plan(paths: Sequence[str | Path], segment, options: Options) -> list[Task]:
     Raises:
       UserError: a path does not exist, or a result would overwrite a photograph.
     """
+    same = next((path for path in paths if Path(path).is_dir() and Path(path).resolve() == options.out.resolve()), None)
+    if same is not None:
+        raise UserError(f"--out={options.out}: is the folder of the photographs, where results would be taken for more "
+                        "of them; choose another")  # fmt: skip
     inputs = listing.find_inputs(paths, exclude=options.out)
     made_by = [segment.identity, options.iterations]
     tasks = []
@@ -101,7 +105,7 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
         say(f"{len(tasks) - len(todo)} of {len(tasks)} are done and skipped (--overwrite does them again)")
     progress = _Progress(len(todo), say)
     failed = 0
-    with closing(_outcomes(segment, todo, options)) as outcomes:
+    with closing(_outcomes(segment, todo, options, say)) as outcomes:
         for task, outcome in outcomes:
             if isinstance(outcome, UserError):
                 failed += 1
@@ -114,7 +118,7 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
     return failed
 
 
-def _outcomes(segment, tasks: Sequence[Task], options: Options) -> Iterator[tuple[Task, str | UserError]]:
+def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Iterator[tuple[Task, str | UserError]]:
     """Yields each task, in order, with a remark or with what went wrong.
 
     Reading, computing and writing have threads of their own, so that network and CRF never wait for a disk. A bounded
@@ -133,7 +137,7 @@ def _outcomes(segment, tasks: Sequence[Task], options: Options) -> Iterator[tupl
             batch = [reading.popleft() for _ in range(min(size, len(reading)))]
             reading.extend(_read(readers, task, options) for task in itertools.islice(remaining, len(batch)))
             if batch:
-                computed = workers.submit(_compute, segment, batch, options)
+                computed = workers.submit(_compute, segment, batch, options, say)
                 for i, (task, _) in enumerate(batch):
                     writing.append((task, writers.submit(_write, computed, i, task, segment, options)))
             # One batch more than there are workers is under way; the results of the oldest are awaited.
@@ -148,7 +152,7 @@ def _read(readers: ThreadPoolExecutor, task: Task, options: Options) -> tuple[Ta
     return task, readers.submit(files.read_photograph, task.source.path, max_pixels=options.max_pixels)
 
 
-def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options) -> list:
+def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options, say) -> list:
     """Segments a batch: for each task (image, labels, marginals or None), a UserError, or None for a video."""
     results: list = []
     for task, future in batch:
@@ -156,7 +160,7 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options)
             results.append(
                 future.result()
                 if future
-                else video.segment_video(segment, task.source.path, task.result, task.digest, options.iterations)
+                else video.segment_video(segment, task.source.path, task.result, task.digest, options.iterations, say)
             )
         except UserError as e:
             results.append(e)
@@ -181,8 +185,7 @@ def _write(computed: Future, i: int, task: Task, segment, options: Options) -> s
         files.write_palette_png(task.result, labels, segment.palette, note=task.digest)
     except UserError as e:
         return e
-    pieces = segment.pieces(labels.shape)
-    return f"  ({labels.size / 1e6:.0f} megapixels, in {pieces} overlapping pieces)" if pieces > 1 else ""
+    return segment.remark(labels.shape)
 
 
 class _Progress:

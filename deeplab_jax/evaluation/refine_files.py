@@ -13,7 +13,10 @@ from deeplab_jax.imaging import files, listing, overlay, strip
 
 
 class Options(NamedTuple):
-    """How to refine. `given` is what the files hold that the CRF starts from: "probs" or "labels"."""
+    """How to refine. `given` is what the files hold that the CRF starts from: "probs" or "labels".
+
+    Photographs above `max_pixels` are cut into pieces, those above `refused_pixels` refused.
+    """
 
     crf: Settings
     given: str
@@ -21,6 +24,7 @@ class Options(NamedTuple):
     confidence: float = 0.7
     iterations_strip: bool = False
     max_pixels: int = 4_000_000
+    refused_pixels: int = files.MAX_PIXELS
 
 
 def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int:
@@ -72,7 +76,7 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
     for path in (image_path, given):
         if path.resolve() == Path(f"{out}.png").resolve():
             raise UserError(f"{path}: the result would overwrite it; choose another --out")
-    image = files.read_photograph(image_path)
+    image = files.read_photograph(image_path, max_pixels=options.refused_pixels)
     size = image.shape[:2]
     if options.given == "probs":
         rough = Probabilities.from_file(given, size)

@@ -1,6 +1,8 @@
 """Video in and out, by the ffmpeg that imageio-ffmpeg brings: every frame segmented on its own."""
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from deeplab_jax.imaging.files import write_atomically
 from deeplab_jax.imaging.overlay import overlay
 
 _NOTE = "deeplab_jax "
+_SAID_EVERY = 25  # frames
 
 
 def segment_video(segment, source: Path, result: Path, note: str, iterations: int | None = None, say=None) -> str:
@@ -23,6 +26,7 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
       result: the `.mp4`; an odd width or height grows by one pixel, which H.264 needs.
       note: kept in the file; see `read_note`.
       iterations: of the CRF; None = the model's.
+      say: takes a line of progress every so many frames.
 
     Returns:
       A remark: the number of frames.
@@ -30,8 +34,8 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
     Raises:
       UserError: `source` is not a video, or `result` cannot be written.
     """
-    rate, size, frames = open_video(source)
-    count = 0
+    rate, size, expected, frames = open_video(source)
+    count, start = 0, time.monotonic()
 
     def write(path: Path) -> None:
         nonlocal count
@@ -50,6 +54,11 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
                 for frame, (labels, _) in zip(batch, segment.many(batch, iterations)):
                     writer.send(np.ascontiguousarray(overlay(frame, labels, segment.palette, segment.class_names)))
                     count += 1
+                    if say and count % _SAID_EVERY == 0:
+                        per_second = count / (time.monotonic() - start)
+                        left = max(expected - count, 0) / per_second
+                        say(f"{source}: frame {count} of {expected}, {per_second:.1f} frames/s, "
+                            f"{int(left) // 60}:{int(left) % 60:02d} left")  # fmt: skip
         finally:
             writer.close()
 
@@ -57,8 +66,8 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
     return f"  ({count} frames)"
 
 
-def open_video(path: Path) -> tuple[float, tuple[int, int], Iterator[np.ndarray]]:
-    """Opens a video as (frames per second, (width, height), iterator over uint8 [H, W, 3] RGB frames).
+def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.ndarray]]:
+    """Opens a video: frames per second, (width, height), about how many frames, uint8 [H, W, 3] RGB frames.
 
     Raises:
       UserError: ffmpeg cannot read it.
@@ -72,12 +81,14 @@ def open_video(path: Path) -> tuple[float, tuple[int, int], Iterator[np.ndarray]
         raise UserError(f"{path}: cannot be decoded as a video; replace or remove it") from e
 
     def frames() -> Iterator[np.ndarray]:
-        for data in (first, *()):
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        for data in reader:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        try:
+            for data in itertools.chain([first], reader):
+                yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        except (OSError, RuntimeError, ValueError) as e:
+            raise UserError(f"{path}: cannot be decoded to its end; replace or remove it") from e
 
-    return meta["fps"], (width, height), frames()
+    frame_count = round(meta.get("duration", 0) * meta["fps"])
+    return meta["fps"], (width, height), frame_count, frames()
 
 
 def read_note(path: Path) -> str | None:

@@ -22,9 +22,6 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000
 # Images above this size are refused unless the caller allows more.
 MAX_PIXELS = 200_000_000
 
-# What Pillow raises on damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError)
-
 
 class CorruptImageError(UserError):
     """A file that is there but cannot be decoded."""
@@ -39,16 +36,19 @@ def read_photograph(source: str | os.PathLike | bytes, name: str = "", max_pixel
       max_pixels: larger images are refused before they are decoded.
 
     Returns:
-      RGB, uint8 `[H, W, 3]`, upright. 16-bit values keep their high byte; transparency is laid over white.
+      RGB, uint8 `[H, W, 3]`, upright. 16-bit values keep their high byte, unless none exceeds 255; floats up to 1 are
+      taken for shares of white; transparency is laid over white.
 
     Raises:
       UserError: no such file, or it is too large. CorruptImageError: it cannot be decoded.
     """
-    image = ImageOps.exif_transpose(_open(source, name, max_pixels=max_pixels))
+    image = _upright(_open(source, name, max_pixels=max_pixels))
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image, np.float32)
-        if values.size and values.max() > 255:
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        if values.max() > 255:
             values = values / 257.0
+        elif image.mode == "F" and values.max() <= 1:
+            values = values * 255.0
         gray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -73,7 +73,7 @@ def read_label(source: str | os.PathLike | bytes, name: str = "", colors: np.nda
       UserError: no such file, colors without a table, or a color that the table lacks.
       CorruptImageError: it cannot be decoded.
     """
-    image = ImageOps.exif_transpose(_open(source, name))
+    image = _upright(_open(source, name))
     where = name or str(source)
     if image.mode in ("L", "P") and not (colors is not None and image.mode == "P" and _is_colored(image, colors)):
         return np.array(image)
@@ -113,7 +113,10 @@ def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int
     """(height, width) of an image after EXIF rotation, from its header alone."""
     image = _open(source, name, load=False)
     width, height = image.size
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    try:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception:  # as in `_upright`
+        turned = False
     return (width, height) if turned else (height, width)
 
 
@@ -148,7 +151,7 @@ def read_note(path: str | os.PathLike) -> str | None:
     try:
         with Image.open(path) as image:
             text = image.info.get("Software", "")
-    except _DAMAGED:
+    except (OSError, SyntaxError, ValueError, EOFError):
         return None
     return text.removeprefix("deeplab_jax ") if text.startswith("deeplab_jax ") else None
 
@@ -190,14 +193,11 @@ def _open(source: str | os.PathLike | bytes, name: str, load: bool = True, max_p
             source = Path(source).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
-            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # ours is the limit that speaks
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # Pillow refuses twice as many
             Image.init()  # of formats named, only those are found that are loaded
             image = Image.open(io.BytesIO(source), formats=[f for f in _FORMATS if f in Image.OPEN])
             if image.width * image.height > max_pixels:
-                raise UserError(
-                    f"{where}: has {image.width * image.height / 1e6:.0f} megapixels, more than the limit of "
-                    f"{max_pixels / 1e6:.0f}; allow it with --max_megapixels or make it smaller"
-                )
+                raise _too_large(where, f"has {image.width * image.height / 1e6:.0f} megapixels, more", max_pixels)
             if load:
                 image.load()
         return image
@@ -205,9 +205,28 @@ def _open(source: str | os.PathLike | bytes, name: str, load: bool = True, max_p
         raise UserError(f"{where}: no such file") from e
     except PermissionError as e:
         raise UserError(f"{where}: may not be read; check its permissions") from e
-    except _DAMAGED as e:
+    except Image.DecompressionBombError as e:
+        raise _too_large(where, "has more than twice as many pixels", max_pixels) from e
+    except UserError:
+        raise
+    except Exception as e:  # decoders raise many kinds on damaged files
         why = "is empty" if not source else "cannot be decoded as an image"
         raise CorruptImageError(f"{where}: {why}; replace or remove it") from e
+
+
+def _too_large(where: str, how: str, max_pixels: int) -> UserError:
+    return UserError(
+        f"{where}: {how} than the limit of {max_pixels / 1e6:.0f} megapixels; make it smaller, or let predict or "
+        "refine take it with --max_megapixels"
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; where that is damaged, as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's reader of EXIF raises many kinds
+        return image
 
 
 def _is_colored(image: Image.Image, colors: np.ndarray) -> bool:

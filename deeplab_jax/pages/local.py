@@ -30,6 +30,7 @@ from deeplab_jax.version import __version__
 MAX_BYTES = 32 * 2**20  # of an upload
 MAX_PIXELS = 50_000_000  # of an upload, looked at before it is decoded
 WORK_PIXELS = 250_000  # larger photographs are scaled down to this for the page
+WORK_SIDE = 2000  # and neither side is longer than this
 KEPT = 8  # uploads whose scores are kept; older ones are forgotten
 MAX_ITERATIONS = 20
 
@@ -73,9 +74,9 @@ class Desk:
         self._compute = threading.Lock()  # one computation at a time: a second would slow both
 
     def add(self, image: np.ndarray) -> tuple[str, Upload]:
-        """Takes in a photograph, [h, w, 3] uint8, scaled down to `WORK_PIXELS`; returns its id and itself."""
+        """Takes in a photograph, [h, w, 3] uint8, scaled down to `WORK_PIXELS` and `WORK_SIDE`; returns id and upload."""
         height, width = image.shape[:2]
-        scale = math.sqrt(WORK_PIXELS / (height * width))
+        scale = min(math.sqrt(WORK_PIXELS / (height * width)), WORK_SIDE / max(height, width))
         if scale < 1:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
