@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from deeplab_jax import cli
+from deeplab_jax import cli, crf_flags
 from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.search import GRIDS, OBJECTIVES
@@ -39,7 +39,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("exhaustive", False, "measure every setting on every image, not only the promising ones")
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: config.crf.iterations", lower_bound=1)
-    flags.DEFINE_string("bilateral", None, "filter; default: config.crf.bilateral")
+    flags.DEFINE_enum("bilateral", None, crf_flags.BILATERALS, "filter; default: config.crf.bilateral")
 
 
 def main(argv: Sequence[str]) -> int:

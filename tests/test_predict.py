@@ -1,6 +1,8 @@
 """`predict` and `deeplab_jax.load`: any photograph in, labels at its own size out."""
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from PIL import Image
 
 import deeplab_jax
+from deeplab_jax.crf import CRFParams, Preset
+from deeplab_jax.crf.params import write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import prediction, video
 from deeplab_jax.evaluation.prediction import Options, predict
@@ -66,8 +70,39 @@ def test_iterations_matter_and_default_to_the_models(segment):
 def test_a_preset_or_preset_file_replaces_the_models(workdir, tmp_path):
     loaded = deeplab_jax.load(workdir, crf="v1_largefov", crf_iterations=3)
     assert loaded.crf.params.bilateral_xy_std == 121 and loaded.crf_iterations == 3
+    write_preset(tmp_path / "mine.json", Preset(CRFParams(1.0, 20.0, 7.0, 2.0, 1.5), 6, "symmetric", "by hand"))
+    loaded = deeplab_jax.load(workdir, crf=tmp_path / "mine.json")
+    assert loaded.crf.params.bilateral_rgb_std == 7 and loaded.crf_iterations == 6
+    assert loaded.crf.normalization == "symmetric"
     with pytest.raises(UserError, match="neither a \\.json file"):
         deeplab_jax.load(workdir, crf="nonsense")
+
+
+def test_the_parameters_that_the_run_searched_for_are_the_models(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    write_preset(copy / "crf_preset.json", Preset(CRFParams(1.0, 20.0, 7.0, 2.0, 1.5), 6, "after", "searched"))
+    assert deeplab_jax.load(copy).crf.params.bilateral_rgb_std != 7  # a search that the config does not ask for
+    config = json.loads((copy / "config.json").read_text())
+    config["crf"]["search_images"] = 2
+    (copy / "config.json").write_text(json.dumps(config))
+    loaded = deeplab_jax.load(copy)
+    assert loaded.crf.params.bilateral_rgb_std == 7 and loaded.crf_iterations == 6
+    assert deeplab_jax.load(copy, crf="v1_largefov").crf.params.bilateral_xy_std == 121
+
+
+def test_results_do_not_go_among_the_photographs(segment, tmp_path):
+    Image.fromarray(photograph(SIZE)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="is the folder of the photographs"):
+        predict(segment, [tmp_path], Options(tmp_path), say=str)
+
+
+def test_a_limit_on_size_is_load_s_own(workdir, tmp_path):
+    Image.fromarray(photograph((40, 50))).save(tmp_path / "a.png")
+    assert deeplab_jax.load(workdir, max_pixels=2000)(tmp_path / "a.png").labels.shape == (40, 50)
+    for most in (1999, 900):  # Pillow itself refuses twice its limit
+        with pytest.raises(UserError, match="the limit of"):
+            deeplab_jax.load(workdir, max_pixels=most)(tmp_path / "a.png")
 
 
 def test_load_of_nothing_is_a_sentence(tmp_path):

@@ -67,13 +67,19 @@ def check_image(image: Any, unary_shape: tuple[int, ...]) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("image holds NaN or infinite values; it is RGB in 0..255")
     if low >= 0 and 0 < high <= 1:
-        warnings.warn("image lies in 0..1; the CRF's colour width is for 0..255, multiply by 255", stacklevel=4)
+        warnings.warn("image lies in 0..1; the CRF's colour width is for 0..255, multiply by 255", stacklevel=3)
 
 
 def check_mask(mask: Any, unary_shape: tuple[int, ...]) -> None:
     """Checks that a mask has the unary's shape without its labels."""
     if mask is not None and (not hasattr(mask, "shape") or mask.shape != unary_shape[:-1]):
         raise ValueError(f"mask must have shape {unary_shape[:-1]} to go with unary, not {_kind(mask)}")
+
+
+def check_labels(labels: jax.Array, classes: int) -> None:
+    """Checks that labels are class ids."""
+    if not is_traced(labels) and labels.size and (_low(labels) < 0 or _high(labels) >= classes):
+        raise ValueError(f"labels hold ids outside 0..{classes - 1}, the unary's classes; mask out what has no label")
 
 
 def check_weight(weight: Any, name: str, labels: int) -> None:
@@ -102,6 +108,16 @@ def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
 @jax.ensure_compile_time_eval()
 def _unusable(unary: jax.Array | np.ndarray) -> bool:
     return not float(unary.min()) > -np.inf  # NaN passes through a minimum; one pass, where the array is
+
+
+@jax.ensure_compile_time_eval()
+def _low(values: jax.Array) -> int:
+    return int(values.min())
+
+
+@jax.ensure_compile_time_eval()
+def _high(values: jax.Array) -> int:
+    return int(values.max())
 
 
 @jax.ensure_compile_time_eval()

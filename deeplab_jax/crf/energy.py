@@ -50,6 +50,7 @@ def energy(
         raise ValueError(
             f"labels must be integers {jnp.shape(unary)[:-1]} to go with unary, not {labels.dtype} {labels.shape}"
         )
+    checks.check_labels(labels, jnp.shape(unary)[-1])
     certain = jax.nn.one_hot(
         labels, jnp.shape(unary)[-1], dtype=jnp.promote_types(jnp.asarray(unary).dtype, jnp.float32)
     )
@@ -101,6 +102,7 @@ def kl_free_energy(
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
     checks.check_mask(mask, unary.shape)
+    mask = None if mask is None else jnp.asarray(mask) != 0
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
     weights = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
@@ -130,7 +132,7 @@ def _free_energy(q, unary, image, params, compatibility, mask, features, weights
         features = tuple(f.reshape(height * width, -1) for f in features)
         built = image_kernels(image, params, mask, options, dtype)
         built += point_kernels(features, weights, mask, options, dtype)
-        local = q * unary + jnp.where(q > 0, q * jnp.log(jnp.where(q > 0, q, 1)), 0)
+        local = jnp.where(q > 0, q * unary, 0) + jnp.where(q > 0, q * jnp.log(jnp.where(q > 0, q, 1)), 0)
         if mask is not None:
             local = jnp.where(mask[:, None], local, 0)
         return local.sum() + 0.5 * sum((q * _penalty(kernel, q, compatibility)).sum() for kernel in built)

@@ -22,42 +22,63 @@ from deeplab_jax.crf.kernels import Kernel, message, weighted
 
 
 def covers(kernels: Sequence[Kernel], options: Any) -> bool:
-    """Whether `iterate` can do it: some kernel is filtered on a lattice, and only the last marginals are asked for."""
-    plain = options.update == "parallel" and not options.return_all and options.storage_dtype is None
+    """Whether `iterate` can do it: some kernel is on a lattice, and its sums are no larger than what it sums."""
+    plain = options.update == "parallel" and options.normalization != "none" and options.storage_dtype is None
     return plain and any(kernel.filter == "permutohedral" for kernel in kernels)
 
 
 def iterate(
-    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, iterations: int | jax.Array
-) -> jax.Array:
-    """The logits [N, C] after `iterations` updates; arguments as in `mean_field.iterate`."""
+    negative_unary: jax.Array,
+    kernels: Sequence[Kernel],
+    compatibility: jax.Array | None,
+    iterations: int | jax.Array,
+    return_all: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The logits [N, C] after `iterations` updates; arguments as in `mean_field.iterate`.
+
+    With `return_all` (`iterations` is a number then) also those after 0, 1, ... updates, [T + 1, N, C]: each with the
+    mean of all lattices, as it would come out if it were the last.
+    """
     labels = negative_unary.shape[1]
     lattices = [kernel.structure for kernel in kernels if kernel.filter == "permutohedral"]
 
-    def with_capacity(capacity: float) -> jax.Array:
-        def logits_of(total: jax.Array) -> jax.Array:
-            return negative_unary + (total if compatibility is None else -weighted(compatibility, total))
+    def logits_of(total: jax.Array) -> jax.Array:
+        return negative_unary + (total if compatibility is None else -weighted(compatibility, total))
 
-        def step(n: int, state: tuple[jax.Array, list]) -> tuple[jax.Array, list]:
-            logits, sent = state
-            total, sent = _send(kernels, sent, jax.nn.softmax(logits, axis=-1), n % permutohedral.LATTICES)
-            return logits_of(total), sent
+    def step(n: int | jax.Array, state: tuple[jax.Array, list]) -> tuple[jax.Array, list]:
+        """An update by one lattice."""
+        logits, sent = state
+        total, sent = _send(kernels, sent, jax.nn.softmax(logits, axis=-1), n % permutohedral.LATTICES)
+        return logits_of(total), sent
 
-        def last_step(logits: jax.Array, sent: list) -> jax.Array:
-            q = jax.nn.softmax(logits, axis=-1)
+    def full_step(n: int | jax.Array, state: tuple[jax.Array, list]) -> tuple[jax.Array, jax.Array, list]:
+        """An update by all lattices, and the one that `step` would make."""
+        logits, sent = state
+        q = jax.nn.softmax(logits, axis=-1)
 
-            def add(n: int, state: tuple[jax.Array, list]) -> tuple[jax.Array, list]:
-                total, sent = _send(kernels, state[1], q, n)
-                return state[0] + total, sent
+        def add(lattice: jax.Array, state: tuple) -> tuple:
+            total, alone, sent = state
+            out, sent = _send(kernels, sent, q, lattice)
+            return total + out, jnp.where(lattice == n % permutohedral.LATTICES, out, alone), sent
 
-            total, _ = lax.fori_loop(0, permutohedral.LATTICES, add, (jnp.zeros_like(q), sent))
-            return logits_of(total / permutohedral.LATTICES)
+        zeros = jnp.zeros_like(q)
+        total, alone, sent = lax.fori_loop(0, permutohedral.LATTICES, add, (zeros, zeros, sent))
+        return logits_of(total / permutohedral.LATTICES), logits_of(alone), sent
 
+    def with_capacity(capacity: float) -> tuple[jax.Array, jax.Array | None]:
         sent = [
             permutohedral.start(k.structure, labels, capacity) if k.filter == "permutohedral" else None for k in kernels
         ]
-        logits, sent = lax.fori_loop(0, iterations - 1, step, (negative_unary, sent))
-        return lax.cond(iterations > 0, lambda: last_step(logits, sent), lambda: negative_unary)
+        if return_all:
+
+            def recorded(state: tuple[jax.Array, list], n: jax.Array) -> tuple[tuple[jax.Array, list], jax.Array]:
+                shown, logits, sent = full_step(n, state)
+                return (logits, sent), shown
+
+            _, shown = lax.scan(recorded, (negative_unary, sent), jnp.arange(iterations))
+            return shown[-1], jnp.concatenate([negative_unary[None], shown])
+        state = lax.fori_loop(0, iterations - 1, step, (negative_unary, sent))
+        return lax.cond(iterations > 0, lambda: full_step(0, state)[0], lambda: negative_unary), None
 
     branch = sum(
         jnp.max(jnp.stack([lattice.count > permutohedral.size(lattice, c) for lattice in lattices])).astype(jnp.int32)

@@ -26,6 +26,9 @@ from deeplab_jax.crf.kernels import (
 )
 from deeplab_jax.crf.params import CRFParams, Value, check_params, is_traced, truncation_radius
 
+# Logit of a label that the unary rules out with +inf: what is added to it stays finite, and exp of it is 0.
+_IMPOSSIBLE = -1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -71,7 +74,7 @@ def mean_field(
     (with "permutohedral" their gradient is 0); in `gaussian_xy_std` always, where it is traced.
 
     Args:
-      unary: [H, W, C] or [B, H, W, C], -log P up to a constant per pixel, C >= 2.
+      unary: [H, W, C] or [B, H, W, C], -log P up to a constant per pixel, C >= 2; +inf rules a label out.
       image: [..., H, W, 3] RGB in 0..255, uint8 or float.
       params: weights and widths of the kernels.
       iterations: T >= 0; 0 gives softmax(-unary).
@@ -102,6 +105,7 @@ def mean_field(
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
     checks.check_mask(mask, unary.shape)
+    mask = None if mask is None else jnp.asarray(mask) != 0
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
     for name in ("bilateral_weight", "gaussian_weight"):
@@ -167,6 +171,7 @@ def mean_field_features(
     unary = jnp.asarray(unary)
     checks.check_unary(unary, (2,))
     checks.check_mask(mask, unary.shape)
+    mask = None if mask is None else jnp.asarray(mask) != 0
     checks.check_compatibility(compatibility, unary.shape[-1])
     for n, (features, weight) in enumerate(kernels):
         checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
@@ -259,7 +264,7 @@ def solve(
 ) -> jax.Array:
     """Runs the iterations on unary [N, C]; returns what `options` ask for, in the unary's type."""
     dtype = _compute_dtype(unary)
-    negative = -unary.astype(dtype)
+    negative = jnp.maximum(-unary.astype(dtype), _IMPOSSIBLE)
     if mask is not None:
         negative = jnp.where(mask[:, None], negative, 0)
     if options.prune:
@@ -288,24 +293,25 @@ def iterate(
       The logits of the marginals [N, C], and those of all iterations [T + 1, N, C] if asked for, else None.
     """
     if incremental.covers(kernels, options) and (is_traced(options.iterations) or options.iterations > 0):
-        return _iterate_incrementally(negative_unary, list(kernels), compatibility, options), None
+        return _iterate_incrementally(negative_unary, list(kernels), compatibility, options)
     return _iterate_anew(negative_unary, kernels, compatibility, options)
 
 
 def _iterate_incrementally(
     negative_unary: jax.Array, kernels: list[Kernel], compatibility: jax.Array | None, options: Options
-) -> jax.Array:
-    """The logits that `incremental.iterate` finds; gradients are those of computing everything anew."""
+) -> tuple[jax.Array, jax.Array | None]:
+    """What `incremental.iterate` finds; gradients are those of computing everything anew."""
 
     @jax.custom_vjp
-    def run(iterations: int | jax.Array, *differentiable: Any) -> jax.Array:
-        return incremental.iterate(*differentiable, iterations)
+    def run(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, jax.Array | None]:
+        count = options.iterations if options.return_all else iterations
+        return incremental.iterate(*differentiable, count, options.return_all)
 
-    def forward(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, Any]:
+    def forward(iterations: int | jax.Array, *differentiable: Any) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
         anew = dataclasses.replace(
             options, iterations=iterations if is_traced(options.iterations) else options.iterations
         )
-        return jax.vjp(lambda *x: _iterate_anew(*x, anew)[0], *differentiable)
+        return jax.vjp(lambda *x: _iterate_anew(*x, anew), *differentiable)
 
     run.defvjp(forward, lambda pull, gradient: (None, *pull(gradient)))
     return run(options.iterations, negative_unary, kernels, compatibility)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.crf import CRFParams, mean_field
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.rough import Rough, Slices
 
 # A piece sees this many standard deviations of the widest kernel beyond the part that it labels.
@@ -94,20 +95,26 @@ def marginals_by_piece(
         by less than 0.5 % of the pixels (see tests/test_refine.py).
       return_all: yields marginals [iterations + 1, h, w, C], after 0 to `iterations` iterations.
 
+    Raises:
+      UserError: the parameters do not fit the labels.
+
     Yields:
       (core, q): where in the photograph, and float32 [h, w, C] marginals (sum 1 over C).
     """
     for piece in pieces(image.shape[:2], max_pixels, margin_of(params)):
-        q = mean_field(
-            rough.unary(piece.window),
-            image[piece.window],
-            params,
-            iterations=iterations,
-            bilateral=bilateral,
-            normalization=normalization,
-            return_all=return_all,
-            prune=True,
-        )
+        try:
+            q = mean_field(
+                rough.unary(piece.window),
+                image[piece.window],
+                params,
+                iterations=iterations,
+                bilateral=bilateral,
+                normalization=normalization,
+                return_all=return_all,
+                prune=True,
+            )
+        except ValueError as e:  # such as weights for another number of classes
+            raise UserError(str(e)) from e
         y, x = piece.inside
         yield piece.core, np.asarray(q[..., y, x, :])
 

@@ -197,7 +197,7 @@ def _open(source: str | os.PathLike | bytes, name: str, load: bool = True, max_p
             Image.init()  # of formats named, only those are found that are loaded
             image = Image.open(io.BytesIO(source), formats=[f for f in _FORMATS if f in Image.OPEN])
             if image.width * image.height > max_pixels:
-                raise _too_large(where, f"has {image.width * image.height / 1e6:.0f} megapixels, more", max_pixels)
+                raise _too_large(where, f"has {image.width * image.height / 1e6:.3g} megapixels, more than", max_pixels)
             if load:
                 image.load()
         return image
@@ -206,7 +206,7 @@ def _open(source: str | os.PathLike | bytes, name: str, load: bool = True, max_p
     except PermissionError as e:
         raise UserError(f"{where}: may not be read; check its permissions") from e
     except Image.DecompressionBombError as e:
-        raise _too_large(where, "has more than twice as many pixels", max_pixels) from e
+        raise _too_large(where, "has more than twice", max_pixels) from e
     except UserError:
         raise
     except Exception as e:  # decoders raise many kinds on damaged files
@@ -216,7 +216,7 @@ def _open(source: str | os.PathLike | bytes, name: str, load: bool = True, max_p
 
 def _too_large(where: str, how: str, max_pixels: int) -> UserError:
     return UserError(
-        f"{where}: {how} than the limit of {max_pixels / 1e6:.0f} megapixels; make it smaller, or let predict or "
+        f"{where}: {how} the limit of {max_pixels / 1e6:.3g} megapixels; make it smaller, or let predict or "
         "refine take it with --max_megapixels"
     )
 

@@ -74,7 +74,7 @@ class Desk:
         self._compute = threading.Lock()  # one computation at a time: a second would slow both
 
     def add(self, image: np.ndarray) -> tuple[str, Upload]:
-        """Takes in a photograph, [h, w, 3] uint8, scaled down to `WORK_PIXELS` and `WORK_SIDE`; returns id and upload."""
+        """Takes in a photograph, [h, w, 3] uint8, made small enough for the page; returns its id and itself."""
         height, width = image.shape[:2]
         scale = min(math.sqrt(WORK_PIXELS / (height * width)), WORK_SIDE / max(height, width))
         if scale < 1:

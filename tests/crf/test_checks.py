@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.crf import CRFParams, mean_field, mean_field_features
+from deeplab_jax.crf import CRFParams, energy, mean_field, mean_field_features
 from deeplab_jax.crf.unary import unary_from_labels, unary_from_logits, unary_from_probabilities
 
 UNARY = np.zeros((4, 5, 3), np.float32)
@@ -82,3 +82,11 @@ def test_unary_from_labels():
         unary_from_labels(np.array([255]), 3, unknown=None)
     with pytest.raises(ValueError, match=r"confidence=1\.0 must lie between"):
         unary_from_labels(np.array([0]), 3, confidence=1.0)
+
+
+def test_labels_beyond_the_classes_have_no_energy():
+    for wrong in (3, -1):
+        labels = np.zeros((4, 5), int)
+        labels[1, 2] = wrong
+        with pytest.raises(ValueError, match=r"labels hold ids outside 0\.\.2"):
+            energy(labels, UNARY, IMAGE, CRFParams())

@@ -1,42 +1,83 @@
 """Splatting only what changed gives the marginals of splatting everything."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from deeplab_jax.crf import CRFParams, kernels, mean_field, permutohedral
 
 PARAMS = CRFParams(4.0, 8.0, 20.0, 3.0, 2.0)
 
 
-def test_marginals_equal_those_of_computing_everything_anew(scene, definition):
-    """One lattice for each iteration, in turn, and all of them for the last."""
-    features, iterations = kernels.bilateral_features(scene.image.astype(np.float32), PARAMS), 6
-    unary = scene.unary.reshape(-1, 4)
-    lattice = jax.jit(permutohedral.build)(features)
+@pytest.fixture(scope="module")
+def reference(scene, definition):
+    """Marginals after 0..6 iterations: a lattice each in turn and all for the last; and all of them each time."""
+    lattice = jax.jit(permutohedral.build)(kernels.bilateral_features(scene.image.astype(np.float32), PARAMS))
     alone = [one_lattice(lattice, n) for n in range(permutohedral.LATTICES)]
+    unary = scene.unary.reshape(-1, 4)
     norm = permutohedral.apply(lattice, np.ones((len(unary), 1), np.float32)) ** -0.5
     _, spatial = definition.image_kernels(scene.image, PARAMS)
     spatial = definition.normalized(spatial, "symmetric")
 
-    def update(q, filtered):
-        bilateral = norm * np.mean([permutohedral.apply(f, norm * q) for f in filtered], axis=0)
+    def update(q, filters):
+        bilateral = norm * np.mean([permutohedral.apply(f, norm * q) for f in filters], axis=0)
         return definition.softmax(-unary + PARAMS.bilateral_weight * bilateral + PARAMS.gaussian_weight * spatial @ q)
 
-    q = definition.softmax(-unary)
-    for n in range(iterations - 1):
+    q = everything = definition.softmax(-unary)
+    turns = [q]
+    for n in range(6):
+        turns.append(update(q, alone))
         q = update(q, [alone[n % permutohedral.LATTICES]])
-    q = update(q, alone)
-    ours = mean_field(scene.unary, scene.image, PARAMS, iterations, bilateral="permutohedral").reshape(-1, 4)
+        everything = update(everything, alone)
+    return [t.reshape(scene.unary.shape) for t in turns], everything.reshape(scene.unary.shape)
+
+
+def check(ours, wanted):
     # The tolerance times the weight bounds the change of a logit.
-    assert np.abs(ours - q).max() < 7 * permutohedral.TOLERANCE
-    assert np.abs(ours - q).mean() < permutohedral.TOLERANCE
+    assert np.abs(ours - wanted).max() < 7 * permutohedral.TOLERANCE
+    assert np.abs(ours - wanted).mean() < permutohedral.TOLERANCE
 
 
-def test_lattices_in_turn_come_close_to_all_of_them_in_each_iteration(scene):
+@pytest.mark.parametrize("iterations", [1, 2, 5, 6])
+def test_marginals_equal_those_of_computing_everything_anew(scene, reference, iterations):
+    ours = mean_field(scene.unary, scene.image, PARAMS, iterations, bilateral="permutohedral")
+    check(ours, reference[0][iterations])
+
+
+def test_all_marginals_are_those_of_each_number_of_iterations(scene, reference):
+    ours = mean_field(scene.unary, scene.image, PARAMS, 6, bilateral="permutohedral", return_all=True)
+    assert ours.shape == (7, *scene.unary.shape)
+    for one, wanted in zip(ours, reference[0], strict=True):
+        check(one, wanted)
+
+
+def test_lattices_in_turn_come_close_to_all_of_them_in_each_iteration(scene, reference):
     turns = mean_field(scene.unary, scene.image, PARAMS, 6, bilateral="permutohedral")
-    everything = mean_field(scene.unary, scene.image, PARAMS, 6, bilateral="permutohedral", return_all=True)[-1]
-    assert np.abs(turns - everything).mean() < 0.01
-    assert (turns.argmax(-1) != everything.argmax(-1)).mean() < 0.02
+    assert np.abs(turns - reference[1]).mean() < 0.01
+    assert (turns.argmax(-1) != reference[1].argmax(-1)).mean() < 0.02
+
+
+@pytest.mark.parametrize("return_all", [False, True])
+def test_gradients_are_those_of_the_exact_sum(scene, return_all):
+    """Of the unary, the weights and the compatibility; the lattice approximates the sum, so their directions agree."""
+
+    def loss(bilateral):
+        def of(unary, w1, w2, compatibility):
+            q = mean_field(
+                unary, scene.image, PARAMS.replace(bilateral_weight=w1, gaussian_weight=w2), 3, bilateral=bilateral,
+                compatibility=compatibility, return_all=return_all,
+            )  # fmt: skip
+            return -jnp.log(jnp.take_along_axis(q, scene.truth[..., None] + jnp.zeros_like(q, int)[..., :1], -1)).mean()
+
+        arguments = jnp.asarray(scene.unary), jnp.float32(4.0), jnp.float32(3.0), jnp.float32(1 - np.eye(4))
+        return jax.grad(of, (0, 1, 2, 3))(*arguments)
+
+    for ours, exact in zip(loss("permutohedral"), loss("exact"), strict=True):
+        assert np.abs(exact).max() > 0
+        cosine = (ours * exact).sum() / np.sqrt((ours**2).sum() * (exact**2).sum())
+        assert cosine > 0.98
+        np.testing.assert_allclose(np.linalg.norm(ours), np.linalg.norm(exact), rtol=0.2)
 
 
 def test_only_changes_beyond_the_tolerance_are_splatted():

@@ -111,3 +111,24 @@ def test_writing_is_all_or_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written"):
         files.write_text(tmp_path / "file" / "b.txt", "x")
+
+
+def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path, photograph):
+    Image.fromarray(photograph).save(tmp_path / "a.png", exif=b"Exif\0\0garbage!")
+    np.testing.assert_array_equal(files.read_photograph(tmp_path / "a.png"), photograph)
+    assert files.size_of(tmp_path / "a.png") == photograph.shape[:2]
+
+
+def test_floats_up_to_1_are_shares_of_white(tmp_path, photograph):
+    share = photograph[..., 0].astype(np.float32) / 255
+    Image.fromarray(share).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(files.read_photograph(tmp_path / "a.tif")[..., 1], photograph[..., 0])
+
+
+def test_what_pillow_itself_refuses_is_too_large_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    Image.new("1", (300, 300)).save(tmp_path / "a.png")
+    for limit, words in ((50_000, "has 0.09 megapixels, more"), (30_000, "more than twice the limit")):
+        Image.MAX_IMAGE_PIXELS = None
+        with pytest.raises(UserError, match=words):
+            files.read_photograph(tmp_path / "a.png", max_pixels=limit)
