@@ -108,7 +108,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.split = "val"
-    config.eval.crf_iterations = (0, 10)  # one result for each; 0 = network alone
+    config.eval.crf_iterations = (0, 1, 2, 5, 10)  # one result for each, in one pass; 0 = network alone
     config.eval.every = 0  # steps between evaluations on `select_split`; 0 = only at the end
     config.eval.select_split = ""  # split on which the best checkpoint is chosen; "" = the last is used
     config.eval.limit = 0  # evaluate only the first images; 0 = all

@@ -8,4 +8,5 @@ def get_config():
     config.model.scales = (1.0,)  # the paper leaves multi-scale inputs out here
     config.data.update(name="cityscapes", train_split="train")
     config.eval.tile = 513  # the papers give no tile size: unverified
+    config.eval.crf_iterations = (0, 10)  # marginals of every iteration of 2 megapixels would take gigabytes
     return config

@@ -82,6 +82,7 @@ def test_manifest_tells_what_there_is(artifact_dir):
 def test_ten_lines_of_the_documentation_run_with_jax_alone(artifact, artifact_dir, tmp_path):
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
     assert len(lines.strip().splitlines()) == 10
+    assert lines in (ROOT / "README.md").read_text()
     image = photograph((60, 90), seed=4)
     np.save(tmp_path / "photograph.npy", image)
     (tmp_path / "voc").symlink_to(artifact_dir)

@@ -1,0 +1,78 @@
+"""Commands as a user runs them, from a training workdir to its artifact, its report and its page."""
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax
+from tests.toy_workdir import NAMES, photograph, write_toy_workdir
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    return write_toy_workdir(tmp_path_factory.mktemp("run") / "w")
+
+
+def run(command: str, *flags: object) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", f"deeplab_jax.{command}", *map(str, flags)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def test_export_and_predict_from_the_artifact(workdir, tmp_path):
+    artifact = tmp_path / "artifact"
+    done = run("export", f"--workdir={workdir}", f"--out={artifact}", "--sizes=60x90", "--platforms=cpu")
+    assert done.returncode == 0, done.stderr
+    assert "65x97" in done.stdout
+    Image.fromarray(photograph((60, 90), seed=3)).save(tmp_path / "fits.png")
+    Image.fromarray(photograph((120, 180), seed=3)).save(tmp_path / "large.png")
+    flags = (f"--artifact={artifact}", f"--out={tmp_path}/out", tmp_path / "fits.png", tmp_path / "large.png")
+    done = run("predict", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "as the artifact's sizes allow" in done.stdout.splitlines()[1]
+    assert "sizes allow" not in done.stdout.splitlines()[0]
+    labels = np.array(Image.open(tmp_path / "out" / "fits.png"))
+    np.testing.assert_array_equal(labels, deeplab_jax.load(artifact)(tmp_path / "fits.png").labels)
+    assert Image.open(tmp_path / "out" / "large.png").size == (180, 120)
+    done = run("predict", *flags, "--preset=v1_largefov")
+    assert done.returncode == 1
+    assert done.stderr == "error: --preset: is fixed in an exported artifact; give its --workdir instead\n"
+
+
+def test_report(workdir):
+    (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}) + "\n")
+    done = run("report", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    page = (workdir / "report.html").read_text()
+    assert done.stdout.strip() == str(workdir / "report.html")
+    assert "resnet_small" in page
+
+
+def test_serve_answers_on_this_computer_only(workdir):
+    line = [sys.executable, "-m", "deeplab_jax.serve", f"--workdir={workdir}", "--port=0", "--nowarm_up"]
+    server = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said = server.stdout.readline()
+        assert said.startswith("open http://127.0.0.1:"), said + server.stderr.read()
+        port = int(said.split(":")[2].split("/")[0])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        page = answer.read().decode()
+        assert answer.status == 200
+        assert all(name in page for name in NAMES)
+        connection.request("GET", "/", headers={"Host": "example.org"})
+        assert connection.getresponse().status == 403
+        with pytest.raises(ConnectionRefusedError):  # another address of the same computer
+            socket.create_connection(("127.0.0.2", port), timeout=10)
+    finally:
+        server.kill()
+        server.communicate()
