@@ -9,9 +9,10 @@ averaged over `LATTICES` lattices, shifted against each other. The filter is K =
 symmetric, positive semi-definite, and its own transpose.
 
 Scale: for densely spread points filter(1) tends to that of the definition with (2 pi)^(D/2) / (volume of a cell).
-Photographs fill their feature space thinly; `THIN` and `OCCUPIED` correct for that, so that the median over pixels of
-filter(1) / exact filter(1) is within 2 % with the published widths (67, 3) and (121, 5). A lonely point gets 0.86 of
-its own value on average (the definition: 1; Adams et al.'s lattice with the usual blur: about 0.5).
+Photographs are thin in a space of position and color; `THIN` and `OCCUPIED` correct for that, from `THIN_FROM`
+dimensions on, so that the median over pixels of filter(1) / exact filter(1) is within 2 % with the published widths (67, 3) and
+(121, 5). A lonely point gets 0.86 of its own value on average (the definition: 1; Adams et al.'s lattice with the usual
+blur: about 0.5).
 """
 
 import math
@@ -28,6 +29,7 @@ from deeplab_jax.crf.vertices import number
 LATTICES = 2
 # The factor on the scale for dense points, fitted on photographs: it falls with vertices per point and lattice.
 THIN, OCCUPIED = 1.138, -0.139
+THIN_FROM = 5
 CAPACITIES = (1 / 12, 1)  # of (D + 1) * L * N vertices, the most there can be
 LANES = 8  # rows of vertex values are whole multiples of this: others are added up several times slower (XLA on CPU)
 CHUNK = 32768  # values splatted at once, of one vertex of each point: what stays in the cache
@@ -63,8 +65,9 @@ def build(features: jax.Array) -> Lattice:
     base, rank, weights = lax.optimization_barrier(_simplex(features))
     vertices, count = number(base, rank)
     scale = (2 * math.pi) ** (dimensions / 2) / _cell_volume(dimensions) / LATTICES
-    scale = scale * (THIN + OCCUPIED * count / (points * LATTICES))
-    return Lattice(tuple(vertices), tuple(weights), count, scale.astype(features.dtype))
+    if dimensions >= THIN_FROM:
+        scale = scale * (THIN + OCCUPIED * count / (points * LATTICES))
+    return Lattice(tuple(vertices), tuple(weights), count, jnp.asarray(scale, features.dtype))
 
 
 @flax.struct.dataclass

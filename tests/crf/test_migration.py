@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from deeplab_jax.crf import CRFParams, kl_free_energy, mean_field, mean_field_features
+from deeplab_jax.crf import (
+    CRFParams,
+    kl_free_energy,
+    mean_field,
+    mean_field_features,
+    unary_from_labels,
+    unary_from_probabilities,
+)
 
 densecrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
+utils = pytest.importorskip("pydensecrf.utils", reason="pydensecrf2 is not installed")
 
 HEIGHT, WIDTH, LABELS, ITERATIONS = 40, 50, 3, 5
 VECTOR = np.array([-1.0, -2.0, -3.0], np.float32)
@@ -85,6 +93,38 @@ def test_pairwise_energy_takes_features_with_points_first(photo):
     got = theirs(photo, lambda crf, _: crf.addPairwiseEnergy(features, compat=4))
     q = mean_field_features(unary.reshape(-1, LABELS), [(features.T, 4.0)], ITERATIONS, bilateral="exact")
     assert_same(got.reshape(-1, LABELS), np.asarray(q))
+
+
+def test_points_without_an_image(photo):
+    _, unary = photo
+    rng = np.random.default_rng(1)
+    points, unary = rng.normal(0, 2, (2, 600)).astype(np.float32), unary.reshape(-1, LABELS)[:600]
+    crf = densecrf.DenseCRF(600, LABELS)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.T))
+    crf.addPairwiseEnergy(points, compat=3)
+    q = mean_field_features(unary, [(points.T, 3.0)], ITERATIONS, bilateral="exact")
+    assert_same(np.array(crf.inference(ITERATIONS)).T, np.asarray(q), mean=8e-3)
+
+
+def test_features_that_their_helpers_make_are_positions_and_colours_divided_by_widths(photo):
+    image, _ = photo
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
+    spatial = utils.create_pairwise_gaussian(sdims=(2, 3), shape=(HEIGHT, WIDTH))
+    np.testing.assert_allclose(spatial, np.stack([y / 2, x / 3]).reshape(2, -1), rtol=1e-6)
+    bilateral = utils.create_pairwise_bilateral(sdims=(10, 10), schan=(20, 20, 20), img=image, chdim=2)
+    colours = (image / np.float32(20)).reshape(-1, 3).T
+    np.testing.assert_allclose(bilateral, np.concatenate([np.stack([y, x]).reshape(2, -1) / 10, colours]), rtol=1e-5)
+
+
+def test_unaries_of_their_helpers(photo):
+    _, unary = photo
+    probabilities = np.exp(-unary)
+    wanted = utils.unary_from_softmax(probabilities.transpose(2, 0, 1)).T.reshape(unary.shape)
+    np.testing.assert_allclose(unary_from_probabilities(probabilities), wanted, rtol=1e-4)
+    labels = np.random.default_rng(2).integers(0, LABELS + 1, (HEIGHT, WIDTH))  # theirs: 0 is unknown
+    wanted = utils.unary_from_labels(labels, LABELS, gt_prob=0.7, zero_unsure=True).T.reshape(unary.shape)
+    ours = unary_from_labels(np.where(labels, labels - 1, 255), LABELS, 0.7, unknown=255)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5)
 
 
 def test_stepwise_inference_is_return_all_and_their_divergence_counts_pairs_twice(photo):

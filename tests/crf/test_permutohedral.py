@@ -36,8 +36,15 @@ def test_close_to_all_pairs(case):
     features, values, lattice = case
     exact = _pairs(features) @ values
     out = np.asarray(permutohedral.apply(lattice, values))
-    out = out * np.median(exact / out)
     assert np.linalg.norm(out - exact) / np.linalg.norm(exact) < 0.12
+
+
+@pytest.mark.parametrize(("dimensions", "points", "side"), [(1, 2000, 20), (2, 4000, 10), (3, 6000, 7)])
+def test_scale_of_dense_points(dimensions, points, side):
+    features = np.random.default_rng(dimensions).uniform(0, side, (points, dimensions)).astype(np.float32)
+    out = np.asarray(permutohedral.apply(jax.jit(permutohedral.build)(features), np.ones((points, 1), np.float32)))
+    exact = _pairs(features).sum(1)
+    assert abs(np.median(out[:, 0] / exact) - 1) < 0.03
 
 
 def test_weights_are_barycentric(case):
