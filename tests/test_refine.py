@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.crf import CRFParams, mean_field
+from deeplab_jax.crf import CRFParams, Preset, mean_field
+from deeplab_jax.crf.params import write_preset
 from deeplab_jax.crf_flags import Settings
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import refinement
@@ -138,6 +139,36 @@ def test_pieces_give_the_labels_of_the_whole():
     assert (whole != cut).mean() <= 0.005
 
 
+def test_pieces_of_a_photograph_give_the_labels_of_the_whole_on_lattices(test_data):
+    """Each piece has a lattice of its own; 500 x 375 pixels in pieces of 60,000."""
+    case = np.load(test_data / "crf_cases" / "v2_full.npz")
+    p = np.exp(-case["unary"].astype(np.float32))
+    rough = Probabilities(np.arange(21, dtype=np.uint8), voc_palette(), p / p.sum(-1, keepdims=True), Path("p.npy"))
+    params = CRFParams(4.0, 20.0, 3.0, 3.0, 3.0)  # reaches as far in this small photograph as 67 pixels in a large one
+    options = {"iterations": 10, "normalization": "after", "bilateral": "permutohedral"}
+    whole = refinement.refine(rough, case["image"], params, **options)
+    cut = refinement.refine(rough, case["image"], params, max_pixels=60_000, **options)
+    assert len(refinement.pieces(whole.shape, 60_000, refinement.margin_of(params))) > 3
+    assert (whole != p.argmax(-1)).mean() > 0.01
+    assert (whole != cut).mean() <= 0.005
+
+
+def test_the_strip_does_not_change_the_labels(tmp_path):
+    """At a size where the lattice is the filter."""
+    size = (150, 180)
+    Image.fromarray(photograph(size)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", probabilities(size))
+    settings = Settings(PARAMS, 4, "after", "permutohedral")
+    found = []
+    for strip in (False, True):
+        refine_file(
+            tmp_path / "a.png", tmp_path / "a.npy", tmp_path / "out", Options(settings, "probs", 255, 0.7, strip)
+        )
+        found.append(np.array(Image.open(tmp_path / "out.png")))
+    assert (found[0] != probabilities(size).argmax(-1)).mean() > 0.01
+    assert (found[0] != found[1]).mean() < 1e-3  # each adds its messages up in another order
+
+
 def test_folders_pair_by_name_and_go_on_after_a_bad_file(tmp_path, capsys):
     for name in ("in/x/a", "in/b", "in/c", "in/d"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +262,24 @@ def test_command_refuses_in_a_sentence(folder, flags, words):
     done = run(f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", *flags)
     assert done.returncode == 1 and done.stdout == "" and words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_preset_file_and_the_message_about_pieces(folder):
+    write_preset(folder / "mine.json", Preset(PARAMS, 2, "symmetric", "by hand"))
+    flags = (f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png")
+    done = run(*flags, f"--preset={folder}/mine.json", "--crf_max_pixels=900")
+    assert done.returncode == 0, done.stderr
+    assert "above --crf_max_pixels: in 4 overlapping pieces" in done.stdout
+    settings = Settings(PARAMS, 2, "symmetric", "auto")
+    refine_file(folder / "a.png", folder / "a.npy", folder / "p", Options(settings, "probs", max_pixels=900))
+    np.testing.assert_array_equal(Image.open(folder / "o.png"), Image.open(folder / "p.png"))
+
+
+def test_weights_for_other_classes_are_a_sentence(folder):
+    params = PARAMS.replace(bilateral_weight=np.ones(5))
+    options = Options(Settings(params, 2, "after", "auto"), "probs")
+    with pytest.raises(UserError, match="bilateral_weight has shape"):
+        refine_file(folder / "a.png", folder / "a.npy", folder / "out", options)
 
 
 def test_scribbles_of_the_classic_demo(test_data, tmp_path):

@@ -10,9 +10,9 @@ symmetric, positive semi-definite, and its own transpose.
 
 Scale: for densely spread points filter(1) tends to that of the definition with (2 pi)^(D/2) / (volume of a cell).
 Photographs are thin in a space of position and color; `THIN` and `OCCUPIED` correct for that, from `THIN_FROM`
-dimensions on, so that the median over pixels of filter(1) / exact filter(1) is within 2 % with the published widths (67, 3) and
-(121, 5). A lonely point gets 0.86 of its own value on average (the definition: 1; Adams et al.'s lattice with the usual
-blur: about 0.5).
+dimensions on, so that the median over pixels of filter(1) / exact filter(1) is within 2 % with the published widths
+(67, 3) and (121, 5). A lonely point gets 0.86 of its own value on average (the definition: 1; Adams et al.'s lattice
+with the usual blur: about 0.5).
 """
 
 import math
