@@ -71,7 +71,12 @@ def test_v1(name, batch, crop, kernel, rates, preset):
 
 
 @pytest.mark.parametrize(
-    ("name", "rates"), [("voc_vgg16_aspp_s", (2, 4, 8, 12)), ("voc_vgg16_aspp_l", (6, 12, 18, 24))]
+    ("name", "rates"),
+    [
+        ("voc_vgg16_v2_largefov", (12,)),
+        ("voc_vgg16_aspp_s", (2, 4, 8, 12)),
+        ("voc_vgg16_aspp_l", (6, 12, 18, 24)),
+    ],
 )
 def test_v2_vgg(name, rates):
     c = load_config(name)
@@ -85,3 +90,13 @@ def test_data_sets():
     assert data["context_aspp_l"] == "pascal_context"
     assert data["person_part_aspp_l"] == "pascal_person_part"
     assert data["cityscapes_aspp_l"] == "cityscapes" and load_config("cityscapes_aspp_l").eval.tile > 0
+
+
+def test_rows_of_v2_table_4():
+    heads = {"voc_resnet101": "plain", "voc_resnet101_msc": "plain", "voc_resnet101_msc_aug": "plain",
+             "voc_largefov": "largefov", "voc_aspp_l": "aspp"}  # fmt: skip
+    for name, head in heads.items():
+        c = load_config(name)
+        assert (c.model.backbone, c.model.head) == ("resnet101", head)
+        assert (len(c.model.scales) == 3) == (name != "voc_resnet101")  # MSC
+        assert (len(c.data.scales) > 1) == (name not in ("voc_resnet101", "voc_resnet101_msc"))  # Aug

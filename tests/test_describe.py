@@ -1,13 +1,17 @@
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from deeplab_jax import cli, describe
-from deeplab_jax.config import load_config
+from deeplab_jax.config import SHIPPED, load_config
 from deeplab_jax.models import create_model
 from tests.models import thin
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,27 @@ def test_published_networks(name, parameters, score, field):
     assert found["output_stride"] == 8
     assert field in (None, found["receptive_field"])
     assert sum(layer["parameters"] for layer in found["layers"]) == parameters
+
+
+DOCUMENTED = re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", (ROOT / "docs" / "configs.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "parameters"), DOCUMENTED)
+def test_parameters_that_the_documentation_states(name, parameters):
+    config = load_config(name)
+    assert describe.describe(config, describe.classes_of(config))["parameters"] == int(parameters.replace(",", ""))
+
+
+def test_every_published_system_is_documented():
+    names = {p.stem for p in SHIPPED.glob("*.py")} - {
+        "__init__",
+        "base",
+        "camvid",
+        "camvid_resnet101",
+        "folder",
+        "shapes",
+    }
+    assert {name for name, _ in DOCUMENTED} == names
 
 
 def test_resnet_aspp_l():
