@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_exact_sum(scene, return_all):
     for ours, exact in zip(loss("permutohedral"), loss("exact"), strict=True):
         assert np.abs(exact).max() > 0
         cosine = (ours * exact).sum() / np.sqrt((ours**2).sum() * (exact**2).sum())
-        assert cosine > 0.98
+        assert cosine > 0.95
         np.testing.assert_allclose(np.linalg.norm(ours), np.linalg.norm(exact), rtol=0.2)
 
 
