@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
     config.eval.tile = 0  # overlapping tiles of this side for large images; 0 = whole image
     config.eval.batch_size = 1
     config.eval.size_multiple = 32  # images are padded to a multiple of this plus one: few compiled shapes
-    config.eval.trimap_widths = (1, 2, 3, 5, 10, 20, 40)
+    config.eval.trimap_widths = tuple(range(1, 41))  # bands around boundaries, in pixels; tables show a few of many
     config.eval.trimap_source = "boundary"  # boundary, or void (the papers' rule)
     config.eval.overlays = 4  # pictures written: photo, truth, network, network + CRF
     config.eval.submission = ""  # write test-server files: voc or cityscapes

@@ -32,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
 
     from deeplab_jax.data import audit
 
-    splits = tuple(dict.fromkeys((config.data.train_split, config.eval.split)))
+    held = ("holdout",) if config.data.holdout else ()  # taken from the training split, which then lacks it
+    splits = tuple(dict.fromkeys((config.data.train_split, *held, config.eval.split)))
     builder, sources = audit.sources_of(config.data, splits, config.seed)
     total = sum(map(len, sources.values()))
     with tqdm(total=total, desc="reading images and labels", unit="image", mininterval=0.5) as bar:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def report(result) -> str:
     """The audit in words and a table of classes."""
-    from deeplab_jax.training.losses import class_weights_from_counts
+    from deeplab_jax.training.losses import RULES, class_weights_from_counts
 
     images = ", ".join(f"{n} in {split}" for split, n in result.images.items())
     lines = [f"Images: {images}. Sizes: {_sizes(result.sizes)}. Classes: {len(result.class_names)}."]
@@ -68,15 +69,17 @@ def report(result) -> str:
     counts = result.pixels[train]
     if result.class_names and counts.sum():
         width = max(5, *(len(name) for name in result.class_names))
-        roots = class_weights_from_counts(counts.tolist(), "sqrt")
-        medians = class_weights_from_counts(counts.tolist(), "median")
-        lines += ["", f"  id  {'class':{width}}   pixels  images   weight: sqrt  median   ({train})"]
+        weights = {rule: class_weights_from_counts(counts.tolist(), rule) for rule in RULES}
+        heads = "".join(f"  {rule:>6}" for rule in RULES)
+        lines += ["", f"  id  {'class':{width}}   pixels  images   weight:{heads}   ({train})"]
         for i, name in enumerate(result.class_names):
+            values = "".join(f"  {of[i]:{max(6, len(rule))}.2f}" for rule, of in weights.items())
             lines.append(
                 f"{i:4d}  {name:{width}}  {counts[i] / counts.sum():7.3%}  {result.images_with[train][i]:6d}"
-                f"        {roots[i]:6.2f}  {medians[i]:6.2f}"
+                f"          {values}"
             )
-        lines.append("Class weights go into config.loss.class_weights: ('sqrt',), ('median',), or numbers.")
+        rules = ", ".join(f"('{rule}',)" for rule in RULES)
+        lines.append(f"Class weights go into config.loss.class_weights: {rules}, or numbers.")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
 
-BOUNDARY_COLOR = (224, 224, 192)  # how VOC's void looks when a palette mask was converted to RGB
+BOUNDARY_COLOR = tuple(files.VOID_COLORS[2].tolist())  # how VOC's void looks in a palette mask converted to RGB
 
 
 @dataclasses.dataclass
@@ -77,6 +77,10 @@ _KINDS: dict[str, tuple[bool, str]] = {
     "boundary color": (True, f"labels hold the color {BOUNDARY_COLOR}, PASCAL's boundary: a palette mask was converted "
                              "to RGB; use the original palette PNGs, where it is 255"),
     "ids": (True, "labels hold ids outside the classes; correct the labels, or name all classes"),
+    "unusable label": (True, "labels cannot be used"),
+    "skipped image": (False, "images cannot be decoded; they are left out (config.data.on_corrupt=skip)"),
+    "skipped label": (False, "labels cannot be decoded; they are left out with their images (config.data.on_corrupt="
+                             "skip)"),
     "both splits": (False, "images are in both splits (the same bytes): the evaluation will flatter"),
     "same twice": (False, "images are in their split more than once"),
     "0 and 255": (False, "labels hold 0 and 255 only: 255 means void and is ignored, so nothing but class 0 would be "
@@ -84,6 +88,7 @@ _KINDS: dict[str, tuple[bool, str]] = {
     "empty": (False, "labels hold one class only (often an empty mask)"),
     "all void": (False, "labels are void everywhere; they contribute nothing"),
     "much void": (False, "labels are more than half void (255)"),
+    "boundary void": (False, f"labels hold the color {BOUNDARY_COLOR}, PASCAL's boundary; it is read as void"),
     "jpeg mask": (False, "labels are JPEGs, whose compression invents ids near edges; use PNG"),
     "other color": (False, "palette masks show their classes' colors under other ids; they are looked up by color"),
     "gray image": (False, "images are gray; they are fed as three equal channels"),
@@ -96,20 +101,36 @@ _KINDS: dict[str, tuple[bool, str]] = {
 
 
 def sources_of(data_config, splits: tuple[str, ...], seed: int = 0) -> tuple[base.SegmentationBuilder, dict]:
-    """The builder and the `Source`s of the splits, from the raw files where there are any."""
+    """The builder and the `Source`s of the splits ("holdout" too), from the raw files where there are any.
+
+    Raises:
+      UserError: the data set has no such split; names those it has.
+    """
     builder = datasets.raw_builder(data_config)
     if builder.raw is None and builder.name != "folder":
         return builder, {split: _prepared(data_config, split, seed) for split in splits}
-    stored = builder.sources()
-    found = {}
-    for split in splits:
-        parts = builder.split_expression(split).split("+")
-        if any(part not in stored for part in parts):
-            raise UserError(f"{data_config.name} has no split '{split}'; found: {', '.join(stored)}")
-        sources = [s for part in parts for s in stored[part]]
-        indices = builder.select(split, seed)
-        found[split] = sources if indices is None else [sources[i] for i in indices]
-    return builder, found
+    stored = {split: sources for split, sources in builder.sources().items() if sources}
+    return builder, {split: _raw_split(builder, stored, data_config, split, seed) for split in splits}
+
+
+def _raw_split(builder, stored: dict[str, list], data_config, split: str, seed: int) -> list[base.Source]:
+    """What `open_dataset` would hold, in its order."""
+    train = data_config.train_split
+    name = train if split == "holdout" else split
+    available = builder.available_splits(list(stored))
+    if name not in available:
+        raise UserError(
+            f"{data_config.name} has no split '{name}'; available: {', '.join(available)}; set config.data.train_split "
+            "and config.eval.split to two of them"
+        )
+    sources = [s for part in builder.split_expression(name).split("+") for s in stored[part]]
+    indices = builder.select(name, seed)
+    sources = sources if indices is None else [sources[i] for i in indices]
+    if name == train and (data_config.holdout or split == "holdout"):
+        names = [s.name for s in sources]
+        held = set(datasets.holdout_indices(names, data_config.holdout, builder.sequence_of).tolist())
+        sources = [s for i, s in enumerate(sources) if (i in held) == (split == "holdout")]
+    return sources
 
 
 def audit(
@@ -139,39 +160,47 @@ def audit(
         inspections.append(inspection)
         progress()
     _duplicates(inspections)
+    _void_as_class(inspections)
     findings = _gather(inspections)
     for path in getattr(builder, "loose_masks", [])[:1]:
         findings.append(Finding(False, "loose mask", _KINDS["loose mask"][1], len(builder.loose_masks), (str(path),)))
-    return _summarize(class_names, splits, inspections, findings)
+    return _summarize(builder, class_names, splits, inspections, findings)
 
 
 def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, num_classes: int) -> Inspection:
     """Reads one example and notes what is odd; never raises for a bad file."""
     found = Inspection(split, source.name, str(source.image), str(source.label))
+    damaged = "skipped" if builder.on_corrupt == "skip" else "unreadable"
     try:
         data = base.read_bytes(source.image)
     except UserError:
         found.add("image missing")
         return found
     found.digest = hashlib.blake2b(data, digest_size=16).digest()
-    _inspect_image(found, data)
+    _inspect_image(found, data, damaged)
     if source.label is None:
         return found
-    try:
-        raw = base.read_bytes(source.label)
-    except UserError:
-        found.add("label missing")
-        return found
-    _inspect_label_format(found, raw)
+    raw = b""
+    if getattr(source.label, "suffix", "") != ".json":  # one file for all images: read once, by the builder
+        try:
+            raw = base.read_bytes(source.label)
+        except UserError:
+            found.add("label missing")
+            return found
+    boundary, indices = _inspect_label_format(found, raw, builder.mask_colors())
     try:
         label = builder.read_label(source)
     except files.CorruptImageError:
-        found.add("unreadable label")
+        if (f"{damaged} image", "") not in found.problems:  # COCO's labels need the image's size
+            found.add(f"{damaged} label")
         return found
     except UserError as e:
-        if not any(kind in ("boundary color",) for kind, _ in found.problems):
-            found.add("rgb mask" if "color picture" in str(e) else "unknown color", str(e).partition("; ")[0])
+        found.add(*_label_problem(str(e), boundary and builder.mask_colors() is None))
         return found
+    if boundary and not _is_class(BOUNDARY_COLOR, builder.mask_colors()):
+        found.add("boundary void")
+    if indices is not None and (indices != label).any():
+        found.add("other color")
     if builder.LABEL_TABLE is not None:
         label = builder.LABEL_TABLE[label]
     if found.size is not None and label.shape != found.size:
@@ -180,7 +209,25 @@ def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, 
     return found
 
 
-def _inspect_image(found: Inspection, data: bytes) -> None:
+def _label_problem(sentence: str, boundary: bool) -> tuple[str, str]:
+    """(kind, detail) of what `read_label` refused; `boundary`: PASCAL's boundary color is in it, and no table."""
+    detail = sentence.partition("; ")[0]
+    if boundary:
+        return "boundary color", ""
+    if "color picture" in sentence:
+        return "rgb mask", ""
+    if "which no class has" in sentence:
+        return "unknown color", detail.rpartition(": ")[2]
+    if "ids above 255" in sentence:
+        return "ids", detail.rpartition(": ")[2]
+    return "unusable label", detail.rpartition(": ")[2]
+
+
+def _is_class(color: tuple[int, ...], colors: np.ndarray | None) -> bool:
+    return colors is not None and color in map(tuple, colors.tolist())
+
+
+def _inspect_image(found: Inspection, data: bytes, damaged: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -191,13 +238,14 @@ def _inspect_image(found: Inspection, data: bytes) -> None:
                 image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except Exception:  # Pillow raises many things on damaged files
-        found.add("unreadable image")
+        found.add(f"{damaged} image")
         found.size = None
         return
+    deep_png = data.startswith(b"\x89PNG") and data[24] == 16  # Pillow gives 16-bit RGB as if it had 8
+    if deep_png or mode.startswith("I") or mode == "F":
+        found.add("16 bit image")
     if mode in ("1", "L"):
         found.add("gray image")
-    elif mode.startswith("I") or mode == "F":
-        found.add("16 bit image")
     elif mode == "CMYK":
         found.add("cmyk image")
     elif mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -206,17 +254,20 @@ def _inspect_image(found: Inspection, data: bytes) -> None:
         found.add("exif")
 
 
-def _inspect_label_format(found: Inspection, raw: bytes) -> None:
+def _inspect_label_format(found: Inspection, raw: bytes, colors: np.ndarray | None) -> tuple[bool, np.ndarray | None]:
+    """(PASCAL's boundary color is in it as RGB, its palette indices where `colors` may give them another meaning)."""
     try:
         image = Image.open(io.BytesIO(raw))
+        if image.format == "JPEG":
+            found.add("jpeg mask")
+        if image.mode in ("RGB", "RGBA"):
+            pixels = np.asarray(image.convert("RGB"))
+            return bool((pixels == np.array(BOUNDARY_COLOR, np.uint8)).all(axis=2).any()), None
+        if image.mode == "P" and colors is not None and image.getexif().get(0x0112, 1) in (0, 1):
+            return False, np.asarray(image)
     except Exception:  # not an image: a .mat, or damaged, which read_label will tell
-        return
-    if image.format == "JPEG":
-        found.add("jpeg mask")
-    if image.mode in ("RGB", "RGBA"):
-        pixels = np.asarray(image.convert("RGB"))
-        if (pixels == np.array(BOUNDARY_COLOR, np.uint8)).all(axis=2).any():
-            found.add("boundary color")
+        pass
+    return False, None
 
 
 def _inspect_ids(found: Inspection, counts: np.ndarray, num_classes: int) -> None:
@@ -226,14 +277,27 @@ def _inspect_ids(found: Inspection, counts: np.ndarray, num_classes: int) -> Non
     if outside.size and num_classes:
         found.add("ids", ", ".join(map(str, outside[:6])))
     void = counts[base.VOID] / max(1, counts.sum())
-    if set(used) == {0, base.VOID} and void > 0.05 and not np.any(counts[1 : base.VOID]):
-        found.add("0 and 255")
-    elif void == 1:
+    if void == 1:
         found.add("all void")
-    elif void > 0.5:
+    elif void > 0.5 and set(used) != {0, base.VOID}:  # of those, `_void_as_class` tells
         found.add("much void", f"{void:.0%}")
     if len(used) == 1 and used[0] != base.VOID:
         found.add("empty", f"class {used[0]}")
+
+
+def _void_as_class(inspections: list[Inspection]) -> None:
+    """Notes labels of 0 and 255 only: all that hold 255 where the whole data set is so, else the striking ones.
+
+    Where other classes occur, an image of background with thin void outlines is nothing odd.
+    """
+    counted = [i for i in inspections if i.counts is not None]
+    binary = {0, base.VOID}
+    whole = set(np.flatnonzero(sum((i.counts for i in counted), np.zeros(256, np.int64)))) == binary
+    for inspection in counted:
+        void = inspection.counts[base.VOID] / max(1, inspection.counts.sum())
+        striking = set(np.flatnonzero(inspection.counts)) == binary and void > 0.05
+        if striking or (whole and void):
+            inspection.add("0 and 255")
 
 
 def _duplicates(inspections: list[Inspection]) -> None:
@@ -259,7 +323,7 @@ def _gather(inspections: list[Inspection]) -> list[Finding]:
     ]
 
 
-def _summarize(class_names, splits, inspections, findings) -> Audit:
+def _summarize(builder, class_names, splits, inspections, findings) -> Audit:
     count = max(1, len(class_names))
     zeros = lambda: {split: np.zeros(256, np.int64) for split in splits}  # noqa: E731
     pixels, images_with = zeros(), zeros()
@@ -272,10 +336,9 @@ def _summarize(class_names, splits, inspections, findings) -> Audit:
     for split, p in pixels.items():
         never = [name for name, n in zip(class_names, p) if n == 0]
         if never and labelled[split]:
-            sentence = f"classes never occur in {split}: {', '.join(never)}; their IoU is undefined there"
-            if any(n == 0 for n in p[: len(class_names)][: int(np.flatnonzero(p[:255]).max(initial=0))]):
-                sentence += " (the ids skip: check that the classes file has the labels' order)"
-            findings.append(Finding(False, "never", sentence, len(never), ()))
+            learns = split == next(iter(splits))
+            sentence = f"classes never occur in {split}: {', '.join(never)}; {_consequence(learns)}"
+            findings.append(Finding(False, "never", sentence + _skipped_ids(builder, p[:count]), len(never), ()))
     sizes = sorted({i.size for i in inspections if i.size is not None})
     return Audit(
         class_names,
@@ -286,6 +349,20 @@ def _summarize(class_names, splits, inspections, findings) -> Audit:
         void,
         sizes,
     )
+
+
+def _consequence(training: bool) -> str:
+    return "the network cannot learn them" if training else "their IoU there is 0 or, not predicted either, undefined"
+
+
+def _skipped_ids(builder: base.SegmentationBuilder, counts: np.ndarray) -> str:
+    """What to look at where a class is missing below one that occurs, if the ids are the user's own."""
+    largest = int(np.flatnonzero(counts).max(initial=0))
+    if builder.name != "folder" or (counts[:largest] > 0).all():
+        return ""
+    if builder.options.classes:
+        return " (the ids skip: check that the classes file has the labels' order)"
+    return " (the ids skip: without config.data.classes, every number up to the largest is a class)"
 
 
 @dataclasses.dataclass(frozen=True)

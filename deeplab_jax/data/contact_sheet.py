@@ -33,9 +33,8 @@ def contact_sheet(config, count: int = 12, columns: int = 4) -> np.ndarray:
     for n in range(count):
         image, label, valid = batches.example(*divmod(n, config.batch_size))
         x, y = n % columns * (2 * width + 6), n // columns * (height + _CAPTION + 4)
-        number = batches.position(n)
         present = [dataset.class_names[i] for i in np.unique(label) if i < dataset.num_classes]
-        caption = f"{dataset.record(number)['name'].decode()}: {', '.join(present)}"
+        caption = f"{batches.source(n).name}: {', '.join(present)}"
         pen.text((x + 2, y + 2), caption[: (2 * width) // 6], (255, 255, 255))
         for part, picture in enumerate((image, palette[label])):
             picture = np.where(valid[..., None], picture, _crosses(height, width))

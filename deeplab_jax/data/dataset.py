@@ -39,6 +39,8 @@ class SegmentationDataset:
       name, split: str.
       folder: where the prepared records lie.
       cache_bytes: decoded examples are kept in memory up to this size; 0 = none.
+      skip_corrupt: whether readers are to leave out what cannot be decoded (see `data.reading`), not stop.
+      skipped: names of the examples that were left out.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class SegmentationDataset:
         indices: np.ndarray | None,
         fingerprint: str,
         cache_bytes: int = 0,
+        skip_corrupt: bool = False,
     ):
         self.name, self.split, self.fingerprint = builder.name, split, fingerprint
         self.class_names = tuple(builder.class_names())
@@ -55,6 +58,8 @@ class SegmentationDataset:
         self.palette = builder.palette()
         self.folder = Path(builder.data_dir)
         self.cache_bytes = cache_bytes
+        self.skip_corrupt = skip_corrupt
+        self.skipped: set[str] = set()
         expression = builder.split_expression(split)
         self._records = builder.as_data_source(expression, decoders=_SKIP_DECODING)
         self._indices = np.arange(len(self._records)) if indices is None else np.asarray(indices)
@@ -111,6 +116,8 @@ def builder_class(name: str) -> type[SegmentationBuilder]:
 
 def raw_builder(data_config, seed: int = 0) -> SegmentationBuilder:
     """A builder over the raw folder of `config.data`, nothing prepared yet; `UserError` if the folder is not there."""
+    if data_config.on_corrupt not in ("stop", "skip"):
+        raise UserError(f"config.data.on_corrupt={data_config.on_corrupt}: must be stop or skip")
     cls = builder_class(data_config.name)
     raw = None
     if data_config.dir:
@@ -144,8 +151,6 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
       UserError: the folder is missing or empty, has no such split, or a file in it is wrong (see
         `SegmentationBuilder.encode`).
     """
-    if data_config.on_corrupt not in ("stop", "skip"):
-        raise UserError(f"config.data.on_corrupt={data_config.on_corrupt}: must be stop or skip")
     raw = raw_builder(data_config)
     cache = caching.cache_folder(data_config.cache_dir)
     key = caching.fingerprint(raw, raw.sources() if raw.raw is not None or raw.name == "folder" else None, cache)
@@ -166,7 +171,8 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
         held = holdout_indices(whole.names(), data_config.holdout, builder.sequence_of)
         chosen = held if split == "holdout" else np.setdiff1d(np.arange(len(whole)), held)
         indices = chosen if indices is None else indices[chosen]
-    dataset = SegmentationDataset(builder, stored, indices, key, megabytes * 2**20)
+    skip = data_config.on_corrupt == "skip"
+    dataset = SegmentationDataset(builder, stored, indices, key, megabytes * 2**20, skip)
     dataset.split = split
     if not len(dataset):
         raise UserError(

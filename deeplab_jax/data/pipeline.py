@@ -1,6 +1,5 @@
 """Training batches: batch n is a pure function of the seed and n, whatever threads and processes make it."""
 
-import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -8,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
+from deeplab_jax.data import reading
 from deeplab_jax.data.augment import VOID, Augmentation, augment
 from deeplab_jax.data.dataset import Example, SegmentationDataset
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging.files import CorruptImageError
 
 _ORDER, _AUGMENT = 0, 1  # two independent streams of random numbers
 _BATCHES_AHEAD = 4
@@ -23,21 +22,21 @@ class TrainBatches:
     Example g of the run is row g % batch_size of batch g // batch_size. Each epoch is a permutation of the data set
     drawn from (seed, epoch); the augmentation of example g is drawn from (seed, g). The examples are a
     `grain.MapDataset`, read by number in any order: where a run stands is a number, not the state of a reader.
-
-    Attributes:
-      skipped: names of corrupt examples that were replaced (`config.data.on_corrupt = "skip"`).
     """
 
     def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: Sequence[int]):
         self.dataset, self.rows = dataset, rows
         self.batch_size, self.seed = config.batch_size, config.seed
         self.spec = Augmentation.from_config(config.data)
-        self.skip_corrupt = config.data.on_corrupt == "skip"
-        self.skipped: set[str] = set()
         self._permutations: dict[int, np.ndarray] = {}
         numbers = grain.MapDataset.range(first_step * len(rows), sys.maxsize)
-        reading = grain.ReadOptions(max(1, config.data.workers), prefetch_buffer_size=_BATCHES_AHEAD * len(rows))
-        self._batches = iter(numbers.map(self._element).to_iter_dataset(reading).batch(len(rows)))
+        options = grain.ReadOptions(max(1, config.data.workers), prefetch_buffer_size=_BATCHES_AHEAD * len(rows))
+        self._batches = iter(numbers.map(self._element).to_iter_dataset(options).batch(len(rows)))
+
+    @property
+    def skipped(self) -> set[str]:
+        """Names of corrupt examples that were replaced by the next ones (`config.data.on_corrupt = "skip"`)."""
+        return self.dataset.skipped
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -69,21 +68,17 @@ class TrainBatches:
     def example(self, step: int, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row `row` of global batch `step`: image, label, valid as `augment` returns them."""
         number = step * self.batch_size + row
-        source = self._read(self.position(number))
+        source = self.source(number)
         return augment(source.image, source.label, self.spec, np.random.default_rng([self.seed, _AUGMENT, number]))
 
-    def _read(self, i: int) -> Example:
+    def source(self, number: int) -> Example:
+        """What the run's example `number` is cut from: its photograph, or the next one that can be decoded."""
+        first = self.position(number)
         for k in range(len(self.dataset)):
-            try:
-                return self.dataset[(i + k) % len(self.dataset)]
-            except CorruptImageError as e:
-                if not self.skip_corrupt:
-                    raise UserError(f"{e}, or set config.data.on_corrupt=skip to train without it") from e
-                name = self.dataset.record((i + k) % len(self.dataset))["name"].decode()
-                if name not in self.skipped:
-                    self.skipped.add(name)
-                    logging.getLogger(__name__).warning("%s; skipped (%d so far)", e, len(self.skipped))
-        raise UserError(f"{self.dataset.name} split '{self.dataset.split}': every image is corrupt")
+            example = reading.read(self.dataset, (first + k) % len(self.dataset))
+            if example is not None:
+                return example
+        raise reading.all_corrupt(self.dataset)
 
 
 def train_batches(

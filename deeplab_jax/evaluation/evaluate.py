@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from deeplab_jax.crf.kernels import BILATERALS, choose_bilateral
+from deeplab_jax.data import reading
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import confusion as metrics
 from deeplab_jax.evaluation import trimap
@@ -27,6 +30,7 @@ class Measured:
     index: int
     name: str
     confusion: np.ndarray | None
+    size: tuple[int, int]
 
     @property
     def mean_iou(self) -> np.ndarray:
@@ -50,26 +54,32 @@ def evaluate(
     Args:
       segmenter: network and CRF.
       dataset: `len(ds)`, `ds[i]` with `image` [H, W, 3] uint8 RGB, `label` [H, W] uint8 (255 = void) or None, `name`;
-        `ds.class_names`, `ds.palette`.
+        `ds.class_names`, `ds.palette`. What cannot be decoded stops the evaluation or is left out (see `data.reading`).
       config: the run's config; `config.eval` is read.
-      out_dir: gets `<split>.json`, `<split>_images.json` and pictures; None = nothing is written.
+      out_dir: gets `<split>.json`, `<split>_images.json`, pictures, and with `config.eval.submission` the archive for
+        the test server; None = nothing is written.
       split: name for the files; default `config.eval.split`.
       process_index, process_count: each process takes every `process_count`-th image; counts are summed over all, every
         process returns the same results, and the first writes them.
-      progress: shows a bar with rate and time left on stderr.
+      progress: shows a bar with rate and time left on stderr, and says where the archive is.
 
     Returns:
-      One dict per number of CRF iterations in `config.eval.crf_iterations`: `crf_iterations`, `bilateral`, `mean_iou`
-      (over the classes that occur in truth or prediction), `pixel_accuracy`, `mean_accuracy`,
-      `frequency_weighted_iou`, `per_class_iou` {name: fraction, None where the class does not occur}, `trimap` {width:
-      {mean_iou, pixel_accuracy}}, `images`; fractions in 0..1. Empty if the split has no labels.
+      One dict per number of CRF iterations in `config.eval.crf_iterations`, ascending: `crf_iterations`, `bilateral`
+      (the filter that was used; several, by the images' sizes, with commas between), `mean_iou` (over the classes that
+      occur in truth or prediction), `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `per_class_iou` {name:
+      fraction, None where the class does not occur}, `trimap` {width: {mean_iou, pixel_accuracy}}, `images`, and
+      `skipped` where images were left out; fractions in 0..1. Empty if the split has no labels.
 
     Raises:
-      UserError: there are no images, or a label does not fit its image or the classes.
+      UserError: there are no images, one cannot be decoded, or a label does not fit its image or the classes.
     """
     split = split or config.eval.split
-    counts = tuple(config.eval.crf_iterations)
-    widths = tuple(sorted(config.eval.trimap_widths))
+    counts = tuple(sorted(set(config.eval.crf_iterations)))  # ascending: the last is the longest CRF, for all below
+    if not counts or counts[0] < 0:
+        raise UserError(
+            f"config.eval.crf_iterations={tuple(config.eval.crf_iterations)}: needs numbers from 0, 0 = network alone"
+        )
+    widths = tuple(sorted(set(config.eval.trimap_widths)))
     if config.eval.trimap_source not in trimap.SOURCES:
         raise UserError(
             f"config.eval.trimap_source is '{config.eval.trimap_source}'; it must be one of {', '.join(trimap.SOURCES)}"
@@ -89,6 +99,7 @@ def evaluate(
     total = np.zeros((len(counts), len(widths) + 1, len(segmenter.class_names), len(segmenter.class_names)), np.int64)
     per_image = np.full((size, len(counts)), np.nan)
     names = [""] * size
+    filters = np.zeros(size, np.int8)  # each image's, as its place in BILATERALS plus one
     labelled = 0
 
     def work(batch: list[tuple[int, object]]) -> list[Measured]:
@@ -100,7 +111,7 @@ def evaluate(
             counted = None
             if example.label is not None:
                 counted = count(example, labels, len(segmenter.class_names), widths, config.eval.trimap_source)
-            measured = Measured(index, example.name, counted)
+            measured = Measured(index, example.name, counted, example.image.shape[:2])
             if counted is not None:
                 gallery.offer(index, size, example, labels, measured.mean_iou)
             found.append(measured)
@@ -111,6 +122,7 @@ def evaluate(
         for measured in _in_threads(work, _batches(dataset, indices, segmenter), workers=1 + len(segmenter.devices)):
             for m in measured:
                 names[m.index] = m.name
+                filters[m.index] = _filter_used(segmenter, m.size) if counts[-1] else 0
                 if m.confusion is not None:
                     labelled += 1
                     total += m.confusion
@@ -118,13 +130,23 @@ def evaluate(
                 bar.update()
 
     if process_count > 1:
-        total, labelled, per_image, names = _over_processes(total, labelled, per_image, names)
+        total, labelled, per_image, names, filters = _over_processes(total, labelled, per_image, names, filters)
+    skipped = [i for i, name in enumerate(names) if not name] if reading.skips(dataset) else []
+    if len(skipped) == size:
+        raise reading.all_corrupt(dataset)
     if exporter and process_index == 0:
-        exporter.close(names)
+        archive = exporter.close([name for name in names if name])
+        if progress:
+            print(f"for the test server: {archive}", file=sys.stderr, flush=True)
+    for i in skipped:
+        names[i] = reading.name_of(dataset, i)
     results = []
     if labelled:
+        used = [",".join(b for k, b in enumerate(BILATERALS, 1) if k in filters) if n else "none" for n in counts]
         results = [
-            summarize(total[i], n, segmenter, widths, labelled, config.eval.trimap_source) for i, n in enumerate(counts)
+            summarize(total[i], n, used[i], segmenter.class_names, widths, labelled, config.eval.trimap_source)
+            | ({"skipped": len(skipped)} if skipped else {})
+            for i, n in enumerate(counts)
         ]
     if out_dir and labelled:
         pictures = gallery.write(per_image)
@@ -154,21 +176,25 @@ def count(example, predictions: Sequence[np.ndarray], num_classes: int, widths: 
 
 
 def summarize(
-    confusion: np.ndarray, iterations: int, segmenter: Segmenter, widths: Sequence[int], images: int, source: str
+    confusion: np.ndarray,
+    iterations: int,
+    bilateral: str,
+    class_names: Sequence[str],
+    widths: Sequence[int],
+    images: int,
+    source: str,
 ) -> dict:
     """One entry of the results from [bands + 1, C, C] counts; see `evaluate`."""
     whole = confusion.sum(0)
     nested = confusion.cumsum(0)
     return {
         "crf_iterations": iterations,
-        "bilateral": segmenter.bilateral if iterations else "none",
+        "bilateral": bilateral,
         "mean_iou": _number(metrics.mean_iou(whole)),
         "pixel_accuracy": _number(metrics.pixel_accuracy(whole)),
         "mean_accuracy": _number(metrics.mean_accuracy(whole)),
         "frequency_weighted_iou": _number(metrics.frequency_weighted_iou(whole)),
-        "per_class_iou": {
-            name: _number(iou) for name, iou in zip(segmenter.class_names, metrics.class_iou(whole), strict=True)
-        },
+        "per_class_iou": {name: _number(iou) for name, iou in zip(class_names, metrics.class_iou(whole), strict=True)},
         "trimap": {
             str(width): {
                 "mean_iou": _number(metrics.mean_iou(nested[k])),
@@ -182,7 +208,10 @@ def summarize(
 
 
 def write_results(out_dir: Path, split: str, results: list[dict], per_image, names, pictures: list[dict]) -> None:
-    """Writes `<split>.json` and `<split>_images.json` (mean IoU of each image alone, and which have pictures)."""
+    """Writes `<split>.json`, and `<split>_images.json`: mean IoU of each image alone, and which have pictures.
+
+    The mean IoU is null where an image has no label or was left out.
+    """
     images = [
         {"name": name, "mean_iou": [_number(v) for v in row]}
         for name, row in zip(names, per_image.tolist(), strict=True)
@@ -197,10 +226,11 @@ def write_results(out_dir: Path, split: str, results: list[dict], per_image, nam
 
 
 def format_results(results: Sequence[dict]) -> str:
-    """A table in plain text: metrics in percent, one column per number of CRF iterations."""
+    """A table in plain text: metrics in percent, one column per number of CRF iterations, of many trimaps a few."""
     if not results:
         return "no labels, so nothing was measured"
     heads = ["CRF off" if not r["crf_iterations"] else f"CRF x{r['crf_iterations']}" for r in results]
+    bands = trimap.shown(results[0]["trimap"])
     rows: list[tuple[str, list[float | None]] | None] = [
         ("mean IoU", [r["mean_iou"] for r in results]),
         ("pixel accuracy", [r["pixel_accuracy"] for r in results]),
@@ -212,13 +242,15 @@ def format_results(results: Sequence[dict]) -> str:
         *(
             (f"trimap {width} px: {words}", [r["trimap"][width][key] for r in results])
             for key, words in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy"))
-            for width in results[0]["trimap"]
+            for width in bands
         ),
     ]
     first = max(len(row[0]) for row in rows if row)
     widths = [max(8, len(h)) for h in heads]
+    skipped = f" ({results[0]['skipped']} skipped)" if results[0].get("skipped") else ""
     lines = [
-        f"{results[0]['images']} images, percent".ljust(first) + "".join(f"  {h:>{w}}" for h, w in zip(heads, widths))
+        f"{results[0]['images']} images{skipped}, percent".ljust(first)
+        + "".join(f"  {h:>{w}}" for h, w in zip(heads, widths))
     ]
     rule = "-" * len(lines[0])
     lines.append(rule)
@@ -232,15 +264,22 @@ def format_results(results: Sequence[dict]) -> str:
 
 
 def _batches(dataset, indices: Sequence[int], segmenter: Segmenter) -> Iterator[list[tuple[int, object]]]:
-    """Groups examples of one padded shape, at most `batch_size` each; every index appears exactly once."""
+    """Groups examples of one padded shape, at most `batch_size` each; every index that can be read appears once."""
     waiting = defaultdict(list)
     for index in indices:
-        example = dataset[index]
+        example = reading.read(dataset, index)
+        if example is None:
+            continue
         shape = segmenter.padded_shape(example.image.shape[:2])
         waiting[shape].append((index, example))
         if len(waiting[shape]) == segmenter.batch_size:
             yield waiting.pop(shape)
     yield from waiting.values()
+
+
+def _filter_used(segmenter: Segmenter, size: tuple[int, int]) -> int:
+    """The CRF's filter for an image of (height, width), as its place in `BILATERALS` plus one."""
+    return 1 + BILATERALS.index(choose_bilateral(segmenter.bilateral, *size, segmenter.devices[0].platform))
 
 
 def _in_threads(work, items: Iterator, workers: int) -> Iterator:
@@ -263,7 +302,7 @@ def _in_threads(work, items: Iterator, workers: int) -> Iterator:
                 future.cancel()
 
 
-def _over_processes(total: np.ndarray, labelled: int, per_image: np.ndarray, names: list[str]):
+def _over_processes(total: np.ndarray, labelled: int, per_image: np.ndarray, names: list[str], filters: np.ndarray):
     """Sums and joins the counts of all processes; each image was measured by exactly one."""
     from jax.experimental.multihost_utils import process_allgather
 
@@ -279,7 +318,8 @@ def _over_processes(total: np.ndarray, labelled: int, per_image: np.ndarray, nam
     per_image = np.where(np.isnan(scores), -1, scores).max(0)
     per_image[per_image < 0] = np.nan
     text = gather(np.array([n.encode()[:200] for n in names], "S200"))
-    return total, labelled, per_image, [max(column).decode(errors="replace") for column in text.T.tolist()]
+    names = [max(column).decode(errors="replace") for column in text.T.tolist()]
+    return total, labelled, per_image, names, gather(filters).max(0)
 
 
 def _number(value: float) -> float | None:

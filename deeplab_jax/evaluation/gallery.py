@@ -26,7 +26,8 @@ class Gallery:
     """Holds the few images whose pictures may be wanted at the end, whatever order they come in.
 
     Rank is by the mean IoU of an image alone (over the classes that occur in it or are predicted), after the longest
-    CRF. With several processes each holds its own candidates; the ranking is over all.
+    CRF: `counts`, and all that is given for each of them, ascend. With several processes each holds its own
+    candidates; the ranking is over all.
     """
 
     def __init__(self, out_dir: Path | None, split: str, palette, class_names, counts: Sequence[int], number: int):

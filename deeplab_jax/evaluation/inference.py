@@ -70,6 +70,7 @@ class Segmenter:
         compatibility: np.ndarray | None = None,
         scales: Sequence[float] = (1.0,),
         mirror: bool = False,
+        mirror_swaps: Sequence[tuple[int, int]] = (),
         tile: int = 0,
         batch_size: int = 1,
         size_multiple: int = 32,
@@ -90,6 +91,7 @@ class Segmenter:
           compatibility: [C, C] label compatibility; None = Potts.
           scales: test-time scales whose probabilities are averaged.
           mirror: averages with the mirrored image.
+          mirror_swaps: pairs of classes that trade places in a mirror (left and right parts).
           tile: side of the overlapping tiles in which larger images go through the network; 0 = whole images.
           batch_size: images of one padded shape that go through the network together.
           size_multiple: see the class; a multiple of 8.
@@ -104,6 +106,7 @@ class Segmenter:
         self.crf_iterations = crf_iterations
         self.class_names, self.palette = tuple(class_names), palette
         self.scales, self.mirror = tuple(float(s) for s in scales), mirror
+        self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
         self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
         self.batch_size, self.size_multiple, self.size_extra = batch_size, size_multiple, size_extra
         self.devices = list(devices) if devices else jax.local_devices()[:1]
@@ -203,7 +206,14 @@ class Segmenter:
             batch[i] = _pad(image, shape, mode="edge")
             sizes[i] = image.shape[:2]
         kind = ("network", *batch.shape)
-        run = partial(network_scores, self.model, scales=self.scales, mirror=self.mirror, extra=self.size_extra)
+        run = partial(
+            network_scores,
+            self.model,
+            scales=self.scales,
+            mirror=self.mirror,
+            swaps=self.mirror_swaps if self.mirror else (),
+            extra=self.size_extra,
+        )
         return list(self._run(kind, device, run, self._variables[device], batch, sizes))[: len(images)]
 
     def _tiled_scores(self, image: np.ndarray, device: int) -> np.ndarray:
@@ -283,7 +293,7 @@ class Segmenter:
             return result
 
 
-@partial(jax.jit, static_argnames=("model", "scales", "mirror", "extra"))
+@partial(jax.jit, static_argnames=("model", "scales", "mirror", "swaps", "extra"))
 def network_scores(
     model,
     variables: dict,
@@ -292,6 +302,7 @@ def network_scores(
     *,
     scales: tuple[float, ...],
     mirror: bool,
+    swaps: tuple[tuple[int, int], ...] = (),
     extra: int = 1,
 ) -> tuple[jax.Array, ...]:
     """Log-probabilities at the padded size, averaged over scales and mirroring.
@@ -301,6 +312,7 @@ def network_scores(
       sizes: [B, 2] int32, the part that is photograph.
       scales: see `Segmenter`, as for the rest.
       mirror: averages with the mirrored images.
+      swaps: pairs of classes that trade places in the mirrored images.
       extra: what sizes exceed a multiple of the output stride by, at every scale.
 
     Returns:
@@ -329,10 +341,20 @@ def network_scores(
             log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size))
             if flip:
                 log_probs = jnp.take_along_axis(log_probs, flipped[:, None, :, None], axis=2)
+                if swaps:
+                    log_probs = log_probs[..., _swapped(swaps, log_probs.shape[-1])]
             views.append(log_probs)
     mean = views[0] if len(views) == 1 else jax.nn.logsumexp(jnp.stack(views), axis=0) - jnp.log(len(views))
     mean = jnp.maximum(mean, LOG_FLOOR)
     return tuple(mean[i] for i in range(images.shape[0]))
+
+
+def _swapped(swaps: tuple[tuple[int, int], ...], num_classes: int) -> np.ndarray:
+    """The class ids 0..C-1 with those of each pair exchanged: the mirrored view's left arm is the right one."""
+    order = np.arange(num_classes)
+    for a, b in swaps:
+        order[a], order[b] = b, a
+    return order
 
 
 @jax.jit

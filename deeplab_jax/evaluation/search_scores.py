@@ -15,6 +15,7 @@ from deeplab_jax.crf.gaussian import TRUNCATE
 from deeplab_jax.crf.kernels import choose_bilateral
 from deeplab_jax.crf.mean_field import Options, image_kernels, solve
 from deeplab_jax.crf.params import truncation_radius
+from deeplab_jax.data import reading
 from deeplab_jax.evaluation import trimap
 from deeplab_jax.evaluation.confusion import confusion_matrix
 from deeplab_jax.evaluation.search import Counts, Setting
@@ -28,7 +29,7 @@ class ScoreStore:
     Args:
       folder: where they lie.
       dataset: the images.
-      indices: which of them.
+      indices: which of them; `complete` takes those off that cannot be decoded and are to be skipped.
       about: what the scores were computed with; scores of something else are computed anew.
     """
 
@@ -45,22 +46,39 @@ class ScoreStore:
         return len(self.indices)
 
     def path(self, i: int) -> Path:
-        return self.folder / f"{self.indices[i]:06d}.npy"
+        return self._file(self.indices[i])
 
     def complete(self, segmenter: Callable[[], object], say: Callable[[str], None] = print) -> None:
-        """Computes the scores that are missing; `segmenter` is made only if there are any."""
-        missing = [i for i in range(len(self)) if not self.path(i).is_file()]
-        if not missing:
-            return
-        network, start, said = segmenter(), time.monotonic(), 0.0
-        for done, i in enumerate(missing, 1):
-            scores = network.scores([self.dataset[self.indices[i]].image])[0].astype(np.float16)
-            write_atomically(self.path(i), lambda path, scores=scores: np.save(path, scores))
+        """Computes the scores that are missing; `segmenter` is made only if there are any.
+
+        Raises:
+          UserError: an image cannot be decoded and is not to be skipped, or none can.
+        """
+        network, start, said = None, time.monotonic(), 0.0
+        missing = [index for i, index in enumerate(self.indices) if not self.path(i).is_file()]
+        stored = len(self) - len(missing)
+        damaged = set()
+        for done, index in enumerate(missing, 1):
+            example = reading.read(self.dataset, index)
+            if example is None:
+                damaged.add(index)
+                continue
+            network = segmenter() if network is None else network
+            scores = network.scores([example.image])[0].astype(np.float16)
+            write_atomically(self._file(index), lambda path, scores=scores: np.save(path, scores))
             now = time.monotonic()
             if now - said >= 5 or done == len(missing):
                 said, seconds = now, int((now - start) / done * (len(missing) - done))
                 left = f", {seconds // 60}:{seconds % 60:02d} left" if done < len(missing) else ""
-                say(f"network: {len(self) - len(missing) + done} of {len(self)} images{left}")
+                say(f"network: {stored + done} of {len(self)} images{left}")
+        self.indices = [index for index in self.indices if index not in damaged]
+        if damaged:
+            say(f"{len(damaged)} images cannot be decoded and are left out; {len(self)} remain")
+        if not self.indices:
+            raise reading.all_corrupt(self.dataset)
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.npy"
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(log-probabilities float32 [H, W, C], image uint8 [H, W, 3], label uint8 [H, W])."""

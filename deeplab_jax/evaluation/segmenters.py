@@ -21,14 +21,15 @@ def create_segmenter(
     `config.crf`.
 
     Args:
-      config: the run's config; `model`, `crf` and `eval` are read.
+      config: the run's config; `model`, `crf`, `eval` and `data.mirror_swaps` are read.
       variables: Flax variables, host arrays.
       class_names: C names.
       palette: [256, 3] RGB.
       **options: further arguments of `Segmenter`, in place of `config.eval`'s.
 
     Raises:
-      UserError: `config.crf` names no known parameters or filter.
+      UserError: `config.crf` names no known parameters or filter, or `config.data.mirror_swaps` classes that are not
+        there.
     """
     try:
         params, normalization = crf.params_from_config(config.crf)
@@ -45,6 +46,7 @@ def create_segmenter(
         "compatibility": compatibility,
         "scales": config.eval.scales,
         "mirror": config.eval.mirror,
+        "mirror_swaps": _mirror_swaps(config, len(class_names)),
         "tile": config.eval.tile,
         "batch_size": config.eval.batch_size,
         "size_multiple": config.eval.size_multiple,
@@ -60,3 +62,15 @@ def create_segmenter(
         np.asarray(palette, np.uint8),
         **(defaults | options),
     )
+
+
+def _mirror_swaps(config: ConfigDict, num_classes: int) -> tuple[tuple[int, int], ...]:
+    """`config.data.mirror_swaps`, checked; empty where the config says nothing of the data."""
+    given = config.data.mirror_swaps if "data" in config and "mirror_swaps" in config.data else ()
+    try:
+        pairs = tuple((int(a), int(b)) for a, b in given)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"config.data.mirror_swaps={given}: must be pairs of class ids, as in ((3,4),(5,6))") from e
+    if any(not 0 <= i < num_classes for pair in pairs for i in pair):
+        raise UserError(f"config.data.mirror_swaps={given}: must name classes between 0 and {num_classes - 1}")
+    return pairs

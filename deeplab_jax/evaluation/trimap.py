@@ -1,6 +1,6 @@
 """Trimaps: the narrow band around object boundaries in which v1 (section 5.2, Figure 5) measures accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -8,6 +8,7 @@ from scipy import ndimage
 from deeplab_jax.evaluation.confusion import VOID
 
 SOURCES = ("boundary", "void")
+TABLE_WIDTHS = (1, 2, 3, 5, 10, 20, 40)  # what a table shows of many widths
 
 
 def boundary(label: np.ndarray) -> np.ndarray:
@@ -61,3 +62,14 @@ def band(label: np.ndarray, widths: Sequence[int], source: str = "boundary") -> 
 def trimap(label: np.ndarray, width: float, source: str = "boundary") -> np.ndarray:
     """The valid pixels within `width` pixels of a boundary. label [H, W] uint8; returns [H, W] bool."""
     return (distance(label, source) <= width) & (label != VOID)
+
+
+def shown(widths: Iterable) -> list:
+    """Of more widths than a table has room for, those in `TABLE_WIDTHS`; else, or if none is among them, all.
+
+    >>> shown(map(str, range(1, 41)))
+    ['1', '2', '3', '5', '10', '20', '40']
+    """
+    widths = list(widths)
+    few = [w for w in widths if float(w) in TABLE_WIDTHS]
+    return few if few and len(widths) > len(TABLE_WIDTHS) else widths

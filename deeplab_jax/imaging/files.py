@@ -22,6 +22,9 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000
 # Images above this size are refused unless the caller allows more.
 MAX_PIXELS = 200_000_000
 
+# Colors that mean void in a colored label map unless a class has them: black, white, and PASCAL's boundary color.
+VOID_COLORS = np.array([[0, 0, 0], [255, 255, 255], [224, 224, 192]], np.uint8)
+
 
 class CorruptImageError(UserError):
     """A file that is there but cannot be decoded."""
@@ -63,8 +66,8 @@ def read_label(source: str | os.PathLike | bytes, name: str = "", colors: np.nda
     Args:
       source: a path, or the encoded bytes.
       name: what errors call it; default the path.
-      colors: uint8 `[K, 3]`, RGB of class 0..K-1; a colored map is then looked up, black or white outside the table is
-        void, other unknown colors are refused (in JPEGs, the nearest is taken).
+      colors: uint8 `[K, 3]`, RGB of class 0..K-1; a colored map is then looked up, `VOID_COLORS` outside the table are
+        void, other unknown colors are refused (in JPEGs, the nearest is taken, void's included).
 
     Returns:
       Class ids, uint8 `[H, W]`, 255 = void.
@@ -73,8 +76,10 @@ def read_label(source: str | os.PathLike | bytes, name: str = "", colors: np.nda
       UserError: no such file, colors without a table, or a color that the table lacks.
       CorruptImageError: it cannot be decoded.
     """
-    image = _upright(_open(source, name))
-    where = name or str(source)
+    opened = _open(source, name)
+    jpeg = opened.format == "JPEG"  # which turning upright forgets
+    image = _upright(opened)
+    where = name or ("label" if isinstance(source, bytes) else os.fspath(source))
     if image.mode in ("L", "P") and not (colors is not None and image.mode == "P" and _is_colored(image, colors)):
         return np.array(image)
     if image.mode == "1":
@@ -94,9 +99,7 @@ def read_label(source: str | os.PathLike | bytes, name: str = "", colors: np.nda
             f"{where}: is a color picture where class ids are expected; "
             "give R G B for each class in the classes file (config.data.classes), or save an index or palette PNG"
         )
-    return _look_up(
-        rgb, colors, where, nearest=image.format == "JPEG" or str(where).lower().endswith((".jpg", ".jpeg"))
-    )
+    return _look_up(rgb, colors, where, nearest=jpeg)
 
 
 def read_palette(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
@@ -242,23 +245,24 @@ def _is_colored(image: Image.Image, colors: np.ndarray) -> bool:
 
 
 def _look_up(rgb: np.ndarray, colors: np.ndarray, where: str, nearest: bool) -> np.ndarray:
-    packed = (rgb.astype(np.int32) << np.array([16, 8, 0])).sum(axis=2)
-    unique, inverse = np.unique(packed, return_inverse=True)
-    table = np.asarray(colors, np.int32)
-    known = {int((c << np.array([16, 8, 0])).sum()): i for i, c in reversed(list(enumerate(table)))}
-    void = {0x000000, 0xFFFFFF, 0xE0E0C0}  # black, white, and PASCAL's boundary color
+    unique, inverse = np.unique(_packed(rgb), return_inverse=True)
+    table = np.concatenate([colors, VOID_COLORS]).astype(np.int32)
+    meaning = np.concatenate([np.arange(len(colors)), np.full(len(VOID_COLORS), 255)]).astype(np.uint8)
+    known = {color: i for i, color in reversed(list(enumerate(_packed(table).tolist())))}  # classes before void
     ids = np.empty(len(unique), np.uint8)
     for n, color in enumerate(unique.tolist()):
+        parts = np.array([color >> 16, color >> 8 & 255, color & 255])
         if color in known:
-            ids[n] = known[color]
+            ids[n] = meaning[known[color]]
         elif nearest:
-            parts = np.array([color >> 16, color >> 8 & 255, color & 255])
-            ids[n] = np.argmin(((table - parts) ** 2).sum(axis=1))
-        elif color in void:
-            ids[n] = 255
+            ids[n] = meaning[np.argmin(((table - parts) ** 2).sum(axis=1))]
         else:
-            parts = (color >> 16, color >> 8 & 255, color & 255)
             raise UserError(
-                f"{where}: holds the color {parts}, which no class has; add it to the classes file or repaint it"
+                f"{where}: holds the color {tuple(parts.tolist())}, which no class has; add it to the classes file or "
+                "repaint it"
             )
     return ids[inverse].reshape(rgb.shape[:2])
+
+
+def _packed(rgb: np.ndarray) -> np.ndarray:
+    return (rgb.astype(np.int32) << np.array([16, 8, 0])).sum(axis=-1)

@@ -171,8 +171,8 @@ def trimap_plot(results: Sequence[dict]) -> np.ndarray:
             widths = sorted(int(w) for w in r["trimap"])
             values = [r["trimap"][str(w)][key] for w in widths]
             label = f"CRF, {r['crf_iterations']} iterations" if r["crf_iterations"] else "network alone"
-            axes.plot(widths, [np.nan if v is None else 100 * v for v in values], marker="o", label=label)
-        axes.set_xticks(widths)
+            axes.plot(widths, [np.nan if v is None else 100 * v for v in values], marker="o", markersize=3, label=label)
+        axes.set_xticks(widths if len(widths) <= 10 else [w for w in widths if w == widths[0] or w % 5 == 0])
         axes.set_xlabel("trimap width [pixels]")
         axes.set_ylabel(f"{title} [%]")
         axes.grid(alpha=0.3)

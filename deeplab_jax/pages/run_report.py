@@ -63,7 +63,9 @@ def _evaluation(path: Path) -> dict:
     results = _read_json(path)
     if not isinstance(results, list) or not results or not all("mean_iou" in r for r in results):
         raise UserError(f"{path}: is not a result of an evaluation; remove it or evaluate again")
-    names = [f"CRF ×{r['crf_iterations']}" if r["crf_iterations"] else "network alone" for r in results]
+    results = sorted(results, key=lambda r: r["crf_iterations"])
+    counts = [r["crf_iterations"] for r in results]
+    names = [f"CRF ×{n}" if n else "network alone" for n in counts]
     about = path.with_name(f"{path.stem}_images.json")
     images = _read_json(about) if about.is_file() else {"pictures": [], "images": []}
     pictures = [p for p in (_picture(path.parent, entry, images) for entry in images["pictures"]) if p]
@@ -77,6 +79,7 @@ def _evaluation(path: Path) -> dict:
         "split": path.stem,
         "images": results[0]["images"],
         "heads": names,
+        "ends": _ends(counts),
         "summary": [
             (words, [r.get(key) for r in results])
             for key, words in (
@@ -110,20 +113,31 @@ def _picture(folder: Path, entry: dict, images: dict) -> dict | None:
     photo, truth, *labels = (a[::step, ::step] for a in (photo, truth, *labels))
     shown = [overlay(photo, one, palette, (), legend=False) for one in labels]
     about = images["images"][entry["index"]] if entry["index"] < len(images["images"]) else {}
-    scores = about.get("mean_iou") or [None]
+    numbers = images.get("crf_iterations", [])  # in the order of the scores; older files may not ascend
+    scores = dict(zip(numbers, about.get("mean_iou") or []))
+    lowest, highest = int(counts[0]), int(counts[-1])
     return {
         "kind": entry["kind"],
         "name": about.get("name", ""),
-        "before": scores[0],
-        "after": scores[-1],
+        "before": scores.get(lowest),
+        "after": scores.get(highest),
         "photo": _jpeg(photo),
         "truth": _jpeg(overlay(photo, truth, palette, (), legend=False)),
         "off": _jpeg(shown[0]),
         "on": _jpeg(shown[-1]),
         "compared": len(labels) > 1,
-        "iterations": counts[-1],
+        "ends": _ends((lowest, highest)),
         "strip": [(n, _png(palette[one])) for n, one in zip(counts, labels)] if entry["kind"] == "sample" else [],
     }
+
+
+def _ends(counts: Sequence[int]) -> tuple[str, str]:
+    """What the fewest and the most iterations of the CRF are called.
+
+    >>> _ends((0, 10)), _ends((5, 10))
+    (('off', 'on'), ('×5', '×10'))
+    """
+    return ("off" if not min(counts) else f"×{min(counts)}"), ("on" if not min(counts) else f"×{max(counts)}")
 
 
 def _opened(path: Path) -> np.ndarray:

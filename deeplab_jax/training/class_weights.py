@@ -3,6 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from deeplab_jax.data import reading
 from deeplab_jax.errors import UserError
 from deeplab_jax.training.losses import RULES, class_weights_from_counts
 from deeplab_jax.training.reporting import say
@@ -35,8 +36,12 @@ def class_weights_for(config: ConfigDict, dataset) -> np.ndarray | None:
 
 
 def count_pixels(dataset) -> list[int]:
-    """Pixels of each class over a whole data set, void left out."""
+    """Pixels of each class over a whole data set, void left out.
+
+    Raises:
+      UserError: an example cannot be decoded and is not to be skipped, or none can.
+    """
     counts = np.zeros(256, np.int64)
-    for i in range(len(dataset)):
-        counts += np.bincount(dataset[i].label.ravel(), minlength=256)
+    for _, example in reading.readable(dataset):
+        counts += np.bincount(example.label.ravel(), minlength=256)
     return counts[: dataset.num_classes].tolist()

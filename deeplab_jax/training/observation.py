@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from deeplab_jax.data import reading
 from deeplab_jax.evaluation.segmenters import create_segmenter
 from deeplab_jax.imaging import overlay
 from deeplab_jax.training.reporting import Reporter
@@ -17,7 +18,7 @@ class Pictures:
       config: `log.images_every` says how many steps are to lie between pictures; 0 = none.
       reporter: takes pictures and scalars.
       meta: `class_names` and `palette`.
-      dataset: its first example is shown.
+      dataset: its first example that can be decoded is shown.
       done: steps of earlier runs, whose pictures are there.
     """
 
@@ -39,7 +40,7 @@ class Pictures:
 
     def _picture(self, state: TrainState) -> np.ndarray:
         """Photograph, truth, network, network + CRF and errors side by side, [H, W, 3] uint8."""
-        example = self._dataset[0]
+        _, example = next(reading.readable(self._dataset))
         names, palette = self._meta["class_names"], np.asarray(self._meta["palette"], np.uint8)
         segmenter = create_segmenter(self._config, state.variables(), names, palette, devices=jax.local_devices()[:1])
         counts = tuple(dict.fromkeys((0, self._config.crf.iterations)))

@@ -1,5 +1,8 @@
+import json
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -125,3 +128,176 @@ def test_command_says_what_is_wrong(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "A_train000.png (44)" in done.stdout and "ids outside the classes" in done.stdout
     assert "8/8" in done.stderr  # progress
+
+
+def _folder(config, tmp_path, labels, classes="", mode="L"):
+    """A folder of images p00, p01, ... with these labels."""
+    for i, label in enumerate(labels):
+        write_image(tmp_path / "images" / f"p{i:02d}.png", seed=i)
+        write_label(tmp_path / "masks" / f"p{i:02d}.png", label, mode)
+    if classes:
+        (tmp_path / "classes.txt").write_text(classes)
+    config.data.update(
+        name="folder", images=str(tmp_path / "images"), masks=str(tmp_path / "masks"), train_split="train",
+        classes=str(tmp_path / "classes.txt") if classes else "", val_fraction=0.0,
+    )  # fmt: skip
+    return tmp_path / "images", tmp_path / "masks"
+
+
+def _findings(config):
+    result = audit.audit(*audit.sources_of(config.data, ("train",)))
+    return {f.kind: f for f in result.findings}
+
+
+def test_the_boundary_color_is_void_where_colors_are_looked_up(config, tmp_path):
+    colors = np.array([[0, 0, 0], [128, 0, 0], [224, 224, 192]], np.uint8)
+    _, masks = _folder(config, tmp_path, [blocks(0, 1)] * 2, "background 0 0 0\nplane 128 0 0\n")
+    for i, ids in enumerate(((0, 1, 2), (0, 1, 1))):
+        Image.fromarray(colors[blocks(*ids)]).save(masks / f"p{i:02d}.png")
+    found = _findings(config)
+    assert {k for k, f in found.items() if f.error} == set()
+    assert found["boundary void"].count == 1 and found["boundary void"].examples[0].endswith("p00.png")
+    np.testing.assert_array_equal(data.open_dataset(config.data, "train")[0].label, blocks(0, 1, 255))
+    # A class of that color is a class.
+    (tmp_path / "classes.txt").write_text("background 0 0 0\nplane 128 0 0\nsand 224 224 192\n")
+    found = _findings(config)
+    assert "boundary void" not in found and "boundary color" not in found
+
+
+def test_objects_marked_255_are_found_however_small(config, tmp_path):
+    small = np.zeros((24, 32), np.uint8)
+    small[3, 4] = 255
+    _folder(config, tmp_path, [small, blocks(0), small.T.copy().reshape(24, 32)], "background\nobject\n")
+    found = _findings(config)
+    assert found["0 and 255"].count == 2 and not found["0 and 255"].error
+    assert "p00.png" in found["0 and 255"].examples[0] and "p02.png" in found["0 and 255"].examples[1]
+    # Where another class occurs, an image of background with a thin void line is nothing odd.
+    write_label(tmp_path / "masks" / "p01.png", blocks(0, 1))
+    assert "0 and 255" not in _findings(config)
+
+
+def _png_of_16_bits(height: int, width: int) -> bytes:
+    """An RGB PNG of 16 bits per channel, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = (b"\0" + bytes(range(6)) * width) * height
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_16_bit_color_is_noticed(config, tmp_path):
+    images, _ = _folder(config, tmp_path, [blocks(0, 1)] * 2)
+    (images / "p01.png").write_bytes(_png_of_16_bits(24, 32))
+    found = _findings(config)
+    assert found["16 bit image"].count == 1 and found["16 bit image"].examples[0].endswith("p01.png")
+    assert "gray image" not in found
+
+
+def test_labels_that_cannot_be_used_say_why(config, tmp_path):
+    colors = np.array([[9, 9, 9], [200, 0, 0], [1, 2, 3]], np.uint8)
+    _, masks = _folder(config, tmp_path, [blocks(0, 1)] * 3, "a 9 9 9\nb 200 0 0\n")
+    Image.fromarray(colors[blocks(0, 2)]).save(masks / "p00.png")
+    Image.fromarray(np.full((24, 32), 300, np.uint16)).save(masks / "p01.png")
+    shuffled = Image.fromarray(blocks(1, 0))
+    shuffled.putpalette([200, 0, 0, 9, 9, 9] + [0, 0, 0] * 254)
+    shuffled.save(masks / "p02.png")
+    found = _findings(config)
+    assert found["unknown color"].examples == (f"{masks / 'p00.png'} (holds the color (1, 2, 3), which no class has)",)
+    assert found["ids"].examples == (f"{masks / 'p01.png'} (holds the id 300, and ids above 255 are not supported)",)
+    assert found["other color"].examples == (str(masks / "p02.png"),)
+    assert {k for k, f in found.items() if f.error} == {"unknown color", "ids"}
+
+
+def test_one_colored_mask_among_gray_ones_is_named_alone(config, tmp_path):
+    _, masks = _folder(config, tmp_path, [blocks(0, 1)] * 4)
+    Image.fromarray(np.stack([blocks(0, 128), blocks(0, 64), blocks(0, 0)], 2)).save(masks / "p02.png")
+    found = _findings(config)
+    assert found["rgb mask"].examples == (str(masks / "p02.png"),)
+
+
+def test_missing_classes_are_explained(config, tmp_path):
+    _folder(config, tmp_path, [blocks(0, 2)], "a\nb\nc\nd\n")
+    sentence = _findings(config)["never"].sentence
+    assert sentence == (
+        "classes never occur in train: b, d; the network cannot learn them "
+        "(the ids skip: check that the classes file has the labels' order)"
+    )
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    write_label(tmp_path / "masks" / "p00.png", blocks(0, 1))
+    assert _findings(config)["never"].sentence.endswith("c; the network cannot learn them")
+    config.data.update(name="camvid", dir=str(make_camvid(tmp_path / "camvid")))
+    result = audit.audit(*audit.sources_of(config.data, ("train", "val")))
+    sentences = [f.sentence for f in result.findings if f.kind == "never"]
+    assert len(sentences) == 2 and not any("skip" in s for s in sentences)  # no classes file of the user's
+    assert sentences[1].endswith("their IoU there is 0 or, not predicted either, undefined")
+
+
+def test_holdout_is_checked_as_a_split(config, tmp_path):
+    config.data.update(name="camvid", dir=str(make_camvid(tmp_path / "camvid", train=20)), holdout=4)
+    config.data.train_split = "train"
+    _, sources = audit.sources_of(config.data, ("train", "holdout", "val"))
+    for split in ("train", "holdout", "val"):
+        assert [s.name for s in sources[split]] == data.open_dataset(config.data, split).names(), split
+    config.data.holdout = 0
+    with pytest.raises(UserError, match=r"config.data.holdout=0: must be between 1 and 19"):
+        audit.sources_of(config.data, ("holdout",))
+
+
+def test_splits_that_are_not_there_are_named(config, tmp_path):
+    _folder(config, tmp_path, [blocks(0, 1)] * 3)
+    for split in ("train_aug", "test"):
+        with pytest.raises(UserError, match=rf"folder has no split '{split}'; available: train, val, all; set config"):
+            audit.sources_of(config.data, (split,))
+
+
+def test_command_names_the_splits_of_a_folder(config, tmp_path):
+    _folder(config, tmp_path, [blocks(0, 1)] * 3)
+    command = [
+        sys.executable, "-m", "deeplab_jax.check_dataset", "--config", "voc_aspp_l", "--config.data.name=folder",
+        f"--config.data.images={tmp_path / 'images'}", f"--config.data.masks={tmp_path / 'masks'}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "no split 'train_aug'; available: train, val, all" in done.stderr
+
+
+def test_annotations_of_all_images_are_not_read_for_each(config, tmp_path, monkeypatch):
+    from deeplab_jax.data.builders.coco_voc import coco_voc_dataset_builder as coco
+
+    monkeypatch.setattr(coco, "MIN_PIXELS", 20)
+    square = {"segmentation": [[2, 2, 9, 2, 9, 9, 2, 9]], "area": 64, "category_id": 18}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)],
+        "annotations": [square | {"image_id": i} for i in range(3)],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    for i in range(3):
+        write_image(tmp_path / "train2017" / f"{i}.jpg", seed=i)
+    config.data.update(name="coco_voc", dir=str(tmp_path), train_split="train")
+    read = []
+    whole = audit.base.read_bytes
+    monkeypatch.setattr(audit.base, "read_bytes", lambda path: read.append(path.suffix) or whole(path))
+    result = audit.audit(*audit.sources_of(config.data, ("train",)))
+    assert result.images == {"train": 3} and not result.errors
+    assert read == [".jpg"] * 3
+    assert result.pixels["train"][12] == 3 * 64  # dogs
+
+
+def test_all_rules_of_class_weights_are_printed(config, tmp_path):
+    from deeplab_jax.check_dataset import report
+
+    label = np.zeros((24, 32), np.uint8)
+    label[:, :2] = 1  # 15 to 1
+    _folder(config, tmp_path, [label], "road\nlight\n")
+    text = report(audit.audit(*audit.sources_of(config.data, ("train",)))).splitlines()
+    head = next(line for line in text if "fourth_root" in line)
+    assert head.split()[:8] == ["id", "class", "pixels", "images", "weight:", "sqrt", "fourth_root", "median"]
+    row = next(line for line in text if " light " in line).split()
+    # w1 = f^-p / (sum of f^(1 - p)), with f = 1/16 and 15/16
+    expected = [16**p / ((15 / 16) ** (1 - p) + (1 / 16) ** (1 - p)) for p in (0.5, 0.25)]
+    assert row[2:6] == ["6.250%", "1", *(f"{w:.2f}" for w in expected)]
+    assert text[-1].endswith("('sqrt',), ('fourth_root',), ('median',), or numbers.")

@@ -75,6 +75,38 @@ def test_sbd_mat_files_give_train_aug_without_val(config, tmp_path):
         data.open_dataset(config.data, "train_aug")
 
 
+def test_sbd_without_the_list_of_val_is_refused(config, tmp_path):
+    root = _voc(tmp_path)
+    (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    sbd = tmp_path / "sbd"
+    (sbd / "cls").mkdir(parents=True)
+    (sbd / "train.txt").write_text("2008_7\n2007_3\n")
+    (sbd / "val.txt").write_text("2007_1\n")
+    config.data.update(name="voc_segmentation", dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"Segmentation/val.txt: no such file, so the images of val cannot be kept out"):
+        data.open_dataset(config.data, "train_aug")
+
+
+@pytest.mark.parametrize("listed", ["train_aug.txt", "trainaug.txt", ""])
+def test_published_labels_give_train_aug_without_val(config, tmp_path, listed):
+    root = _voc(tmp_path)
+    for name in ("2008_9", "2008_7", "2007_3", "2007_1"):  # 2007_3 is in VOC's val
+        write_image(root / "JPEGImages" / f"{name}.jpg")
+        write_label(root / "SegmentationClassAug" / f"{name}.png", blocks(0, 9))
+    if listed:
+        lines = "/JPEGImages/2007_1.jpg /SegmentationClassAug/2007_1.png\n2008_7\n2007_3\n"
+        (root / "ImageSets" / "Segmentation" / listed).write_text(lines)
+    config.data.update(name="voc_segmentation", dir=str(tmp_path))
+    augmented = data.open_dataset(config.data, "train_aug")
+    assert _names(augmented) == (["2007_1", "2008_7"] if listed else ["2007_1", "2007_2", "2008_7", "2008_9"])
+    np.testing.assert_array_equal(augmented[0].label, blocks(0, 9))  # the published one, not VOC's
+    assert _names(data.open_dataset(config.data, "trainval_aug"))[-1] == "2007_3"
+    (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    if not listed:  # nothing says which of the published labels are val's
+        with pytest.raises(UserError, match=r"val.txt: no such file"):
+            data.open_dataset(config.data, "train_aug")
+
+
 def test_published_augmented_labels(config, test_data):
     config.data.update(name="voc_segmentation", dir=str(test_data / "voc_sample"))
     augmented, val = (data.open_dataset(config.data, split) for split in ("train_aug", "val"))
@@ -142,6 +174,7 @@ def test_cityscapes_folders_and_zips(config, tmp_path):
 def test_coco(config, tmp_path, monkeypatch):
     from deeplab_jax.data.builders.coco_voc import coco_voc_dataset_builder as coco
 
+    assert coco.MIN_PIXELS == 40_000  # Zheng et al. 2015, section 7.1
     monkeypatch.setattr(coco, "MIN_PIXELS", 20)
     square = {"segmentation": [[2, 2, 9, 2, 9, 9, 2, 9]], "area": 64, "category_id": 18, "image_id": 1}
     small = {"segmentation": [[4, 4, 6, 4, 6, 6, 4, 6]], "area": 9, "category_id": 1, "image_id": 1}
@@ -150,17 +183,20 @@ def test_coco(config, tmp_path, monkeypatch):
         "area": 48, "category_id": 1, "image_id": 1, "iscrowd": 1,
     }  # fmt: skip
     toaster = {"segmentation": [[0, 0, 30, 0, 30, 20]], "area": 300, "category_id": 80, "image_id": 2}
+    below = square | {"area": 19.5, "image_id": 3}  # of objects, just too little; the crowd does not count
+    enough = [square | {"area": 12.5, "image_id": 4}, small | {"area": 7.5, "image_id": 4}]
     (tmp_path / "annotations").mkdir()
     content = {
-        "images": [{"id": 1, "file_name": "one.jpg"}, {"id": 2, "file_name": "two.jpg"}],
-        "annotations": [small, crowd, square, toaster],
+        "images": [{"id": i, "file_name": f"{n}.jpg"} for i, n in enumerate(("one", "two", "three", "four"), 1)],
+        "annotations": [small, crowd, square, toaster, below, crowd | {"image_id": 3}, *enough],
     }
     (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    for name in ("one", "two"):
+    for name in ("one", "two", "three", "four"):
         write_image(tmp_path / "train2017" / f"{name}.jpg")
     config.data.update(name="coco_voc", dir=str(tmp_path), train_split="train")
     train = data.open_dataset(config.data, "train")
-    assert _names(train) == ["one"]  # the other shows nothing that VOC knows
+    # Of two, VOC knows nothing; in three, its classes cover half a pixel less than MIN_PIXELS; in four, just that.
+    assert _names(train) == ["one", "four"]
     expected = np.zeros((24, 32), np.uint8)
     expected[:, 30:] = 255
     expected[2:10, 2:10] = 12

@@ -46,25 +46,32 @@ def test_equals_slow_mean_iou_over_a_set():
     assert confusion.mean_iou(total) == pytest.approx(expected, abs=1e-12)
 
 
-def test_equals_scikit_learn_on_real_labels(test_data):
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+@pytest.fixture
+def real(test_data):
+    """True labels of CamVid, predictions that are often wrong, and the matrix over both."""
     from PIL import Image
 
-    folder = test_data / "camvid"
-    names = (folder / "val.txt").read_text().split()[:2]
-    paths = sorted((folder / "valannot").iterdir())[: len(names)]
-    truths = [np.asarray(Image.open(p)) for p in paths]
+    truths = [np.asarray(Image.open(p)) for p in sorted((test_data / "camvid" / "valannot").iterdir())[:2]]
     truths = [np.where(t == 11, 255, t).astype(np.uint8) for t in truths]
     predictions = [np.where(t == 255, 3, np.roll(t, 7, axis=1)).astype(np.uint8) for t in truths]
     predictions = [np.where(p == 255, 0, p).astype(np.uint8) for p in predictions]
     total = sum(confusion.confusion_matrix(t, p, 11)[0] for t, p in zip(truths, predictions, strict=True))
+    return truths, predictions, total
+
+
+def test_equals_slow_mean_iou_on_real_labels(real):
+    truths, predictions, total = real
+    assert confusion.mean_iou(total) == pytest.approx(slow_mean_iou(truths, predictions, 11), abs=1e-12)
+
+
+def test_equals_scikit_learn_on_real_labels(real):
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    truths, predictions, total = real
     t = np.concatenate([x.ravel() for x in truths])
     p = np.concatenate([x.ravel() for x in predictions])[t != 255]
     t = t[t != 255]
     expected = metrics.jaccard_score(t, p, labels=range(11), average=None, zero_division=0)
-    iou = confusion.class_iou(total)
-    np.testing.assert_allclose(np.nan_to_num(iou), expected, atol=1e-12)
-    assert confusion.mean_iou(total) == pytest.approx(slow_mean_iou(truths, predictions, 11), abs=1e-12)
+    np.testing.assert_allclose(np.nan_to_num(confusion.class_iou(total)), expected, atol=1e-12)
     np.testing.assert_array_equal(total, metrics.confusion_matrix(t, p, labels=range(11)))
 
 

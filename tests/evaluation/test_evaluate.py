@@ -81,7 +81,7 @@ def test_processes_take_separate_images_and_their_counts_add_up(dataset, monkeyp
     assert sorted(dataset.reads) == list(range(len(SIZES)))
     total = sum(c[0] for c in collected)
     assert sum(c[1] for c in collected) == len(SIZES)
-    joined = module.summarize(total[0], 0, segmenter(), (1, 3), len(SIZES), "boundary")
+    joined = module.summarize(total[0], 0, "none", NAMES, (1, 3), len(SIZES), "boundary")
     assert joined == expected
 
 
@@ -194,7 +194,10 @@ def test_counts_of_two_real_processes_add_up(tmp_path):
         from deeplab_jax.evaluation.evaluate import _over_processes
         mine = np.full((2, 1), np.nan); mine[rank] = 0.25 + rank
         names = ["one", ""] if rank == 0 else ["", "two"]
-        total, images, scores, names = _over_processes(np.full((1, 1, 2, 2), 2**33 + rank), 1, mine, names)
+        mine_filters = np.array([2, 0] if rank == 0 else [0, 1], np.int8)
+        total, images, scores, names, filters = _over_processes(
+            np.full((1, 1, 2, 2), 2**33 + rank), 1, mine, names, mine_filters)
+        assert filters.tolist() == [2, 1]
         assert (total == 2**34 + 1).all() and total.dtype == np.int64, total
         assert images == 2 and scores.ravel().tolist() == [0.25, 1.25] and names == ["one", "two"]
     """)
@@ -213,3 +216,102 @@ def test_counts_of_two_real_processes_add_up(tmp_path):
 
 def test_not_a_number_becomes_null():
     assert module._number(math.nan) is None and module._number(0.5) == 0.5
+
+
+class Stepped(Segmenter):
+    """Predicts class 1 without CRF and, after n iterations, class 2 or 3 (for 10); nothing is computed."""
+
+    def labels(self, images, iterations):
+        classes = {0: 1, 1: 2, 10: 3}
+        return [[np.full(image.shape[:2], classes[n], np.uint8) for n in iterations] for image in images]
+
+
+def stepped() -> Stepped:
+    return Stepped(ColorNetwork(), network_variables(), CRFParams(), "after", "separable", NAMES, PALETTE)
+
+
+def halves() -> Memory:
+    """Three images of which a quarter, a half and three quarters are class 1; the rest is class 3."""
+    examples = []
+    for i in range(3):
+        label = np.full((40, 48), 3, np.uint8)
+        label[:, : 12 * (i + 1)] = 1
+        examples.append(Example(np.zeros((40, 48, 3), np.uint8), label, f"2008_00000{i}"))
+    return Memory(examples)
+
+
+def test_the_order_of_the_counts_does_not_matter(tmp_path, capsys):
+    """The longest CRF ranks the images and is what the test server gets."""
+    from deeplab_jax.evaluation.submission import read_submission
+
+    found = {}
+    for name, counts in (("up", (0, 10)), ("down", (10, 0, 10))):
+        settings = config(crf_iterations=counts, overlays=1, submission="voc")
+        results = evaluate(stepped(), halves(), settings, tmp_path / name, split="val", process_index=0)
+        found[name] = results, (tmp_path / name / "val_images.json").read_text()
+        confusion = (tmp_path / name / "val_confusion.png").read_bytes()
+        found[name] += (confusion,)
+        archive = tmp_path / name / "val_submission.tgz"
+        assert all((labels == 3).all() for labels in read_submission(archive, "voc", "val").values())
+        assert f"for the test server: {archive}" in capsys.readouterr().err
+    assert found["up"] == found["down"]
+    assert [r["crf_iterations"] for r in found["down"][0]] == [0, 10]
+    about = json.loads(found["down"][1])
+    assert about["crf_iterations"] == [0, 10]
+    ranked = {p["kind"]: p["index"] for p in about["pictures"] if p["kind"] in ("best", "worst")}
+    assert ranked == {"best": 0, "worst": 2}  # by the CRF's class 3; by the network's class 1 it would be the reverse
+
+
+def test_no_or_negative_counts_are_refused(dataset):
+    for counts in ((), (-1, 10)):
+        with pytest.raises(UserError, match=r"config.eval.crf_iterations=.*needs numbers from 0"):
+            evaluate(stepped(), dataset, config(crf_iterations=counts), progress=False)
+
+
+def test_the_filter_that_auto_chose_is_recorded(monkeypatch):
+    """Exact for small images and the lattice for large ones; both, with a comma, where a set has both."""
+    from deeplab_jax.crf import kernels
+    from deeplab_jax.evaluation import inference
+
+    used = []
+
+    def mean_field(unary, image, params, *, bilateral, **options):
+        used.append(bilateral)
+        return jax.nn.softmax(-unary)
+
+    monkeypatch.setattr(inference.crf, "mean_field", mean_field)
+    monkeypatch.setitem(kernels.EXACT_UP_TO, "cpu", 40 * 50)
+    small, large = scene((40, 50)), scene((41, 50))
+    for examples, recorded in (
+        ([small], "exact"), ([large, large], "permutohedral"), ([small, large], "permutohedral,exact"),
+    ):  # fmt: skip
+        used.clear()
+        auto = Segmenter(ColorNetwork(), network_variables(), CRFParams(), "after", "auto", NAMES, PALETTE)
+        results = evaluate(auto, Memory(examples), config(crf_iterations=(0, 1)), progress=False)
+        assert [r["bilateral"] for r in results] == ["none", recorded]
+        assert set(used) == set(recorded.split(","))
+
+
+def test_the_table_shows_a_few_of_many_trimaps(dataset):
+    results = evaluate(stepped(), dataset, config(trimap_widths=tuple(range(1, 41))), progress=False)
+    assert list(results[0]["trimap"]) == [str(w) for w in range(1, 41)]
+    shown = [line.split()[1] for line in format_results(results).splitlines() if line.startswith("trimap")]
+    assert shown == ["1", "2", "3", "5", "10", "20", "40"] * 2
+    # A band holds all narrower ones: of the widest, as many pixels are right as the definition counts.
+    widest = results[0]["trimap"]["40"]["pixel_accuracy"]
+    inside = [trimap.trimap(e.label, 40) for e in dataset.examples]
+    right = sum(np.sum((e.label == 1) & i) for e, i in zip(dataset.examples, inside, strict=True))
+    assert widest == pytest.approx(right / sum(map(np.sum, inside)))
+
+
+def test_the_report_calls_counts_what_they_are(tmp_path):
+    """Off only where the fewest iterations are none."""
+    from deeplab_jax.pages.run_report import build_report
+
+    (tmp_path / "config.json").write_text("{}")
+    for counts, fewest, most, before in (((10, 1), "×1", "×10", "0.0"), ((10, 0), "off", "on", "12.5")):
+        evaluate(stepped(), halves(), config(crf_iterations=counts, overlays=1), tmp_path / "eval", progress=False)
+        page = build_report(tmp_path)
+        assert f"CRF {fewest} to the left of the line, {most} to the right" in page
+        # The best image is a quarter class 1, the rest class 3: IoU 0, 0, 0 after one; 1/4, 0 without; 0, 3/4 after 10.
+        assert f"<span>{fewest} {before}</span><span>{most} 37.5</span>" in page

@@ -1,10 +1,20 @@
+from dataclasses import dataclass
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deeplab_jax.config import load_config
 from deeplab_jax.crf import CRFParams, mean_field
 from deeplab_jax.crf.mean_field import _mean_field
+from deeplab_jax.describe import describe
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation import tiling
 from deeplab_jax.evaluation.inference import LOG_FLOOR, Segmenter, network_scores
-from tests.evaluation.fakes import PALETTE, ColorNetwork, network_variables, scene
+from deeplab_jax.evaluation.segmenters import create_segmenter
+from deeplab_jax.models import create_model
+from tests.evaluation.fakes import PALETTE, ColorNetwork, config, network_variables, scene
+from tests.models import thin
 
 PARAMS = CRFParams(3.0, 20.0, 10.0, 2.0, 2.0)
 NAMES = ("sky", "tree", "road", "car")
@@ -15,21 +25,31 @@ def segmenter(network=None, bilateral="exact", **options) -> Segmenter:
     return Segmenter(network, network_variables(), PARAMS, "after", bilateral, NAMES, PALETTE, **options)
 
 
-def by_hand(image: np.ndarray, reach: int = 4) -> np.ndarray:
-    """Log-probabilities of the color network in NumPy: box mean, every 8th pixel, linear between, softmax."""
+def stretched(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H, W, C] resized to `size`, linear between, corners kept."""
+    for axis, length in enumerate(size):
+        at = np.linspace(0, array.shape[axis] - 1, length)
+        array = np.apply_along_axis(lambda line, at=at: np.interp(at, np.arange(len(line)), line), axis, array)
+    return array
+
+
+def by_hand(image: np.ndarray, reach: int = 4, scale: float = 1.0) -> np.ndarray:
+    """Log-probabilities of the color network in NumPy: box mean, every 8th pixel, linear between, softmax.
+
+    At another scale the whole image is resized first; its sides must then need no padding.
+    """
     height, width = image.shape[:2]
     tall, wide = (max(1, -(-(n - 1) // 32)) * 32 + 1 for n in (height, width))
-    x = np.zeros((tall + 2 * reach, wide + 2 * reach, 3))
-    x[reach : reach + height, reach : reach + width] = image.astype(float) - 128
+    canvas = np.zeros((tall, wide, 3))
+    canvas[:height, :width] = image.astype(float) - 128
+    if scale != 1:
+        assert (tall, wide) == (height, width)
+        canvas = stretched(canvas, tuple(round((n - 1) * scale) + 1 for n in (tall, wide)))
+    x = np.pad(canvas, [(reach, reach), (reach, reach), (0, 0)])
     side = 2 * reach + 1
-    rows, columns = range(0, tall, 8), range(0, wide, 8)
+    rows, columns = range(0, canvas.shape[0], 8), range(0, canvas.shape[1], 8)
     scores = np.array([[x[r : r + side, c : c + side].mean((0, 1)) for c in columns] for r in rows])
-    scores = scores @ network_variables()["params"]["weights"]
-    along = np.array(
-        [[np.interp(np.arange(tall), rows, scores[:, j, c]) for c in range(4)] for j in range(len(columns))]
-    )
-    full = np.array([[np.interp(np.arange(wide), columns, along[:, c, y]) for c in range(4)] for y in range(tall)])
-    full = full.transpose(0, 2, 1)[:height, :width]
+    full = stretched(scores @ network_variables()["params"]["weights"], (tall, wide))[:height, :width]
     return full - np.log(np.exp(full).sum(-1, keepdims=True))
 
 
@@ -86,6 +106,74 @@ def test_scales_average_probabilities():
     single = segmenter().scores([image])[0]
     np.testing.assert_allclose(np.exp(several).sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(several[24:40, 24:72], single[24:40, 24:72], atol=1e-4)
+
+
+def test_each_scale_sees_the_whole_image_and_the_mean_is_of_probabilities():
+    image = scene((65, 97)).image
+    image[20:40, 30:70] = 255 - image[20:40, 30:70]  # edges inside, not the scene's smooth colors alone
+    views = [by_hand(image, scale=s) for s in (0.5, 1.0, 1.5)]
+    assert np.abs(np.exp(views[0]) - np.exp(views[1])).max() > 0.05  # the scales disagree
+    (found,) = segmenter(scales=(0.5, 1.0, 1.5)).scores([image])
+    np.testing.assert_allclose(np.exp(found), np.mean(np.exp(views), axis=0), atol=5e-4)
+
+
+@dataclass(frozen=True)
+class SideNetwork:
+    """Class 1 on the left of whatever it is shown, class 2 on the right, like a person's arms."""
+
+    def apply(self, variables, images, train=False, valid=None):
+        columns = (images.shape[2] - 1) // 8 + 1
+        side = jnp.linspace(4.0, -4.0, columns)
+        scores = jnp.stack([0 * side, side, -side, 0 * side], axis=-1)
+        return jnp.broadcast_to(scores, (images.shape[0], (images.shape[1] - 1) // 8 + 1, columns, 4)), {}
+
+
+def test_left_and_right_trade_places_in_the_mirrored_view():
+    image = np.zeros((33, 65, 3), np.uint8)
+    plain = segmenter(SideNetwork()).scores([image])[0]
+    assert plain[16, 4].argmax() == 1 and plain[16, 60].argmax() == 2
+    swapped = segmenter(SideNetwork(), mirror=True, mirror_swaps=((1, 2),)).scores([image])[0]
+    np.testing.assert_allclose(np.exp(swapped), np.exp(plain), atol=1e-5)
+    blurred = segmenter(SideNetwork(), mirror=True).scores([image])[0]
+    np.testing.assert_allclose(np.exp(blurred[..., 1]), np.exp(blurred[..., 2]), atol=1e-5)  # what swapping prevents
+
+
+def test_the_config_says_which_classes_are_left_and_right():
+    settings = config(mirror=True)
+    settings.data.mirror_swaps = [[1, 2]]  # as JSON gives it back
+    assert create_segmenter(settings, {"params": {}}, NAMES, PALETTE).mirror_swaps == ((1, 2),)
+    for wrong, sentence in ((((1, 4),), "must name classes between 0 and 3"), ((1, 2), "must be pairs of class ids")):
+        settings.data.mirror_swaps = wrong
+        with pytest.raises(UserError, match=rf"config.data.mirror_swaps=.*{sentence}"):
+            create_segmenter(settings, {"params": {}}, NAMES, PALETTE)
+
+
+def test_tiles_of_a_real_network_equal_the_whole_image_away_from_their_borders():
+    settings = load_config("camvid")
+    settings.model.update(widths=(4, 4, 6, 6), blocks=(1, 1, 1, 1), head_width=4, head_rates=(1, 2), fine_branch=4)
+    model = create_model(settings.model, 4)
+    weights = thin.variables(model)
+    # Half the receptive field, and what the scores are enlarged by, is as far as a pixel looks.
+    reach = describe(settings, 4)["receptive_field"] // 2 + 8
+    height, width, side = 97, 1121, 641  # no padding anywhere: all are 32 k + 1, and two tiles fill the width
+    options = {"size_extra": model.architecture.size_extra}
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    one, cut = (
+        Segmenter(model, weights, PARAMS, "after", "exact", NAMES, PALETTE, tile=tile, **options) for tile in (0, side)
+    )
+    whole, tiled = (np.exp(s.scores([image])[0]) for s in (one, cut))
+    assert {kind[:4] for kind in cut.programs} == {("network", 1, height, side)}
+    spans = tiling.spans(width, side, tiling.default_overlap(side))
+    same = np.ones(width, bool)
+    for span in spans:  # a tile says the same where all that a pixel looks at is in it, or has no weight
+        inside = np.zeros(width, bool)
+        inside[0 if span.start == 0 else span.start + reach : width if span.stop == width else span.stop - reach] = True
+        weight = np.zeros(width)
+        weight[span.start : span.stop] = tiling.blend_weights(span, width, tiling.default_overlap(side))
+        same &= inside | (weight == 0)
+    assert len(spans) == 2 and width // 2 < same.sum() < width
+    assert whole.std(axis=(0, 1)).min() > 1e-3  # the scores have structure
+    np.testing.assert_allclose(tiled[:, same], whole[:, same], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (140, 310)])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from configs.base import get_config
 from deeplab_jax.evaluation import trimap
 
 
@@ -60,3 +61,15 @@ def test_no_boundary_no_band(source):
 def test_unknown_source_is_refused():
     with pytest.raises(ValueError, match="trimap_source is 'edge'"):
         trimap.distance(label(), "edge")
+
+
+def test_all_widths_are_measured_and_a_few_are_shown():
+    widths = tuple(get_config().eval.trimap_widths)
+    assert widths == tuple(range(1, 41))
+    assert trimap.shown(map(str, widths)) == ["1", "2", "3", "5", "10", "20", "40"]
+    assert trimap.shown(["4", "7"]) == ["4", "7"]
+    assert trimap.shown([6, 7, 8, 9, 11, 12, 13, 14]) == [6, 7, 8, 9, 11, 12, 13, 14]  # none of the usual ones
+    # Each band of many is the trimap of its width.
+    index = trimap.band(label(), widths)
+    for k, width in enumerate(widths):
+        np.testing.assert_array_equal((index <= k) & (label() != 255), trimap.trimap(label(), width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import errno
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, palettes
 
 VOID = palettes.VOID
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the disk's fault, not the network's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +69,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """uint8 `[256, 3]`."""
         return palettes.voc_palette()
 
-    def available_splits(self) -> list[str]:
-        """The names that `open_dataset` accepts, once prepared."""
-        return list(self.info.splits)
+    def available_splits(self, stored: Sequence[str] | None = None) -> list[str]:
+        """The names that `open_dataset` accepts; `stored`: the keys of `sources()`, default those prepared."""
+        return list(self.info.splits if stored is None else stored)
 
     def select(self, split: str, seed: int) -> np.ndarray | None:
         """Which of the stored examples of `split_expression(split)` belong to it; None = all."""
@@ -82,6 +84,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def sequence_of(self, name: str) -> str | None:
         """The video that an example comes from, whose frames resemble each other; None for single photographs."""
+        return None
+
+    def mask_colors(self) -> np.ndarray | None:
+        """RGB of the classes by which masks are looked up, uint8 `[K, 3]`; None where masks hold ids."""
         return None
 
     def extra_files(self) -> list[Path]:
@@ -135,7 +141,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def _split_generators(self, dl_manager) -> dict:
         if self.raw is None:
-            self.raw = self._download(dl_manager)
+            self.raw = self._downloaded(dl_manager)
         splits = self.sources()
         progress = tqdm(
             total=sum(map(len, splits.values())),
@@ -148,6 +154,28 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def _download(self, dl_manager) -> Path:
         return Path(dl_manager.manual_dir)
+
+    def _downloaded(self, dl_manager) -> Path:
+        """`_download`, in which a failure is a `UserError` that says so (requests' errors are `OSError`s too).
+
+        Raises:
+          UserError: the server, the connection, a checksum or an archive. OSError: the disk.
+        """
+        from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+        from tensorflow_datasets.core.download.extractor import ExtractError
+        from tensorflow_datasets.core.download.util import DownloadError
+
+        try:
+            return self._download(dl_manager)
+        except (OSError, DownloadError, NonMatchingChecksumError, ExtractError) as e:
+            if isinstance(e, OSError) and e.errno in _DISK:
+                raise
+            lines = str(e).strip().splitlines() or [type(e).__name__]
+            advice = "delete that file and try again" if isinstance(e, NonMatchingChecksumError) else "try again later"
+            raise UserError(
+                f"{self.name}: the download failed ({lines[0].rstrip(':. ')}); {advice}, or get the files by hand and "
+                "name their folder with config.data.dir"
+            ) from e
 
     def _generate_examples(self, sources: Sequence[Source], progress: tqdm | None = None) -> Iterator[tuple[int, dict]]:
         try:

@@ -1,6 +1,7 @@
 """MS-COCO with VOC's 20 classes, for pretraining: instances painted into class maps, poor images left out."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 from deeplab_jax.data.builders import base
 from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import CLASS_NAMES
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import files
 
 # COCO's category id -> VOC's class id.
 CATEGORIES = {
@@ -33,8 +35,8 @@ class Builder(base.SegmentationBuilder):
 
     def sources(self) -> dict[str, list[base.Source]]:
         for year in ("2017", "2014"):
-            files = {s: self.raw / "annotations" / f"instances_{s}{year}.json" for s in ("train", "val")}
-            found = {split: path for split, path in files.items() if path.is_file()}
+            lists = {s: self.raw / "annotations" / f"instances_{s}{year}.json" for s in ("train", "val")}
+            found = {split: path for split, path in lists.items() if path.is_file()}
             if found:
                 self._instances: dict[str, list[dict]] = {}
                 return {split: self._split(path, self.raw / f"{split}{year}") for split, path in found.items()}
@@ -64,14 +66,14 @@ class Builder(base.SegmentationBuilder):
         return sources
 
     def read_label(self, source: base.Source) -> np.ndarray:
-        width, height = Image.open(source.image).size
+        height, width = files.size_of(source.image)
         return paint(self._instances[source.name], height, width)
 
     def split_expression(self, split: str) -> str:
         return "train+val" if split == "trainval" else split
 
-    def available_splits(self) -> list[str]:
-        stored = super().available_splits()
+    def available_splits(self, stored: Sequence[str] | None = None) -> list[str]:
+        stored = super().available_splits(stored)
         return [*stored, "trainval"] if len(stored) == 2 else stored
 
 

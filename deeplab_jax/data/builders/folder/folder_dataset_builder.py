@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -65,12 +65,15 @@ class Builder(base.SegmentationBuilder):
         return palettes.voc_palette() if colors is None else palettes.from_colors(colors)
 
     def read_label(self, source: base.Source) -> np.ndarray:
-        return files.read_label(base.read_bytes(source.label), str(source.label), self._classes()[1])
+        return files.read_label(base.read_bytes(source.label), str(source.label), self.mask_colors())
+
+    def mask_colors(self) -> np.ndarray | None:
+        return self._classes()[1] if self.options.classes else None
 
     def extra_files(self) -> list[Path]:
         return [self._resolve("classes")] if self.options.classes else []
 
-    def available_splits(self) -> list[str]:
+    def available_splits(self, stored: Sequence[str] | None = None) -> list[str]:
         return ["train", "val", "all"]
 
     def split_expression(self, split: str) -> str:
@@ -95,18 +98,19 @@ class Builder(base.SegmentationBuilder):
         return np.sort(order[:count] if split == "val" else order[count:])
 
     def _listed(self, field: str, names: list[str]) -> np.ndarray:
+        """The examples that a list names, in its order, each once."""
         path = self._resolve(field)
-        known = {name: i for i, name in enumerate(names)}
-        known |= {Path(name).name: i for i, name in reversed(list(enumerate(names))) if Path(name).name not in known}
-        chosen = []
+        find = _Names(names)
+        chosen: dict[int, None] = {}
         for line in base.read_names(path):
-            name = Path(line.split()[0])
-            name = name.with_suffix("") if name.suffix.lower() in files.IMAGE_SUFFIXES else name
-            found = known.get(name.as_posix(), known.get(name.name))
-            if found is None:
+            found = find(line) or find(_first_of_pair(line))
+            if not found:
                 raise UserError(f"{path}: names '{line}', but there is no such image in {self.options.images}")
-            chosen.append(found)
-        return np.array(chosen)
+            if len(found) > 1:
+                several = " and ".join(f"'{names[i]}'" for i in found[:2])
+                raise UserError(f"{path}: '{line}' may be {several} in {self.options.images}; write its folder too")
+            chosen[found[0]] = None
+        return np.array(list(chosen))
 
     def _resolve(self, field: str) -> Path:
         value = getattr(self.options, field)
@@ -123,11 +127,14 @@ class Builder(base.SegmentationBuilder):
             return [p if p.is_absolute() else path.parent / p for p in listed]
         if not path.is_dir():
             raise UserError(f"config.data.{field}={getattr(self.options, field)}: no such folder or list file")
-        found = {
-            p.relative_to(path).with_suffix("").as_posix(): p
-            for p in sorted(path.rglob("*"))
-            if p.suffix.lower() in files.IMAGE_SUFFIXES and not p.name.startswith(".")
-        }
+        found: dict[str, Path] = {}
+        for p in sorted(path.rglob("*")):
+            if p.suffix.lower() in files.IMAGE_SUFFIXES and not p.name.startswith("."):
+                first = found.setdefault(p.relative_to(path).with_suffix("").as_posix(), p)
+                if first is not p:
+                    raise UserError(
+                        f"{first} and {p.name}: have the same name but for the suffix; rename one of them or remove it"
+                    )
         if not found:
             raise UserError(f"config.data.{field}={path}: holds no image ({', '.join(files.IMAGE_SUFFIXES)})")
         return found
@@ -151,13 +158,60 @@ class Builder(base.SegmentationBuilder):
         memo = cache / "fingerprints" / f"{caching.contents([s.label for s in sources], cache)}.classes"
         if memo.is_file():
             return tuple(json.loads(memo.read_text()))
-        largest = 0
-        for label in base.in_threads(lambda s: files.read_label(base.read_bytes(s.label), str(s.label)), sources):
-            ids = label[label != base.VOID]
-            largest = max(largest, int(ids.max()) if ids.size else 0)
-        names = tuple(str(i) for i in range(largest + 1))
+        names = tuple(str(i) for i in range(max(base.in_threads(self._largest_id, sources)) + 1))
         files.write_text(memo, json.dumps(names))
         return names
+
+    def _largest_id(self, source: base.Source) -> int:
+        """The largest class id of a mask; 0 where there is none, or where damaged masks are to be skipped."""
+        try:
+            label = files.read_label(base.read_bytes(source.label), str(source.label))
+        except files.CorruptImageError:
+            if self.on_corrupt == "skip":
+                return 0
+            raise
+        return int(label[label != base.VOID].max(initial=0))
+
+
+class _Names:
+    """Finds examples by what a list calls them: a path of which the end, or which as an end, is an example's name."""
+
+    def __init__(self, names: Sequence[str]):
+        self._by_name = {_parts(name): i for i, name in enumerate(names)}
+        self._by_end: dict[tuple[str, ...], list[int]] = {}
+        for parts, i in self._by_name.items():
+            for start in range(len(parts)):
+                self._by_end.setdefault(parts[start:], []).append(i)
+
+    def __call__(self, text: str) -> list[int]:
+        """The numbers of those that `text` may mean, with or without an image's suffix; empty if there is none."""
+        path = PurePosixPath(text.replace("\\", "/"))
+        spellings = [path.with_suffix(""), path] if path.suffix.lower() in files.IMAGE_SUFFIXES else [path]
+        return next((found for s in spellings if (found := self._find(_parts(s.as_posix())))), [])
+
+    def _find(self, parts: tuple[str, ...]) -> list[int]:
+        if parts in self._by_name:
+            return [self._by_name[parts]]
+        if parts in self._by_end:  # the list leaves out folders
+            return self._by_end[parts]
+        ends = (parts[start:] for start in range(1, len(parts)))  # the list has folders more
+        return next(([self._by_name[end]] for end in ends if end in self._by_name), [])
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part for part in PurePosixPath(name).parts if part not in ("/", ".", ".."))
+
+
+def _first_of_pair(line: str) -> str:
+    """The image of a line `image mask` or `image 1`, as VOC's lists have them; "" where it is no such line.
+
+    A second word with an image's suffix after a first one without is one name with a space in it.
+    """
+    words = line.split()
+    if len(words) != 2:
+        return ""
+    first, second = (PurePosixPath(w).suffix.lower() in files.IMAGE_SUFFIXES for w in words)
+    return words[0] if first or not second else ""
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], np.ndarray | None]:

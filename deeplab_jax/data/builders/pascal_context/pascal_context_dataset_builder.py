@@ -8,6 +8,7 @@ import scipy.io
 from deeplab_jax.data.builders import base
 from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import voc_root
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import CorruptImageError
 
 # Ids of the 59 classes among the 459 labels of the original annotations, both in alphabetical order of the names.
 ORIGINAL_IDS = (
@@ -67,8 +68,12 @@ class Builder(base.SegmentationBuilder):
             return super().read_label(source)
         try:
             original = np.asarray(scipy.io.loadmat(source.label)["LabelMap"], np.int64)
+        except FileNotFoundError as e:
+            raise UserError(f"{source.label}: no such file; extract PASCAL-Context's annotations again") from e
         except Exception as e:  # scipy raises anything on damaged files
-            raise UserError(f"{source.label}: cannot be read as a PASCAL-Context annotation; extract it again") from e
+            raise CorruptImageError(
+                f"{source.label}: cannot be read as a PASCAL-Context annotation; extract it again"
+            ) from e
         table = np.zeros(max(int(original.max()), *ORIGINAL_IDS) + 1, np.uint8)  # all other labels are background
         table[list(ORIGINAL_IDS)] = np.arange(1, 60)
         return table[original]

@@ -1,6 +1,7 @@
 """PASCAL VOC 2012 segmentation: train, val, trainval, test; with SBD's extra annotations train_aug and trainval_aug."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import CorruptImageError
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -22,9 +24,11 @@ SBD_MD5 = "82b4d87ceb2ed10f6038a1cba92111cb"
 class Builder(base.SegmentationBuilder):
     """20 classes and background. `config.data.dir` is VOC2012, VOCdevkit, or the folder above; "" downloads.
 
-    The augmented splits take their labels from `SegmentationClassAug/` where that folder exists (the published PNGs);
-    otherwise VOC's own labels for VOC's images and SBD's `.mat` files for the others, found in `benchmark_RELEASE`,
-    `sbd` or `SBD` beside or within `config.data.dir`. No image of val is ever in train_aug.
+    The augmented splits hold the images that `ImageSets/Segmentation/train_aug.txt` (or `trainaug.txt`) names, else
+    VOC's train and SBD's, else VOC's train and those of `SegmentationClassAug/`. Their labels come from
+    `SegmentationClassAug/` where that folder exists (the published PNGs); otherwise VOC's own labels for VOC's images
+    and SBD's `.mat` files for the others, found in `benchmark_RELEASE`, `sbd` or `SBD` beside or within
+    `config.data.dir`. No image of VOC's val is ever in train_aug.
     """
 
     CLASS_NAMES = CLASS_NAMES
@@ -51,15 +55,10 @@ class Builder(base.SegmentationBuilder):
 
     def _augmented(self, root: Path, lists: Path, splits: dict[str, list[base.Source]]) -> list[base.Source]:
         sbd = self.sbd or find_sbd(self.raw, root)
-        if (lists / "train_aug.txt").is_file():
-            names = [Path(line.split()[0]).stem for line in base.read_names(lists / "train_aug.txt")]
-        elif sbd is not None:
-            names = [s.name for s in splits.get("train", [])]
-            names += sorted({n for f in ("train.txt", "val.txt") for n in base.read_names(sbd / f)} - set(names))
-        else:
-            return []
-        held = {s.name for s in splits.get("val", [])}
         published = root / "SegmentationClassAug"
+        train = [s.name for s in splits.get("train", [])]
+        names = self._augmented_names(lists, sbd, published, train, "val" in splits)
+        held = {s.name for s in splits.get("val", [])}
         sources = []
         for name in dict.fromkeys(names):
             if name in held:
@@ -79,6 +78,26 @@ class Builder(base.SegmentationBuilder):
             sources.append(self._source(root, name, label))
         return sources
 
+    def _augmented_names(
+        self, lists: Path, sbd: Path | None, published: Path, train: list[str], has_val: bool
+    ) -> list[str]:
+        """Whose images train_aug holds before val's are taken out; empty if nothing augments."""
+        for listed in (lists / "train_aug.txt", lists / "trainaug.txt"):
+            if listed.is_file():
+                return [Path(line.split()[0]).stem for line in base.read_names(listed)]
+        if sbd is not None:
+            more = {n for f in ("train.txt", "val.txt") for n in base.read_names(sbd / f)}
+        elif published.is_dir():
+            more = {p.stem for p in published.glob("*.png")}
+        else:
+            return []
+        if not has_val:  # both hold images of VOC's val, which would then be trained on
+            raise UserError(
+                f"{lists / 'val.txt'}: no such file, so the images of val cannot be kept out of train_aug; restore "
+                f"it from VOC 2012, or name the images to train on in {lists / 'train_aug.txt'}"
+            )
+        return train + sorted(more - set(train))
+
     def _source(self, root: Path, name: str, label: Path | None) -> base.Source:
         return base.Source(name, root / "JPEGImages" / f"{name}.jpg", label)
 
@@ -90,8 +109,8 @@ class Builder(base.SegmentationBuilder):
     def split_expression(self, split: str) -> str:
         return {"trainval": "train+val", "trainval_aug": "train_aug+val"}.get(split, split)
 
-    def available_splits(self) -> list[str]:
-        stored = super().available_splits()
+    def available_splits(self, stored: Sequence[str] | None = None) -> list[str]:
+        stored = super().available_splits(stored)
         unions = [
             u for u in ("trainval", "trainval_aug") if all(s in stored for s in self.split_expression(u).split("+"))
         ]
@@ -133,4 +152,6 @@ def read_sbd(path: Path) -> np.ndarray:
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file") from e
     except Exception as e:  # scipy raises anything on damaged files
-        raise UserError(f"{path}: cannot be read as an SBD annotation ({type(e).__name__}); download it again") from e
+        raise CorruptImageError(
+            f"{path}: cannot be read as an SBD annotation ({type(e).__name__}); download it again"
+        ) from e

@@ -1,0 +1,65 @@
+"""Reading examples of which some may be damaged: the first stops, or each is skipped, named once and counted."""
+
+import logging
+from collections.abc import Iterator
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import CorruptImageError
+
+_named: set[tuple[str, str, str]] = set()  # folder, split and name of what this process has told of
+
+
+def read(dataset, i: int):
+    """Example `i` of a data set, or None where it cannot be decoded and the data set skips such examples.
+
+    Args:
+      dataset: `ds[i]`; a `SegmentationDataset` says in `skip_corrupt` whether to skip, and collects names in `skipped`.
+      i: its number.
+
+    Raises:
+      UserError: it cannot be decoded and is not to be skipped; names it.
+    """
+    try:
+        return dataset[i]
+    except CorruptImageError as e:
+        if not skips(dataset):
+            raise UserError(f"{e}, or set config.data.on_corrupt=skip to go on without it") from e
+        name = name_of(dataset, i)
+        dataset.skipped.add(name)
+        told = (str(dataset.folder), dataset.split, name)
+        if told not in _named:
+            _named.add(told)
+            logging.getLogger(__name__).warning("%s; skipped (%d so far)", e, len(dataset.skipped))
+        return None
+
+
+def readable(dataset) -> Iterator[tuple[int, object]]:
+    """(number, example) of those that can be decoded, in order.
+
+    Raises:
+      UserError: there is none, or as `read`.
+    """
+    found = False
+    for i in range(len(dataset)):
+        example = read(dataset, i)
+        if example is not None:
+            found = True
+            yield i, example
+    if not found:
+        raise all_corrupt(dataset)
+
+
+def skips(dataset) -> bool:
+    """Whether damaged examples of this data set are to be skipped."""
+    return bool(getattr(dataset, "skip_corrupt", False))
+
+
+def name_of(dataset, i: int) -> str:
+    """The name of an example, which need not be readable."""
+    return dataset.record(i)["name"].decode()
+
+
+def all_corrupt(dataset) -> UserError:
+    """What to raise where a split holds nothing that can be decoded."""
+    name, split = getattr(dataset, "name", "data set"), getattr(dataset, "split", "")
+    return UserError(f"{name} split '{split}': every image is corrupt; check config.data.dir")

@@ -1,0 +1,71 @@
+"""What a line of `config.data.train_list` or `val_list` means."""
+
+import pytest
+
+from deeplab_jax import data
+from deeplab_jax.errors import UserError
+from tests.data.miniatures import blocks, write_image, write_label
+
+IMAGES = ("a/0001", "b/0001", "b/0002", "my photo", "0003", "c/0003", "v1.2")
+
+
+@pytest.fixture
+def folder(config, tmp_path):
+    for name in IMAGES:
+        write_image(tmp_path / "images" / f"{name}.jpg")
+        write_label(tmp_path / "masks" / f"{name}.png", blocks(0, 1))
+    config.data.update(
+        name="folder", dir=str(tmp_path), images="images", masks="masks", val_list="val.txt", train_split="train"
+    )
+    return config
+
+
+def names(config, split):
+    return [example.name for example in data.open_dataset(config.data, split)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["images/b/0001.jpg"], ["b/0001"]),  # folders more
+        (["/home/me/images/b/0001.jpg"], ["b/0001"]),
+        (["./b/0001.jpg", r"b\0002.jpg"], ["b/0001", "b/0002"]),
+        (["0002"], ["b/0002"]),  # a folder left out
+        (["my photo.jpg"], ["my photo"]),
+        (["images/my photo.jpg", "my photo"], ["my photo"]),  # each once
+        (["b/0002", "a/0001.jpg", "b/0002.png"], ["b/0002", "a/0001"]),
+        (["0003.jpg"], ["0003"]),  # the whole name, though c/0003 ends so too
+        (["c/0003.jpg"], ["c/0003"]),
+        (["v1.2", "v1.2.jpg"], ["v1.2"]),  # .2 is no image's suffix
+        (["b/0001.jpg masks/b/0001.png"], ["b/0001"]),  # VOC's pairs
+        (["/images/b/0002.jpg  /masks/b/0002.png", "a/0001 1"], ["b/0002", "a/0001"]),
+    ],
+)
+def test_a_line_names_one_image(folder, tmp_path, lines, expected):
+    (tmp_path / "val.txt").write_text("\n".join(lines) + "\n")
+    assert names(folder, "val") == expected
+    assert sorted(names(folder, "train") + expected) == sorted(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("0001.jpg", r"'0001.jpg' may be 'a/0001' and 'b/0001' .*write its folder too"),
+        ("c/0001.jpg", "names 'c/0001.jpg', but there is no such image"),  # not a/0001
+        ("0003 old.jpg", "names '0003 old.jpg', but there is no such image"),  # not 0003
+        ("your photo.jpg", "names 'your photo.jpg', but there is no such image"),
+        ("b", "names 'b', but there is no such image"),
+    ],
+)
+def test_a_line_that_names_none_or_several_is_refused(folder, tmp_path, line, sentence):
+    (tmp_path / "val.txt").write_text(f"b/0002\n{line}\n")
+    with pytest.raises(UserError, match=rf"val.txt: {sentence}"):
+        data.open_dataset(folder.data, "val")
+
+
+@pytest.mark.parametrize("where", ["images", "masks"])
+def test_two_files_of_one_name_are_refused(folder, tmp_path, where):
+    (tmp_path / "val.txt").write_text("b/0001\n")
+    write_image(tmp_path / where / "b" / "0002.bmp")
+    with pytest.raises(UserError, match=r"b/0002.bmp and 0002.(jpg|png): have the same name but for the suffix"):
+        data.open_dataset(folder.data, "train")
