@@ -70,7 +70,7 @@ class DeepLab(nn.Module):
                 features = lax.stop_gradient(features)  # the backward pass ends here
             return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
 
-        logits, maps = fuse_scales(network, preprocess(images, a.preprocessing, valid), a.scales)
+        logits, maps = fuse_scales(network, preprocess(images, a.preprocessing, valid), a.scales, a.size_extra)
         out: dict[str, Any] = {"scales": maps} if maps else {}
         if self.crf is not None:
             out |= self._marginals(logits, images, valid)

@@ -8,13 +8,22 @@ import jax.numpy as jnp
 from deeplab_jax.models.layers import resize_bilinear
 
 
-def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
-    """Size of the image at a scale, aligned corners: (n - 1) * scale + 1, so 321 -> 241 at 0.75 and 161 at 0.5."""
-    return tuple(int((n - 1) * scale + 1e-6) + 1 for n in size)
+def scaled_size(size: Sequence[int], scale: float, extra: int = 1) -> tuple[int, ...]:
+    """Size of the image at a scale: (n - extra) * scale + extra, so 321 -> 241 at 0.75 and 161 at 0.5.
+
+    With `extra` the network's `Architecture.size_extra` a side of 8k + extra stays one wherever k * scale is whole: 306
+    -> 154 behind v1's base pools, whose 20 scores lie where every second of the 39 does.
+    """
+    return tuple(int((n - extra) * scale + 1e-6) + extra for n in size)
+
+
+def is_own_size(first: float, scale: float) -> bool:
+    """Whether a scale's map stays at its own size: the first scale is a whole multiple of it."""
+    return abs(first / scale - round(first / scale)) < 1e-6
 
 
 def fuse_scales(
-    network: Callable[[jax.Array, int], jax.Array], images: jax.Array, scales: Sequence[float]
+    network: Callable[[jax.Array, int], jax.Array], images: jax.Array, scales: Sequence[float], extra: int = 1
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Runs a network at several scales of its input.
 
@@ -23,6 +32,7 @@ def fuse_scales(
         called once for each scale, with the same weights.
       images: [B, H, W, 3], preprocessed.
       scales: the largest first.
+      extra: see `scaled_size`.
 
     Returns:
       The maximum over scales, [B, h, w, C] at the first scale's size, and the maps one by one: each brought to that
@@ -30,11 +40,12 @@ def fuse_scales(
     """
     if len(scales) == 1 and scales[0] == 1:
         return network(images, 0), ()
-    own = [network(resize_bilinear(images, scaled_size(images.shape[1:3], s)), i) for i, s in enumerate(scales)]
+    sizes = [scaled_size(images.shape[1:3], s, extra) for s in scales]
+    own = [network(resize_bilinear(images, size), i) for i, size in enumerate(sizes)]
     size = own[0].shape[1:3]
     finest = [resize_bilinear(scores, size) for scores in own]
     fused = finest[0]
     for scores in finest[1:]:
         fused = jnp.maximum(fused, scores)
-    whole = [abs(scales[0] / s - round(scales[0] / s)) < 1e-6 for s in scales]
+    whole = [is_own_size(scales[0], s) for s in scales]
     return fused, tuple(o if w else f for o, f, w in zip(own, finest, whole))

@@ -9,6 +9,7 @@ from jax import Array
 from deeplab_jax.models.layers import resize_bilinear
 
 VOID = 255
+STRIDES = (1, 2, 4, 8, 16, 32)  # of score maps over labels
 
 
 def subsample_labels(labels: Array, size: tuple[int, int]) -> Array:
@@ -27,7 +28,7 @@ def subsample_labels(labels: Array, size: tuple[int, int]) -> Array:
       ValueError: no whole stride takes H, W to h, w.
     """
     height, width = labels.shape[1:3]
-    for stride in (1, 2, 4, 8, 16, 32):
+    for stride in STRIDES:
         if ((height - 1) // stride + 1, (width - 1) // stride + 1) == tuple(size):
             return labels[:, ::stride, ::stride]
     raise ValueError(f"no whole stride takes labels of {height} x {width} to scores of {size[0]} x {size[1]}")
