@@ -45,7 +45,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             print(_flag_help(flags.FLAGS, main.__module__))
             sys.exit(0)
         rest = flags.FLAGS(argv)[1:]
-        set_xla_defaults()
+        set_xla_defaults(training="mode" in flags.FLAGS and "train" in flags.FLAGS["mode"].value)
         _persistent_compilation_cache()
         status = main(rest)
     except UserError as e:
@@ -112,30 +112,46 @@ def _flag_help(flag_values, module: str) -> str:
 
 # Flags under which XLA's CPU programs train faster (docs/performance.md), and the releases of jaxlib that know them.
 _CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ("", ("0.10.", "0.11."))}
+# What makes a resumed training on GPUs end with the bits of the one never stopped (docs/scaling.md).
+_GPU_TRAINING_FLAGS = {"--xla_gpu_deterministic_ops": ("true", ("0.10.", "0.11."))}
 
 
-def set_xla_defaults() -> None:
-    """Adds flags that make CPUs faster to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
+def set_xla_defaults(training: bool = False) -> None:
+    """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
 
-    Nothing is added where an accelerator could be used, nor a flag that XLA_FLAGS names already, nor one that the
-    installed jaxlib may not know, for XLA ends the process then.
+    Where only CPUs can be used these are flags that make them faster; where a GPU can be used and `training` is true,
+    one that makes its results repeatable. No flag is added that XLA_FLAGS names already, nor one that the installed
+    jaxlib may not know, for XLA ends the process then.
     """
     from importlib import metadata, util
 
     if os.environ.get("DEEPLAB_XLA_DEFAULTS") == "off":
         return
     accelerators = any(util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
+    flags = _CPU_FLAGS
     if os.environ.get("JAX_PLATFORMS") != "cpu" and accelerators:
+        gpu = any(kind in plugin for plugin in _plugins() for kind in ("cuda", "rocm"))
+        flags = _GPU_TRAINING_FLAGS if training and gpu else {}
+    if not flags:
         return
     wanted = os.environ.get("XLA_FLAGS", "").split()
     try:
         jaxlib = metadata.version("jaxlib")
     except metadata.PackageNotFoundError:
         return
-    for flag, (value, releases) in _CPU_FLAGS.items():
+    for flag, (value, releases) in flags.items():
         if jaxlib.startswith(releases) and not any(word.partition("=")[0] == flag for word in wanted):
             wanted.append(f"{flag}={value}")
     os.environ["XLA_FLAGS"] = " ".join(wanted)
+
+
+def _plugins() -> list[str]:
+    """Names of the installed packages that bring JAX to accelerators, such as xla_cuda12."""
+    from importlib import util
+    from pkgutil import iter_modules
+
+    found = util.find_spec("jax_plugins")
+    return [m.name for m in iter_modules(found.submodule_search_locations or [])] if found else []
 
 
 def _persistent_compilation_cache() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 
-# Set by the launchers that jax.distributed knows; a job of one task needs no runtime.
-_LAUNCHERS = {"SLURM_NTASKS": "SLURM", "OMPI_COMM_WORLD_SIZE": "Open MPI"}
+_LONG = 7 * 24 * 3600  # seconds
+_LOST = ("gloo", "nccl", "heartbeat", "coordination service", "connection", "socket closed", "peer", "unavailable:")
 
 
 def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_processes: int = 0) -> None:
@@ -23,8 +23,7 @@ def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_pr
     Raises:
       UserError: the flags are incomplete, or the peers cannot be reached.
     """
-    launched = any(int(os.environ.get(name, "1") or 1) > 1 for name in _LAUNCHERS)
-    if not (wanted or coordinator or launched):
+    if not (wanted or coordinator or launched()):
         return
     if coordinator and (process_id < 0 or num_processes < 1):
         raise UserError("--coordinator needs --process_id and --num_processes as well")
@@ -39,6 +38,21 @@ def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_pr
         raise UserError(f"--distributed: the job's processes could not be joined ({str(e).splitlines()[0]})") from e
 
 
+def launched() -> bool:
+    """Whether a launcher that jax.distributed knows started this process as one of several.
+
+    SLURM_NTASKS tells nothing: it is set in the whole of an allocation, also where no srun started this process and
+    no peer will come.
+    """
+    slurm = "SLURM_PROCID" in os.environ and _number("SLURM_STEP_NUM_TASKS") > 1
+    return slurm or _number("OMPI_COMM_WORLD_SIZE") > 1
+
+
+def _number(variable: str) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdigit() else 1
+
+
 def is_first() -> bool:
     """Whether this is process 0, the only one that writes."""
     return jax.process_index() == 0
@@ -50,6 +64,28 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def wait_long(name: str) -> None:
+    """Waits until every process is here, for as long as one of them works alone: hours, where `barrier` gives up."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.sync_global_processes(name, timeout=_LONG, processes=set(range(jax.process_count())))
+
+
+def from_first(number: int) -> int:
+    """Process 0's number, in every process; they wait for each other."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether an error of the runtime says that another process of the job is gone."""
+    return jax.process_count() > 1 and any(word in str(error).lower() for word in _LOST)
 
 
 def any_process(flag: bool, *, ask: bool) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from deeplab_jax.crf.params import Preset, read_preset
 from deeplab_jax.data import open_dataset
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
@@ -69,7 +70,11 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
       UserError: there is no checkpoint, or the data cannot be used.
     """
     workdir = Path(workdir)
-    trained, _, variables, meta = load_workdir(workdir)
+    # Process 0 may have been the only one to see the last mark; all evaluate the checkpoint that it chose.
+    trained, _, variables, meta = load_workdir(workdir) if distributed.is_first() else (None,) * 4
+    step = distributed.from_first(meta["step"] if meta else 0)
+    if meta is None:
+        trained, _, variables, meta = load_workdir(workdir, step)
     config = copy.deepcopy(config)
     config.model = trained.model  # the network is what was trained; evaluation may differ
     if config.crf.search_images and config.crf.iterations and not variables["params"].get("crf"):
@@ -89,12 +94,22 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _search(config: ConfigDict, workdir: Path):
-    """Chooses the CRF's parameters on `config.crf.search_images` images set aside; goes on where it was stopped."""
+def _search(config: ConfigDict, workdir: Path) -> Preset:
+    """Chooses the CRF's parameters on `config.crf.search_images` images set aside; goes on where it was stopped.
+
+    Process 0 searches and writes; the others wait and read.
+    """
+    if distributed.is_first():
+        _search_alone(config, workdir)
+    distributed.wait_long("crf_search")
+    return read_preset(workdir / "crf_preset.json")
+
+
+def _search_alone(config: ConfigDict, workdir: Path) -> None:
     from deeplab_jax.training.crf_search import search_workdir
 
     grid = {name: tuple(values) for name, values in config.crf.search_grid.items()}
-    preset, table = search_workdir(
+    _, table = search_workdir(
         config,
         workdir,
         grid | {"normalization": (config.crf.normalization,)},
@@ -105,4 +120,3 @@ def _search(config: ConfigDict, workdir: Path):
         say=say,
     )
     say(table)
-    return preset

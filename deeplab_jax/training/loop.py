@@ -1,6 +1,6 @@
 """The story of a run: open, build, resume, train, select, search, evaluate."""
 
-import signal
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,22 +16,18 @@ from deeplab_jax.models import create_model
 from deeplab_jax.training import distributed
 from deeplab_jax.training.checkpoints import Checkpoints, CheckpointWriteError, flatten_state, unflatten_state
 from deeplab_jax.training.class_weights import class_weights_for
+from deeplab_jax.training.crops import check_crop
 from deeplab_jax.training.observation import Pictures
 from deeplab_jax.training.optimizer import create_optimizer, create_schedule
 from deeplab_jax.training.provenance import open_workdir, record_run
 from deeplab_jax.training.reporting import Reporter, read_record, say
 from deeplab_jax.training.state import TrainState, create_state
 from deeplab_jax.training.step import AXIS, create_train_step, replicate, to_devices, unreplicate
-
-TERMINATED = 143  # 128 + SIGTERM, which schedulers read as "asked to stop"
-
-
-class Terminated(SystemExit):
-    """SIGTERM arrived; the state was saved."""
+from deeplab_jax.training.termination import TERMINATED, Terminated, TermSignal
 
 
 class NonFiniteError(UserError):
-    """Loss or gradient was not finite; the newest checkpoint is from before."""
+    """Loss, gradient or updated state was not finite; the newest checkpoint is from before."""
 
 
 def train(config: ConfigDict, workdir: str | Path) -> None:
@@ -42,15 +38,23 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
       workdir: checkpoints, record and pictures go here.
 
     Raises:
-      UserError: the config, the data, the workdir or a checkpoint cannot be used.
-      NonFiniteError: loss or gradient is not finite.
+      UserError: the config, the data, the workdir or a checkpoint cannot be used, or another process of the job ended.
+      NonFiniteError: loss, gradient or updated state is not finite.
       Terminated: SIGTERM arrived; the state is saved.
     """
-    with _TermSignal() as stop:
-        _train(config, Path(workdir), stop)
+    try:
+        with TermSignal() as stop:
+            _train(config, Path(workdir), stop)
+    except jax.errors.JaxRuntimeError as e:
+        if not distributed.lost_peer(e):
+            raise
+        raise UserError(
+            f"process {jax.process_index()} of {jax.process_count()}: another process of the job ended "
+            f"({str(e).splitlines()[0][:200]}); see its messages; the same command goes on from the newest checkpoint"
+        ) from e
 
 
-def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
+def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     first = distributed.is_first()
 
     # --- open ---------------------------------------------------------------------------------------------------
@@ -81,20 +85,30 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
 
     # --- resume -------------------------------------------------------------------------------------------------
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    restored = checkpoints.restore_newest(say)
-    done = 0
-    if restored is not None:
-        done, flat, _ = restored
-        state = unflatten_state(state, flat)
-        checkpoints.forget_after(done)
-        say(f"resuming at step {done} of {config.num_steps}")
+    done, state = resume(checkpoints, state, config, dataset)
     leaf_names = [".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(state.trainable)[0]]
     state = replicate(state)
     reporter = Reporter(workdir, done, config.num_steps, active=first)
     reporter.hyperparameters(dict(fields(config)))
     select = Selection(config, workdir, checkpoints, reporter, meta)
-    if done and select.due(done) and checkpoints.best_step() != done and not select.recorded(done):
-        select(done, unreplicate(state))
+    saved = done
+
+    def end() -> None:
+        reporter.close()
+        say(f"SIGTERM: saved step {saved} and stopping; the same command goes on from there")
+        raise Terminated(TERMINATED)
+
+    def evaluate(step: int, host_state: TrainState) -> None:
+        """Selects, unless SIGTERM came: the next run does it again, so the state's being saved is enough."""
+        try:
+            # One process alone can stop in the middle; several would wait for each other.
+            with stop.interrupting() if jax.process_count() == 1 else contextlib.nullcontext():
+                select(step, host_state)
+        except Terminated:
+            end()
+
+    if done and select.unfinished(done):
+        evaluate(done, unreplicate(state))
 
     # --- train --------------------------------------------------------------------------------------------------
     batches = train_batches(
@@ -107,7 +121,6 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
     # The next batch is on its way to the devices while they work on this one.
     ahead = prefetch(batches, lambda batch: to_devices(batch, config.optimizer.accumulate), size=1)
     pending: list[tuple[int, dict]] = []
-    saved = done
     pictures = Pictures(config, reporter, meta, dataset, done)
 
     def settle() -> None:
@@ -116,23 +129,24 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
             report(pending, leaf_names, schedule, config, reporter, saved)
             pending.clear()
 
-    def save(step: int) -> None:
+    def save(step: int) -> TrainState:
         nonlocal saved
         settle()
         host_state = unreplicate(state)
+        written = True
         if first:
             pictures(step, host_state)
-        try:
-            checkpoints.save(step, flatten_state(host_state), meta | {"step": step})
-            saved = step
-        except CheckpointWriteError as e:
-            if step >= config.num_steps or stop.arrived:
-                raise
-            say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {saved}")
+            try:
+                checkpoints.save(step, flatten_state(host_state), meta | {"step": step})
+            except CheckpointWriteError as e:
+                if step >= config.num_steps or stop.arrived:
+                    raise
+                say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {saved}")
+                written = False
         reporter.flush()
-        distributed.barrier(f"saved {step}")
-        if select.due(step):
-            select(step, host_state)
+        if distributed.from_first(written):
+            saved = step
+        return host_state
 
     for step in range(done + 1, config.num_steps + 1):
         state, metrics = step_fn(state, next(ahead))
@@ -144,20 +158,45 @@ def _train(config: ConfigDict, workdir: Path, stop: "_TermSignal") -> None:
         if waiting:
             settle()
         last = step == config.num_steps
-        if distributed.any_process(stop.arrived, ask=waiting):  # all of them stop at one step
-            save(step)
-            reporter.close()
-            say(f"SIGTERM: saved step {step} and stopping; the same command goes on from there")
-            raise Terminated(TERMINATED)
-        if last or (config.checkpoint.every and step % config.checkpoint.every == 0) or select.due(step):
-            save(step)
-            if not last:
-                reporter.restart_clock(step)
+        stopping = distributed.any_process(stop.arrived, ask=waiting)  # all of them stop at one step
+        periodic = config.checkpoint.every and step % config.checkpoint.every == 0
+        if not (stopping or last or periodic or select.due(step)):
+            continue
+        host_state = save(step)
+        if stopping or distributed.any_process(stop.arrived, ask=True):
+            end()
+        if select.due(step) and saved == step:
+            evaluate(step, host_state)
+        del host_state  # a second copy of the state, not to be kept while training
+        if not last:
+            reporter.restart_clock(step)
     batches.close()
     skipped = int(unreplicate(state).skipped)
     if skipped:
-        say(f"{skipped} steps were skipped for a non-finite gradient")
+        say(f"{skipped} steps were skipped for a non-finite gradient or update")
     reporter.close()
+
+
+def resume(checkpoints: Checkpoints, state: TrainState, config: ConfigDict, dataset) -> tuple[int, TrainState]:
+    """The steps that are done and their state, from the newest whole checkpoint; (0, `state`) where there is none.
+
+    Process 0 looks for it and all take that one: what each of them sees of a shared folder may differ for a moment.
+
+    Raises:
+      UserError: the checkpoint is of another architecture.
+    """
+    newest = checkpoints.newest_whole(say) if distributed.is_first() else None
+    done = distributed.from_first(newest or 0)
+    if not done:
+        return 0, state
+    flat, meta = checkpoints.restore(done)
+    state = unflatten_state(state, flat)
+    checkpoints.forget_after(done)
+    say(f"resuming at step {done} of {config.num_steps}")
+    before = meta.get("data_fingerprint", dataset.fingerprint)
+    if before != dataset.fingerprint:
+        say(f"the data differ from those of the run so far (fingerprint {dataset.fingerprint}, before: {before})")
+    return done, state
 
 
 class Selection:
@@ -172,9 +211,16 @@ class Selection:
         every = self._config.eval.every
         return bool(every and self._config.eval.select_split and (step % every == 0 or step == self._config.num_steps))
 
-    def recorded(self, step: int) -> bool:
-        """Whether an earlier, interrupted run evaluated it already."""
-        return any(r["step"] == step and "select/mean_iou" in r for r in read_record(self._workdir / "metrics.jsonl"))
+    def unfinished(self, step: int) -> bool:
+        """Whether the checkpoint of `step`, the newest, is still to be evaluated, as all processes agree.
+
+        The best mark is put back as the record has it: a kill may have come between a row and its mark.
+        """
+        rows = read_record(self._workdir / "metrics.jsonl") if distributed.is_first() else []
+        recorded = {row["step"]: row["select/mean_iou"] for row in rows if "select/mean_iou" in row}
+        for earlier in sorted({*recorded} & {*self._checkpoints.steps()}):
+            self._checkpoints.mark_best(earlier, recorded[earlier])
+        return bool(distributed.from_first(self.due(step) and step not in recorded))
 
     def __call__(self, step: int, state: TrainState) -> None:
         from deeplab_jax.training.evaluation import evaluate_split
@@ -204,6 +250,7 @@ def check(config: ConfigDict) -> None:
             f"config.optimizer.accumulate={config.optimizer.accumulate}; the next that is: "
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
+    check_crop(config)
     model = config.model
     norm = model.backbone.startswith("resnet") and model.batch_norm == "frozen"
     if norm and not config.init_from and not model.allow_random_frozen:
@@ -286,8 +333,9 @@ def report(
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint had been written yet"
             raise NonFiniteError(
-                f"loss or gradient was not finite at step {step} (looked at: {fetched[0][0]} to {fetched[-1][0]}); "
-                f"gradients concerned: {shown}; {kept}; lower config.optimizer.learning_rate or set clip_norm"
+                f"loss, gradient or updated state was not finite at step {step} (looked at: {fetched[0][0]} to "
+                f"{fetched[-1][0]}); parameters concerned: {shown}; {kept}; lower config.optimizer.learning_rate or "
+                "set clip_norm"
             )
     for step, metrics in fetched:
         values = {f"train/{k}": float(v) for k, v in metrics.items() if np.ndim(v) == 0 and k != "updated"}
@@ -295,28 +343,3 @@ def report(
     step, metrics = fetched[-1]
     mean = float(np.mean([m["loss"] for _, m in fetched]))
     reporter.line(step, {"loss": mean, "rate": float(schedule(step - 1))}, config.batch_size)
-
-
-class _TermSignal:
-    """Notes the first SIGTERM; a second one ends the process at once."""
-
-    def __init__(self):
-        self.arrived = False
-        self._before = None
-
-    def _handle(self, number, frame):
-        if self.arrived:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-        self.arrived = True
-
-    def __enter__(self):
-        try:
-            self._before = signal.signal(signal.SIGTERM, self._handle)
-        except ValueError:  # not the main thread (a notebook, a test): no handler
-            self._before = None
-        return self
-
-    def __exit__(self, *exc):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)

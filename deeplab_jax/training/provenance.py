@@ -41,7 +41,11 @@ def open_workdir(workdir: str | Path, config: ConfigDict, say) -> None:
 
 
 def record_run(workdir: str | Path, **facts) -> None:
-    """Appends one entry to `run.json`: command, versions, commit, devices, and the facts given."""
+    """Appends one entry to `run.json`: command, versions, commit, devices, and the facts given.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     path = Path(workdir) / "run.json"
     runs = json.loads(path.read_text()) if path.is_file() else []
     devices = jax.devices()
@@ -59,7 +63,12 @@ def record_run(workdir: str | Path, **facts) -> None:
             **facts,
         }
     )
-    write_json(path, runs)
+    try:
+        write_json(path, runs)
+    except OSError as e:
+        raise UserError(
+            f"{path}: cannot be written ({e.strerror or e}); free disk space or give another --workdir"
+        ) from e
 
 
 def commit() -> str:
@@ -81,8 +90,12 @@ def write_json(path: str | Path, value) -> None:
     """Writes JSON to a temporary name, then renames it."""
     path = Path(path)
     temporary = path.with_suffix(f".tmp{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1))
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _version(name: str) -> str:

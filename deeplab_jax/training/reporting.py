@@ -9,9 +9,13 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from deeplab_jax.errors import UserError
 
 
 def say(message: str) -> None:
@@ -27,6 +31,9 @@ class Reporter:
       first_step: steps already done: 0, or the resumed checkpoint's.
       num_steps: steps of the whole run.
       active: false on all processes but the first: nothing is written.
+
+    Raises:
+      UserError: the record cannot be written (here only; a disk that fills up later does not stop training).
     """
 
     def __init__(self, workdir: str | Path, first_step: int, num_steps: int, active: bool = True):
@@ -34,48 +41,64 @@ class Reporter:
         self._record = Path(workdir) / "metrics.jsonl"
         self._pictures = Path(workdir) / "pictures"
         self._writer, self._progress = None, None
+        self._unwritten: list[bytes] = []  # rows that a full disk did not take
+        self._size = 0  # of the record without them
+        self._full = False  # whether that was said
         self._start = (time.perf_counter(), first_step)
         self._num_steps = num_steps
         if not active:
             return
         rows = [row for row in read_record(self._record) if row["step"] <= first_step]
-        _replace_text(self._record, "".join(json.dumps(row) + "\n" for row in rows))
-        self._open_tensorboard(Path(workdir) / "tensorboard", rows, first_step)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        try:
+            _replace_text(self._record, text)
+        except OSError as e:
+            raise UserError(
+                f"{self._record}: cannot be written ({e.strerror or e}); free disk space or give another --workdir"
+            ) from e
+        self._size = len(text.encode())
+        try:
+            self._open_tensorboard(Path(workdir) / "tensorboard", rows, first_step)
+        except Exception as e:
+            self._end_view(e)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Records scalars of a step, e.g. {"train/loss": 0.7}."""
         if not self._active:
             return
         row = {"step": step} | {name: float(value) for name, value in values.items()}
-        with self._record.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._writer:
-            self._writer.write_scalars(step, {k: v for k, v in row.items() if k != "step"})
+        self._unwritten.append((json.dumps(row) + "\n").encode())
+        self._write_rows()
+        self._view(lambda w: w.write_scalars(step, {k: v for k, v in row.items() if k != "step"}))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Records a picture [H, W, 3] uint8, as PNG in `pictures/` and in TensorBoard."""
+        """Records a picture [H, W, 3] uint8, as PNG in `pictures/` and in TensorBoard; a full disk goes without it."""
         if not self._active:
             return
         from PIL import Image
 
-        self._pictures.mkdir(exist_ok=True)
         path = self._pictures / f"{step:08d}_{name.replace('/', '_')}.png"
-        Image.fromarray(image).save(path.with_suffix(".tmp"), "PNG")
-        os.replace(path.with_suffix(".tmp"), path)
-        if self._writer:
-            self._writer.write_images(step, {name: image[None]})
+        temporary = path.with_suffix(".tmp")
+        try:
+            self._pictures.mkdir(exist_ok=True)
+            Image.fromarray(image).save(temporary, "PNG")
+            os.replace(temporary, path)
+        except OSError as e:
+            temporary.unlink(missing_ok=True)
+            self._say_full(path, e)
+        self._view(lambda w: w.write_images(step, {name: image[None]}))
 
     def hyperparameters(self, values: dict) -> None:
         """Shows the config's fields in TensorBoard's hyperparameter page."""
         if self._writer:
             plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
-            self._writer.write_hparams(plain)
+            self._view(lambda w: w.write_hparams(plain))
 
     def line(self, step: int, values: dict[str, float], images_per_step: int) -> None:
         """Prints the progress line of a step: values, images per second, time left."""
         seconds, done = time.perf_counter() - self._start[0], step - self._start[1]
         if self._progress:
-            self._progress(step)
+            self._view(lambda w: self._progress(step))
         if not self._active or done <= 0:
             return
         left = seconds / done * (self._num_steps - step)
@@ -89,14 +112,49 @@ class Reporter:
 
     def flush(self) -> None:
         """Writes out what is buffered."""
-        if self._writer:
-            self._writer.flush()
+        self._write_rows()
+        self._view(lambda w: w.flush())
 
     def close(self) -> None:
-        """Closes the TensorBoard log."""
-        if self._writer:
-            self._writer.close()
-            self._writer = None
+        """Writes out what is buffered and closes the TensorBoard log."""
+        self._write_rows()
+        self._view(lambda w: w.close())
+        self._writer = self._progress = None
+
+    def _write_rows(self) -> None:
+        """Appends the rows that wait; where the disk does not take them they wait on, and training with them."""
+        if not self._unwritten:
+            return
+        try:
+            append(self._record, self._size, b"".join(self._unwritten))
+        except OSError as e:
+            self._say_full(self._record, e)
+            return
+        self._size += sum(map(len, self._unwritten))
+        self._unwritten.clear()
+        if self._full:
+            say(f"{self._record}: could be written again")
+        self._full = False
+
+    def _say_full(self, path: Path, error: OSError) -> None:
+        if not self._full:
+            reason = error.strerror or error
+            say(f"warning: {path}: cannot be written ({reason}); metrics are kept in memory, training goes on")
+        self._full = True
+
+    def _view(self, write: Callable[[Any], None]) -> None:
+        """Writes to TensorBoard's log if there is one; after a failure no more, for the record is what counts."""
+        if not self._writer:
+            return
+        try:
+            write(self._writer)
+        except Exception as e:  # TensorFlow reports a full disk with exceptions of its own
+            self._end_view(e)
+
+    def _end_view(self, error: Exception) -> None:
+        self._writer = self._progress = None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        say(f"warning: TensorBoard logs cannot be written ({reason}); the next run writes them from the record")
 
     def _open_tensorboard(self, folder: Path, rows: list[dict], first_step: int) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -188,6 +246,14 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def append(path: Path, size: int, data: bytes) -> None:
+    """Appends to a file after its first `size` bytes; what a full disk left of an earlier try is cut off first."""
+    with path.open("ab") as file:
+        if file.tell() > size:
+            file.truncate(size)
+        file.write(data)
 
 
 def _replace_text(path: Path, text: str) -> None:

@@ -28,7 +28,8 @@ def create_train_step(
 
     The batch has leading axes [devices, micro-batches, examples]: image [.., H, W, 3] uint8, label [.., H, W] uint8,
     valid [.., H, W] bool, index [..] int32. Metrics are scalars per device, equal on all: `loss`, `loss_<map>`,
-    `gradient_norm`, `valid_positions`, `updated`, and `finite` [number of trainable leaves] bool.
+    `gradient_norm`, `valid_positions`, `updated`, and `finite` [number of trainable leaves] bool: whether
+    loss, gradient and updated state are.
     """
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
     seed_key = jax.random.key(config.seed)
@@ -88,15 +89,16 @@ def create_train_step(
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        finite = jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)])
         loss = sum(terms.values())
         valid = max(counts.values()) if len(counts) == 1 else jnp.max(jnp.stack(list(counts.values())))
-        updated = valid > 0
-        if config.optimizer.skip_nonfinite:
-            updated &= jnp.all(finite) & jnp.isfinite(loss)
         ema = state.ema
         if config.optimizer.ema:
             ema = update_ema(state.ema, trainable, batch_stats, state.step, config.optimizer.ema)
+        # Finite gradients can still overflow on their way into the state. Where nothing is valid, nothing is updated.
+        finite = finite_leaves(gradient, trainable, opt_state, batch_stats, ema) & jnp.isfinite(loss) | (valid == 0)
+        updated = valid > 0
+        if config.optimizer.skip_nonfinite:
+            updated &= jnp.all(finite)
         old = (state.trainable, state.opt_state, state.batch_stats, state.ema)
         trainable, opt_state, batch_stats, ema = jax.tree.map(
             lambda new, before: jnp.where(updated, new, before), (trainable, opt_state, batch_stats, ema), old
@@ -114,11 +116,39 @@ def create_train_step(
             "gradient_norm": optax.tree.norm(gradient),
             "valid_positions": valid,
             "updated": updated,
-            "finite": finite & jnp.isfinite(loss),
+            "finite": finite,
         }
         return state, metrics | {f"loss_{name}": term for name, term in terms.items()}
 
     return jax.pmap(step_fn, axis_name=AXIS, donate_argnums=(0,))
+
+
+def finite_leaves(gradient: dict, *trees) -> jax.Array:
+    """Whether all that belongs to each parameter is finite.
+
+    Args:
+      gradient: nested by layer name, one leaf for each parameter.
+      *trees: leaves under the names of a parameter (the parameter, its momentum) count for that one, the others (batch
+        norm's statistics) for all.
+
+    Returns:
+      [leaves of `gradient`] bool.
+    """
+    every = jnp.bool_(True)
+    found: dict[tuple[str, ...], jax.Array] = {}
+    for i, tree in enumerate((gradient, *trees)):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                continue
+            names = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+            ok = jnp.all(jnp.isfinite(leaf))
+            if i == 0:
+                found[names] = ok
+            elif names in found:
+                found[names] &= ok
+            else:
+                every &= ok
+    return jnp.stack(list(found.values())) & every
 
 
 def replicate(state: TrainState) -> TrainState:

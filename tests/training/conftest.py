@@ -88,7 +88,7 @@ def same_result(a: Path, b: Path) -> None:
     """Asserts that two workdirs ended with the same bits: all state, evaluation, and logged values."""
     from deeplab_jax.training.checkpoints import Checkpoints
 
-    newest = [Checkpoints(w).restore_newest() for w in (a, b)]
+    newest = [Checkpoints(w, read_only=True).restore_newest() for w in (a, b)]
     assert newest[0][0] == newest[1][0]
     assert newest[0][1].keys() == newest[1][1].keys()
     for name, value in newest[0][1].items():

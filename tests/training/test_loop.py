@@ -35,7 +35,7 @@ def test_what_is_not_finite_stops_training_and_is_named(runs, tmp_path):
     with pytest.raises(loop.NonFiniteError) as e:
         loop.train(runs.config(*SHORT, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0"), tmp_path)
     sentence = str(e.value)
-    assert "was not finite at step" in sentence and "gradients concerned: backbone." in sentence
+    assert "was not finite at step" in sentence and "parameters concerned: backbone." in sentence
     for step in Checkpoints(tmp_path).steps():  # whatever was saved before is good
         flat, _ = Checkpoints(tmp_path).restore(step)
         assert all(np.isfinite(v).all() for v in flat.values())
@@ -47,7 +47,7 @@ def test_steps_that_are_not_finite_can_be_skipped(runs, tmp_path, capfd):
     assert "steps were skipped for a non-finite gradient" in capfd.readouterr().err
     flat, _ = Checkpoints(tmp_path).restore(6)
     assert int(flat["skipped"]) >= 1
-    assert all(np.isfinite(v).all() for name, v in flat.items() if name.startswith("batch_stats"))
+    assert all(np.isfinite(v).all() for v in flat.values())
 
 
 def test_another_architecture_in_the_workdir_is_refused(runs, tmp_path):

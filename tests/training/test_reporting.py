@@ -8,8 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
 from deeplab_jax.imaging.overlay import confusion_picture
+from deeplab_jax.training import reporting
 from deeplab_jax.training.observation import Pictures, crf_scalars
 from deeplab_jax.training.reporting import Reporter, read_record, show_evaluation
 
@@ -117,3 +119,50 @@ def test_pictures_are_due_by_steps(monkeypatch):
 def test_crf_scalars_are_widths_and_means():
     found = crf_scalars({"log_bilateral_xy_std": np.log(50.0), "bilateral_weight": np.array([1.0, 3.0])})
     assert found == pytest.approx({"crf/bilateral_xy_std": 50.0, "crf/bilateral_weight": 2.0})
+
+
+def test_rows_wait_for_a_full_disk(tmp_path, monkeypatch, capfd):
+    """Half a row reaches the disk before it is full; when there is room again, all rows are there, once."""
+    reporter = Reporter(tmp_path, 0, 30)
+    reporter.scalars(1, {"train/loss": 1.0})
+    room = reporting.append
+
+    def full(path, size, data):
+        room(path, size, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reporting, "append", full)
+    for step in (2, 3, 4):
+        reporter.scalars(step, {"train/loss": 1 / step})
+    assert {"step": 1, "train/loss": 1.0} in read_record(tmp_path / "metrics.jsonl")
+    monkeypatch.undo()
+    reporter.flush()
+    reporter.scalars(5, {"train/loss": 0.2})
+    reporter.close()
+    assert read_record(tmp_path / "metrics.jsonl") == [{"step": n, "train/loss": 1 / n} for n in range(1, 6)]
+    err = capfd.readouterr().err
+    assert err.count("metrics.jsonl: cannot be written (No space left on device)") == 1
+    assert err.count("could be written again") == 1
+
+
+def test_a_record_that_cannot_be_written_at_the_start_is_refused(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reporting, "_replace_text", full)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left on device\); free disk"):
+        Reporter(tmp_path, 0, 30)
+
+
+def test_training_goes_on_without_tensorboard(tmp_path, capfd):
+    class Full:
+        def write_scalars(self, step, values):
+            raise RuntimeError("events.out: No space left on device")
+
+    reporter = Reporter(tmp_path, 0, 30)
+    reporter._writer = Full()
+    for step in (1, 2):
+        reporter.scalars(step, {"train/loss": 1.0})
+    reporter.close()
+    assert [r["step"] for r in read_record(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert capfd.readouterr().err.count("TensorBoard logs cannot be written (events.out: No space left") == 1

@@ -1,0 +1,54 @@
+"""SIGTERM: once for a tidy end, twice for one at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deeplab_jax.training.termination import Terminated, TermSignal
+
+# A computation of hours, during which Python's own handler cannot run.
+BUSY = """
+import jax, jax.numpy as jnp
+from deeplab_jax.training.termination import TermSignal
+run = jax.jit(lambda x: jax.lax.fori_loop(0, 2**31 - 2, lambda i, x: jnp.sin(x) + jnp.cos(x @ x), x))
+with TermSignal():
+    print("busy", flush=True)
+    run(jnp.ones((64, 64))).block_until_ready()
+"""
+
+
+def test_a_second_sigterm_ends_a_process_inside_xla():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"busy\n"
+    time.sleep(5)  # compiled, and computing
+    process.terminate()
+    time.sleep(0.5)
+    assert process.poll() is None  # one SIGTERM waits for the step's end
+    process.terminate()
+    assert process.wait(timeout=20) in (143, -signal.SIGTERM)
+
+
+def test_the_first_sigterm_is_noted_and_the_handler_taken_away():
+    before = signal.getsignal(signal.SIGTERM)
+    with TermSignal() as stop:
+        assert not stop.arrived
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.arrived
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a second one ends the process
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_what_may_be_interrupted_is():
+    with TermSignal() as stop, pytest.raises(Terminated) as e, stop.interrupting():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert e.value.code == 143
+    with pytest.raises(Terminated), stop.interrupting():  # it had come before
+        raise AssertionError("not reached")
