@@ -159,6 +159,7 @@ def program(segmenter: Segmenter, bilateral: str):
             size[None],
             scales=segmenter.scales,
             mirror=segmenter.mirror,
+            swaps=segmenter.mirror_swaps if segmenter.mirror else (),
             extra=segmenter.size_extra,
         )
         y, x = jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])

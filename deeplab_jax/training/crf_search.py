@@ -6,6 +6,7 @@ import numpy as np
 
 from deeplab_jax import data
 from deeplab_jax.crf.params import FIELDS, Preset, params_from_config, write_preset
+from deeplab_jax.data.reading import read
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import search, search_report, search_scores
 from deeplab_jax.evaluation.segmenters import create_segmenter
@@ -45,7 +46,8 @@ def search_workdir(
                         f"{dataset.num_classes}; give the config of that run")  # fmt: skip
     count = min(images, len(dataset))
     indices = [round(i) for i in np.linspace(0, len(dataset) - 1, count)]
-    if dataset[indices[0]].label is None:
+    first = next((e for e in (read(dataset, i) for i in indices) if e is not None), None)
+    if first is None or first.label is None:
         raise UserError(f"split '{split}': has no labels to compare with; choose another with --split")
     say(f"searching on {count} of {len(dataset)} images of split '{split}'")
     with run_config.unlocked():

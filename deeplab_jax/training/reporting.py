@@ -191,13 +191,15 @@ def show_evaluation(workdir: str | Path, step: int, split: str, results: list[di
       split: its name; scalars are `<split>/crf<n>/...`, pictures `<split>/...`.
       results: as `evaluation.evaluate.evaluate` returns them.
     """
+    from deeplab_jax.evaluation.trimap import shown
+
     writer = _tensorboard_writer(Path(workdir) / "tensorboard")
     if writer is None:
         return
     for result in results:
         values = {name: result[name] for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
         values |= {f"iou/{name}": value for name, value in result["per_class_iou"].items()}
-        values |= {f"trimap{width}/mean_iou": value["mean_iou"] for width, value in result["trimap"].items()}
+        values |= {f"trimap{width}/mean_iou": result["trimap"][width]["mean_iou"] for width in shown(result["trimap"])}
         prefix = f"{split}/crf{result['crf_iterations']}"
         writer.write_scalars(step, {f"{prefix}/{n}": float(v) for n, v in values.items() if v is not None})
     from PIL import Image

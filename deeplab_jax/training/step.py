@@ -94,8 +94,9 @@ def create_train_step(
         ema = state.ema
         if config.optimizer.ema:
             ema = update_ema(state.ema, trainable, batch_stats, state.step, config.optimizer.ema)
-        # Finite gradients can still overflow on their way into the state. Where nothing is valid, nothing is updated.
-        finite = finite_leaves(gradient, trainable, opt_state, batch_stats, ema) & jnp.isfinite(loss) | (valid == 0)
+        # Finite gradients can still overflow on their way into the parameters. Where nothing is valid, nothing is
+        # updated.
+        finite = finite_leaves(gradient, trainable, batch_stats) & jnp.isfinite(loss) | (valid == 0)
         updated = valid > 0
         if config.optimizer.skip_nonfinite:
             updated &= jnp.all(finite)
