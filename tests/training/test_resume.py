@@ -9,65 +9,113 @@ import numpy as np
 import pytest
 
 from deeplab_jax.training.checkpoints import Checkpoints
+from deeplab_jax.training.reporting import read_record
 
-# Where to die: the function, and at which of its calls. The process kills itself with SIGKILL, so nothing is tidied up.
+# Where to die: before the n-th call of a function (of those with a path that holds a word, if one is given). The
+# process kills itself with SIGKILL, so nothing is tidied up.
 KILLER = """
-import os, signal, sys
-import deeplab_jax.training.{module} as module
+import importlib, os, signal, sys
+from deeplab_jax import cli, main
+
 def deadly(function):
     calls = [0]
     def wrapped(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == {call} and not {after}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if calls[0] == {call}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        if not {word!r} or any({word!r} in os.fspath(a) for a in args if isinstance(a, (str, os.PathLike))):
+            calls[0] += 1
+            if calls[0] == {call}:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
     return wrapped
-module.{name} = deadly(module.{name})
-from deeplab_jax import cli, main
+
+*path, name = {function!r}.split(".")
+owner = importlib.import_module({module!r})
+for part in path:
+    owner = getattr(owner, part)
+setattr(owner, name, deadly(getattr(owner, name)))
 main.define_flags()
 cli.run(main.main, ["main", *sys.argv[1:]])
 """
 
 
-def run_and_die(runs, workdir, module, name, call, after=False):
-    code = KILLER.format(module=module, name=name, call=call, after=after)
+def run_and_die(runs, workdir, module, function, word, call):
+    code = KILLER.format(module=module, function=function, word=word, call=call)
     process = runs.start(workdir, program=["-c", code])
     _, err = process.communicate(timeout=400)
     assert process.returncode == -signal.SIGKILL, err
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "call", "after"),
-    [
-        ("checkpoints", "_digest_files", 2, False),  # between orbax's write and the commit
-        ("checkpoints", "write_json", 3, False),  # before the rename that commits
-        ("loop", "report", 4, True),  # in the middle of training
-        ("evaluation", "evaluate", 2, False),  # in the selection's evaluation
-    ],
-)
-def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, module, name, call, after):
+def seeded(default: float) -> np.random.Generator:
+    """Random moments that DEEPLAB_KILL_SEED repeats."""
+    seed = int(os.environ.get("DEEPLAB_KILL_SEED", default))
+    print(f"DEEPLAB_KILL_SEED={seed}")
+    return np.random.default_rng(seed)
+
+
+# The run writes 4 checkpoints, settles its metrics 6 times or more, and evaluates 4 images after step 6.
+MOMENTS = {
+    "in a checkpoint's write": ("os", "rename", "orbax-checkpoint-tmp", (1, 4)),
+    "before the rename that commits": ("os", "replace", "digests", (1, 4)),
+    "in training": ("deeplab_jax.training.loop", "report", "", (2, 6)),
+    "in an evaluation": ("deeplab_jax.evaluation.inference", "Segmenter.labels", "", (2, 4)),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, moment):
+    module, function, word, (low, high) = MOMENTS[moment]
+    call = int(seeded(0).integers(low, high, endpoint=True))
+    print(f"killed {moment}, at call {call} of {function}")
     workdir = tmp_path / "run"
-    run_and_die(runs, workdir, module, name, call, after)
+    run_and_die(runs, workdir, module, function, word, call)
+    partial = [p.name for p in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")]
+    uncommitted = [p.name for p in (workdir / "digests").glob("*.tmp*")]
+    assert len(partial) == (moment == "in a checkpoint's write")
+    assert len(uncommitted) == (moment == "before the rename that commits")
+    if moment == "in an evaluation":
+        rows = read_record(workdir / "metrics.jsonl")
+        assert Checkpoints(workdir, read_only=True).steps() == [3, 6]
+        assert not any("select/mean_iou" in row for row in rows)
     runs.run(workdir)
+    assert not [*(workdir / "checkpoints").glob("*-tmp*"), *(workdir / "digests").glob("*.tmp*")]
     runs.same_result(whole_run, workdir)
+
+
+LONG = ("num_steps=1500", "checkpoint.every=10", "eval.every=500", "log.every=2")
 
 
 @pytest.mark.long
-def test_twenty_kills_at_random_moments(runs, whole_run, tmp_path):
-    seed = int(os.environ.get("DEEPLAB_KILL_SEED", time.time()))
-    print(f"DEEPLAB_KILL_SEED={seed}")
-    rng = np.random.default_rng(seed)
-    workdir = tmp_path / "run"
-    for _ in range(20):
-        process = runs.start(workdir)
-        time.sleep(rng.uniform(2, 25))
-        process.kill()
-        process.communicate()
-    runs.run(workdir)
-    runs.same_result(whole_run, workdir)
+def test_twenty_kills_at_random_moments(runs, tmp_path):
+    """Every kill meets a run that is training: it has logged steps of its own, and has steps to go."""
+    rng = seeded(time.time())
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    runs.run(whole, *LONG)
+    for kill in range(20):
+        process = runs.start(workdir, *LONG)
+        try:
+            wait_for_steps(workdir, process)
+            time.sleep(rng.uniform(0, 2))
+            assert process.poll() is None, f"kill {kill} came after the end: {process.communicate()}"
+        finally:
+            process.kill()
+            process.communicate()
+        print(f"kill {kill} after step {last_step(workdir)}")
+    runs.run(workdir, *LONG)
+    runs.same_result(whole, workdir)
+
+
+def wait_for_steps(workdir, process) -> None:
+    """Waits until a run has logged steps; a resumed one first takes back what lay beyond its checkpoint."""
+    low, deadline = last_step(workdir), time.time() + 300
+    while process.poll() is None and time.time() < deadline:
+        now = last_step(workdir)
+        if now > low:
+            return
+        low = now
+        time.sleep(0.05)
+
+
+def last_step(workdir) -> int:
+    return max((row["step"] for row in read_record(workdir / "metrics.jsonl")), default=0)
 
 
 def test_resume_with_other_devices_and_workers(runs, whole_run, tmp_path):
