@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import cli
 from deeplab_jax.config import load_config
 from deeplab_jax.describe import classes_of, describe
+from deeplab_jax.models.architecture import Architecture
 from experiments import common
 
 FLAGS = flags.FLAGS
@@ -43,10 +44,15 @@ COLUMNS = (
 
 
 def with_network(config: ConfigDict, shipped: str, head_width: int = 0) -> ConfigDict:
-    """A copy of the config with the network of a shipped one; head_width: channels of fc6 and fc7, 0 = published."""
+    """A copy of the config with the network of a shipped one; head_width: channels of fc6 and fc7, 0 = published.
+
+    The crop grows by a pixel where the network's pools need sides of 8 k + 2 in the place of 8 k + 1.
+    """
     config = common.changed(config, {"crf.train": "off"})
     config.model = load_config(shipped).model
     config.model.head_width = head_width or config.model.head_width
+    extra = Architecture.from_config(config.model).size_extra
+    config.data.crop = tuple((n - 1) // 8 * 8 + extra for n in config.data.crop)
     return config
 
 
