@@ -48,7 +48,11 @@ def test_base_install_has_the_crf_and_says_what_commands_lack(python, tmp_path):
         assert package not in listed or package == "absl-py=="  # flax may bring absl
     done = run(python, "-c", _FIVE_LINES, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "(20, 30, 2)\n"), done.stderr
-    for command in ("predict", "refine", "crf_search", "main"):
+    done = run(
+        python, "-c", "import deeplab_jax as d, os; print(os.listdir(os.path.dirname(d.__file__)))", cwd=tmp_path
+    )
+    assert "'py.typed'" in done.stdout, done.stderr
+    for command in ("predict", "refine", "crf_search", "main", "export", "report", "serve"):
         done = run(python, "-m", f"deeplab_jax.{command}", "--help", cwd=tmp_path)
         if done.returncode:  # the extra is named, in one sentence
             assert "pip install 'deeplab-jax[" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -169,7 +169,7 @@ def test_programs_are_no_photographs(bare):
     assert bare.post("/photograph", data=eps).status_code == 400
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "ICO", "TGA", "DIB"])
 def test_a_hundred_malformed_files(bare, kind):
     whole = encoded(photograph((24, 32), seed=1), kind)
     rng = np.random.default_rng(sum(kind.encode()))
@@ -197,7 +197,7 @@ def test_in_a_browser(segment, app, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    Image.fromarray(photograph((188, 250), seed=6)).save(tmp_path / "photograph.png")
+    Image.fromarray(photograph((375, 500), seed=6)).save(tmp_path / "photograph.png")
     server = waitress.create_server(app, host="127.0.0.1", port=0)
     threading.Thread(target=server.run, daemon=True).start()
     try:
@@ -207,10 +207,10 @@ def test_in_a_browser(segment, app, tmp_path):
             wait = WebDriverWait(driver, 120, poll_frequency=0.2)
             wait.until(lambda d: "CRF" in d.find_element(By.ID, "time").text)
             pixels = (
-                "return Array.from(document.getElementById('picture').getContext('2d').getImageData(0,0,250,188).data)"
+                "return Array.from(document.getElementById('picture').getContext('2d').getImageData(0,0,500,375).data)"
             )
             before = np.array(driver.execute_script(pixels))
-            assert before.size == 250 * 188 * 4
+            assert before.size == 500 * 375 * 4
             assert len(driver.find_elements(By.CSS_SELECTOR, "#legend li")) >= 2
             start = time.perf_counter()
             driver.execute_script(
