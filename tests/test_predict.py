@@ -202,7 +202,7 @@ def test_a_rerun_skips_what_is_done_and_only_that(segment, tmp_path, monkeypatch
     computed = []
     compute = prediction._compute
     monkeypatch.setattr(
-        prediction, "_compute", lambda s, b, o: computed.extend(t.source.path.stem for t, _ in b) or compute(s, b, o)
+        prediction, "_compute", lambda s, b, *o: computed.extend(t.source.path.stem for t, _ in b) or compute(s, b, *o)
     )
 
     def run(options=options) -> list[str]:
