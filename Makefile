@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/python -m deeplab_jax.main --config configs/shapes.py --workdir runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long

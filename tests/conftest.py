@@ -16,3 +16,12 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("DEEPLAB_TEST_DATA does not name a folder with the real photographs")
     return Path(folder)
+
+
+# Files of tests that start processes or compile much: begun first, so that no worker is left alone with one at the end.
+LONGEST_FIRST = ("test_devices.py", "test_resume.py", "test_mean_field.py", "test_conversion.py", "test_loop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: n for n, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

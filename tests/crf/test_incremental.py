@@ -39,7 +39,7 @@ def check(ours, wanted):
     assert np.abs(ours - wanted).mean() < permutohedral.TOLERANCE
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 5, 6])
+@pytest.mark.parametrize("iterations", [1, 6])
 def test_marginals_equal_those_of_computing_everything_anew(scene, reference, iterations):
     ours = mean_field(scene.unary, scene.image, PARAMS, iterations, bilateral="permutohedral")
     check(ours, reference[0][iterations])
