@@ -212,13 +212,14 @@ def test_in_a_browser(segment, app, tmp_path):
             before = np.array(driver.execute_script(pixels))
             assert before.size == 500 * 375 * 4
             assert len(driver.find_elements(By.CSS_SELECTOR, "#legend li")) >= 2
-            start = time.perf_counter()
-            driver.execute_script(
-                "const s = document.getElementById('gaussian_weight'); s.value = 18;"
-                "document.getElementById('time').textContent = ''; s.dispatchEvent(new Event('input'));"
-            )
-            wait.until(lambda d: d.find_element(By.ID, "time").get_attribute("data-state") == "full"
-                       and d.find_element(By.ID, "time").text.startswith("CRF"))  # fmt: skip
+            for value in (9, 18):  # the first move compiles what `serve` has compiled by itself when a person moves it
+                start = time.perf_counter()
+                driver.execute_script(
+                    f"const s = document.getElementById('gaussian_weight'); s.value = {value};"
+                    "document.getElementById('time').textContent = ''; s.dispatchEvent(new Event('input'));"
+                )
+                wait.until(lambda d: d.find_element(By.ID, "time").get_attribute("data-state") == "full"
+                           and d.find_element(By.ID, "time").text.startswith("CRF"))  # fmt: skip
             print(f"slider to full result: {time.perf_counter() - start:.2f} s")
             after = np.array(driver.execute_script(pixels))
             assert (before != after).any()
