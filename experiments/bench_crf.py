@@ -29,7 +29,7 @@ from deeplab_jax.errors import UserError
 FLAGS = flags.FLAGS
 flags.DEFINE_string("case", None, "a .npz with image, unary, parameters and exact_symmetric", required=True)
 flags.DEFINE_list("modes", ["compare", "gradient", "growth"], "what to measure")
-flags.DEFINE_string("out", "bench_crf", "folder for the results")
+flags.DEFINE_string("out", "runs/bench_crf", "folder for the results")
 flags.DEFINE_integer("rounds", 7, "runs of each system, in turn")
 
 

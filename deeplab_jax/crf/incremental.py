@@ -48,8 +48,9 @@ def iterate(
     def step(n: int | jax.Array, state: tuple[jax.Array, list]) -> tuple[jax.Array, list]:
         """An update by one lattice."""
         logits, sent = state
-        total, sent = _send(kernels, sent, jax.nn.softmax(logits, axis=-1), n % permutohedral.LATTICES)
-        return logits_of(total), sent
+        q = jax.nn.softmax(logits, axis=-1)
+        total, sent = _send(kernels, sent, q, n % permutohedral.LATTICES)
+        return logits_of(_other_messages(kernels, q) + total), sent
 
     def full_step(n: int | jax.Array, state: tuple[jax.Array, list]) -> tuple[jax.Array, jax.Array, list]:
         """An update by all lattices, and the one that `step` would make."""
@@ -61,9 +62,9 @@ def iterate(
             out, sent = _send(kernels, sent, q, lattice)
             return total + out, jnp.where(lattice == n % permutohedral.LATTICES, out, alone), sent
 
-        zeros = jnp.zeros_like(q)
+        zeros, others = jnp.zeros_like(q), _other_messages(kernels, q)
         total, alone, sent = lax.fori_loop(0, permutohedral.LATTICES, add, (zeros, zeros, sent))
-        return logits_of(total / permutohedral.LATTICES), logits_of(alone), sent
+        return logits_of(others + total / permutohedral.LATTICES), logits_of(others + alone), sent
 
     def with_capacity(capacity: float) -> tuple[jax.Array, jax.Array | None]:
         sent = [
@@ -87,12 +88,17 @@ def iterate(
     return lax.switch(branch, [lambda c=c: with_capacity(c) for c in permutohedral.CAPACITIES])
 
 
+def _other_messages(kernels: Sequence[Kernel], q: jax.Array) -> jax.Array:
+    """The sum of the messages of kernels that are not on lattices, [N, C]."""
+    return sum((message(kernel, q) for kernel in kernels if kernel.filter != "permutohedral"), jnp.zeros_like(q))
+
+
 def _send(kernels: Sequence[Kernel], sent: list, q: jax.Array, lattice: int | jax.Array) -> tuple[jax.Array, list]:
-    """The sum of the kernels' messages, each from one of its lattices; and what is now sent."""
+    """The sum of the messages of kernels on lattices, each from one of its lattices; and what is now sent."""
     total, after = jnp.zeros_like(q), []
     for kernel, before in zip(kernels, sent, strict=True):
         if before is None:
-            total, after = total + message(kernel, q), [*after, None]
+            after.append(None)
             continue
         now, out = permutohedral.advance(kernel.structure, before, q, kernel.before, lattice)
         out = out if kernel.include_self else out - kernel.before * q

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.crf import checks, convergent, gaussian, incremental
+from deeplab_jax.crf import checks, convergent, gaussian, incremental, pruning
 from deeplab_jax.crf.kernels import (
     Kernel,
     bilateral_features,
@@ -268,9 +268,7 @@ def solve(
     if mask is not None:
         negative = jnp.where(mask[:, None], negative, 0)
     if options.prune:
-        from deeplab_jax.crf import pruning  # which imports this module
-
-        logits, history = pruning.iterate(negative, kernels, compatibility, options, mask)
+        logits, history = pruning.iterate(iterate, negative, kernels, compatibility, options, mask)
     else:
         logits, history = iterate(negative, kernels, compatibility, options)
     result = history if options.return_all else logits

@@ -10,7 +10,7 @@ Nothing is pruned where the marginals of all iterations, a compatibility matrix 
 where gradients are taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,17 +24,17 @@ SIZES = (3, 7, 11, 15, 23, 31, 63, 127)  # with the rest, what a lattice's verti
 
 
 def iterate(
+    iterate_all: Callable[..., tuple[jax.Array, jax.Array | None]],
     negative_unary: jax.Array,
     kernels: Sequence[Any],
     compatibility: jax.Array | None,
     options: Any,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """As `mean_field.iterate`, with labels pruned; gradients are those of the computation without pruning.
+    """As `iterate_all` (`mean_field.iterate`), with labels pruned; gradients are those without pruning.
 
     Points where `mask` [N] is False have no say in which labels are kept.
     """
-    from deeplab_jax.crf.mean_field import iterate as iterate_all  # it imports this module
 
     def whole(negative_unary: jax.Array, kernels: Sequence[Any]) -> tuple[jax.Array, jax.Array | None]:
         return iterate_all(negative_unary, kernels, compatibility, options)

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from deeplab_jax.imaging.mirror import swap_table
+
 VOID = 255
 # R, G, B of the mean color that the networks subtract, rounded: padding is nothing after preprocessing.
 MEAN_COLOR = np.array([123, 117, 104], np.uint8)
@@ -165,14 +167,6 @@ def jitter(image: np.ndarray, brightness: float, contrast: float, saturation: fl
         np.clip(pixels, 0, 255, out=pixels)
         out[band] = pixels
     return out
-
-
-def swap_table(pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """uint8 `[256]` that exchanges the two ids of each pair: left and right parts trade places in a mirror."""
-    table = np.arange(256, dtype=np.uint8)
-    for a, b in pairs:
-        table[a], table[b] = b, a
-    return table
 
 
 def _taps(n: int, m: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from deeplab_jax import crf
 from deeplab_jax.evaluation import tiling
+from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.models.layers import resize_bilinear
 
 LOG_FLOOR = -30.0  # log-probabilities are not below this: exp(-30) is nothing, and stays finite in every sum
@@ -342,19 +343,11 @@ def network_scores(
             if flip:
                 log_probs = jnp.take_along_axis(log_probs, flipped[:, None, :, None], axis=2)
                 if swaps:
-                    log_probs = log_probs[..., _swapped(swaps, log_probs.shape[-1])]
+                    log_probs = log_probs[..., swap_table(swaps)[: log_probs.shape[-1]]]
             views.append(log_probs)
     mean = views[0] if len(views) == 1 else jax.nn.logsumexp(jnp.stack(views), axis=0) - jnp.log(len(views))
     mean = jnp.maximum(mean, LOG_FLOOR)
     return tuple(mean[i] for i in range(images.shape[0]))
-
-
-def _swapped(swaps: tuple[tuple[int, int], ...], num_classes: int) -> np.ndarray:
-    """The class ids 0..C-1 with those of each pair exchanged: the mirrored view's left arm is the right one."""
-    order = np.arange(num_classes)
-    for a, b in swaps:
-        order[a], order[b] = b, a
-    return order
 
 
 @jax.jit

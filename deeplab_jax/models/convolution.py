@@ -61,10 +61,11 @@ def _tap_conv_backward(stride, rate, residuals, dy):
     (dx,) = jax.vjp(lambda x: plain_conv(x, kernel, stride, rate), x)[1](dy)
     (height, width), pad = x.shape[1:3], 2 * (kernel.shape[0] // 2) * rate
     little_padding = (height + pad) * (width + pad) <= 1.6 * height * width
-    rows = stride == 1 and kernel.shape[0] % 2 and little_padding
-    products = _row_products if rows else _window_products
-    if stride == 1 and kernel.shape[0] % 2 and 2 * kernel.shape[3] <= kernel.shape[2]:
+    centered = stride == 1 and kernel.shape[0] % 2
+    if centered and 2 * kernel.shape[3] <= kernel.shape[2]:
         products = _narrow_products
+    else:
+        products = _row_products if centered and little_padding else _window_products
 
     def add_image(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x, dy = (a[None] for a in pair)

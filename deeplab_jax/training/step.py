@@ -29,7 +29,7 @@ def create_train_step(
     The batch has leading axes [devices, micro-batches, examples]: image [.., H, W, 3] uint8, label [.., H, W] uint8,
     valid [.., H, W] bool, index [..] int32. Metrics are scalars per device, equal on all: `loss`, `loss_<map>`,
     `gradient_norm`, `valid_positions`, `updated`, and `finite` [number of trainable leaves] bool: whether
-    loss, gradient and updated state are.
+    loss, gradient, updated parameter and batch norm's statistics are.
     """
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
     seed_key = jax.random.key(config.seed)
@@ -124,32 +124,25 @@ def create_train_step(
     return jax.pmap(step_fn, axis_name=AXIS, donate_argnums=(0,))
 
 
-def finite_leaves(gradient: dict, *trees) -> jax.Array:
-    """Whether all that belongs to each parameter is finite.
+def finite_leaves(gradient: dict, trainable: dict, batch_stats: dict) -> jax.Array:
+    """Whether each parameter and its gradient are finite, and with them all statistics of batch norm.
 
     Args:
-      gradient: nested by layer name, one leaf for each parameter.
-      *trees: leaves under the names of a parameter (the parameter, its momentum) count for that one, the others (batch
-        norm's statistics) for all.
+      gradient, trainable: alike, one leaf for each parameter.
+      batch_stats: counts for every parameter.
 
     Returns:
       [leaves of `gradient`] bool.
     """
-    every = jnp.bool_(True)
-    found: dict[tuple[str, ...], jax.Array] = {}
-    for i, tree in enumerate((gradient, *trees)):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                continue
-            names = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
-            ok = jnp.all(jnp.isfinite(leaf))
-            if i == 0:
-                found[names] = ok
-            elif names in found:
-                found[names] &= ok
-            else:
-                every &= ok
-    return jnp.stack(list(found.values())) & every
+    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(trainable), strict=True)
+    each = jnp.stack([_is_finite(g) & _is_finite(p) for g, p in pairs])
+    for leaf in jax.tree.leaves(batch_stats):
+        each &= _is_finite(leaf)
+    return each
+
+
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(leaf))
 
 
 def replicate(state: TrainState) -> TrainState:

@@ -185,11 +185,11 @@ def test_updates_that_overflow_can_be_skipped(runs, tmp_path):
 def test_all_state_is_looked_at():
     bad, good = jnp.array([1.0, jnp.inf]), jnp.ones(2)
     gradient = {"a": {"bias": good, "kernel": good}, "b": {"kernel": good}}
-    momentum = (jnp.int32(3), {"a": {"bias": good, "kernel": bad}, "b": {"kernel": good}})
-    assert finite_leaves(gradient).tolist() == [True, True, True]
-    assert finite_leaves(gradient, momentum).tolist() == [True, False, True]
-    assert finite_leaves(gradient | {"b": {"kernel": bad}}, momentum).tolist() == [True, False, False]
-    assert finite_leaves(gradient, {"bn": {"mean": bad}}).tolist() == [False, False, False]
+    updated = {"a": {"bias": good, "kernel": bad}, "b": {"kernel": good}}
+    assert finite_leaves(gradient, gradient, {}).tolist() == [True, True, True]
+    assert finite_leaves(gradient, updated, {}).tolist() == [True, False, True]
+    assert finite_leaves(gradient | {"b": {"kernel": bad}}, updated, {}).tolist() == [True, False, False]
+    assert finite_leaves(gradient, gradient, {"bn": {"mean": bad}}).tolist() == [False, False, False]
 
 
 @pytest.mark.parametrize(("fingerprint", "said"), [("same", 0), ("another", 1)])
