@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from deeplab_jax.errors import MissingExtraError, UserError
 from deeplab_jax.version import __version__
@@ -32,10 +33,13 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         from absl import flags
     except ImportError as e:
         _fail(str(MissingExtraError("absl-py", "predict")), e)
+    command = argv is None and main.__module__ == "__main__"  # not a function of somebody's program, or of a test
     argv = list(sys.argv if argv is None else argv)
     if "--version" in argv:
         print(f"deeplab_jax {__version__}")
         sys.exit(0)
+    if command:
+        _restart_with_huge_pages()
     argv, overrides = _split_overrides(argv)
     _OVERRIDES[:] = overrides
     try:
@@ -143,6 +147,30 @@ def set_xla_defaults(training: bool = False) -> None:
         if jaxlib.startswith(releases) and not any(word.partition("=")[0] == flag for word in wanted):
             wanted.append(f"{flag}={value}")
     os.environ["XLA_FLAGS"] = " ".join(wanted)
+
+
+def _restart_with_huge_pages() -> None:
+    """Starts this process anew with an allocator that asks Linux for huge pages, where they are to be asked for.
+
+    A step's maps are given back to the system after each step, and come again page by page: 350,000 page faults in a
+    step of ResNet-101 (docs/performance.md). glibc can be told otherwise only before a program starts. The new program
+    replaces this one, so process number, arguments and files stay. DEEPLAB_HUGE_PAGES=off leaves the process as it is.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if os.environ.get("DEEPLAB_HUGE_PAGES") == "off" or "glibc.malloc.hugetlb" in tunables or not sys.executable:
+        return
+    try:
+        asked = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    if not asked:
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    sys.stdout.flush()
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError:
+        return
 
 
 def _plugins() -> list[str]:

@@ -4,11 +4,13 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from deeplab_jax import cli
 
+ROOT = Path(__file__).parents[1]
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 TWO = "--xla_force_host_platform_device_count=2"
 CODE = """
@@ -46,3 +48,46 @@ def test_when_defaults_are_set(monkeypatch, environment, jaxlib, expected):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: jaxlib)
     cli.set_xla_defaults()
     assert os.environ["XLA_FLAGS"] == expected
+
+
+COMMAND = """
+import os, sys
+from deeplab_jax import cli
+
+def main(rest):
+    print(os.getpid(), os.environ.get("GLIBC_TUNABLES", ""), sys.argv[1:])
+
+if __name__ == "__main__":
+    print("starts", flush=True)
+    cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+        ({"DEEPLAB_HUGE_PAGES": "off"}, ""),
+    ],
+    ids=["alone", "joined", "the user's own", "off"],
+)
+def test_a_command_asks_for_huge_pages_and_keeps_its_arguments(tmp_path, environment, expected):
+    """Where Linux gives them on request only; elsewhere the process stays as it is."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    on_request = setting.is_file() and "[madvise]" in setting.read_text()
+    before = environment.get("GLIBC_TUNABLES", "")
+    if not on_request:
+        expected = before
+    (tmp_path / "command.py").write_text(COMMAND)
+    env = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "DEEPLAB_HUGE_PAGES")} | environment
+    started = subprocess.Popen(
+        [sys.executable, "-W", "error", str(tmp_path / "command.py"), "a b", "c"],
+        env=env | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    out, err = started.communicate(timeout=120)
+    *starts, said = out.splitlines()
+    assert started.returncode == 0, err
+    assert starts == ["starts"] * (1 if expected == before else 2)
+    assert said == f"{started.pid} {expected} ['a b', 'c']"

@@ -31,10 +31,38 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax
     if kernel.shape[:2] == (1, 1):
         if stride > 1:
             x = x[:, ::stride, ::stride]
-        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+        return (point_conv if jax.default_backend() == "cpu" else plain_point_conv)(x, kernel[0, 0])
     if jax.default_backend() == "cpu" and kernel.shape[2] >= MIN_TAP_CHANNELS:
         return tap_conv(x, kernel, stride, rate)
     return plain_conv(x, kernel, stride, rate)
+
+
+def plain_point_conv(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """[B, H, W, C] times [C, D], a convolution whose kernel is one position."""
+    return lax.dot_general(x, weights, (((3,), (0,)), ((), ())))
+
+
+@jax.custom_vjp
+def point_conv(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """`plain_point_conv` whose gradient with respect to the weights transposes the map that has fewer channels."""
+    return plain_point_conv(x, weights)
+
+
+def _point_conv_forward(x, weights):
+    return plain_point_conv(x, weights), (x, weights)
+
+
+def _point_conv_backward(residuals, dy):
+    x, weights = residuals
+    dx = lax.dot_general(dy, weights, (((3,), (1,)), ((), ())))
+    rows, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
+    over_positions = (((0,), (0,)), ((), ()))
+    if weights.shape[0] <= weights.shape[1]:
+        return dx, lax.dot_general(rows, dy_rows, over_positions)
+    return dx, lax.dot_general(dy_rows, rows, over_positions).T
+
+
+point_conv.defvjp(_point_conv_forward, _point_conv_backward)
 
 
 def plain_conv(x: jax.Array, kernel: jax.Array, stride: int, rate: int) -> jax.Array:
@@ -60,7 +88,7 @@ def _tap_conv_backward(stride, rate, residuals, dy):
     x, kernel = residuals
     (dx,) = jax.vjp(lambda x: plain_conv(x, kernel, stride, rate), x)[1](dy)
     (height, width), pad = x.shape[1:3], 2 * (kernel.shape[0] // 2) * rate
-    little_padding = (height + pad) * (width + pad) <= 1.6 * height * width
+    little_padding = (height + pad) * (width + pad) <= 1.25 * height * width
     centered = stride == 1 and kernel.shape[0] % 2
     if centered and 2 * kernel.shape[3] <= kernel.shape[2]:
         products = _narrow_products

@@ -19,6 +19,7 @@ from deeplab_jax.models.layers import (
     classifier_init,
     conv_init,
     fold_keys,
+    relu,
 )
 from deeplab_jax.models.msc import SideBranches
 
@@ -57,9 +58,9 @@ class VGGHead(nn.Module):
         scores = 0.0
         for i, rate in enumerate(a.rates):
             suffix = f"_{i + 1}" if a.head == "aspp" else ""
-            y = nn.relu(Conv(width, kernel, rate=rate, dtype=a.compute_dtype, name=f"fc6{suffix}")(x))
+            y = relu(Conv(width, kernel, rate=rate, dtype=a.compute_dtype, name=f"fc6{suffix}")(x))
             y = Dropout(a.dropout, name=f"drop6{suffix}")(y, train, fold_keys(keys, 2 * i))
-            y = nn.relu(Conv(width, 1, dtype=a.compute_dtype, name=f"fc7{suffix}")(y))
+            y = relu(Conv(width, 1, dtype=a.compute_dtype, name=f"fc7{suffix}")(y))
             y = Dropout(a.dropout, name=f"drop7{suffix}")(y, train, fold_keys(keys, 2 * i + 1))
             classify = Conv(self.num_classes, 1, dtype=a.compute_dtype, init=classifier_init, name=f"fc8{suffix}")
             scores = scores + classify(y)
@@ -114,8 +115,9 @@ class SmallHead(nn.Module):
         a, x = self.architecture, features["last"]
 
         def unit(x: jax.Array, name: str, width: int, kernel: int, rate: int = 1) -> jax.Array:
-            y = Conv(width, kernel, rate=rate, use_bias=False, dtype=a.compute_dtype, init=conv_init, name=name)(x)
-            return nn.relu(BatchNorm(a.frozen_batch_norm, self.axis_name, a.compute_dtype, name=f"bn_{name}")(y, train))
+            conv = Conv(width, kernel, rate=rate, use_bias=False, dtype=a.compute_dtype, init=conv_init, name=name)
+            norm = BatchNorm(a.frozen_batch_norm, self.axis_name, a.compute_dtype, name=f"bn_{name}")
+            return relu(norm(conv, x, train))
 
         branches = [unit(x, f"aspp_c{i}", a.head_width, 3, rate) for i, rate in enumerate(a.rates)]
         x = jnp.concatenate([*branches, unit(x, "aspp_1x1", a.head_width, 1)], -1)

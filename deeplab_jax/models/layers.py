@@ -43,10 +43,12 @@ class Conv(nn.Module):
     init: nn.initializers.Initializer = conv_init
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]; `factor` [features] scales the kernel."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         weights = self.param("kernel", self.init, shape, jnp.float32)
+        if factor is not None:
+            weights = weights * factor
         y = convolution.conv(x.astype(self.dtype), weights.astype(self.dtype), self.stride, self.rate)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
@@ -76,10 +78,13 @@ class ConvWeights(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization: frozen, as the papers fine-tune it, or trained and synchronized over devices.
+    """Batch normalization of a convolution's result: frozen, as the papers fine-tune it, or trained over all devices.
 
     Frozen: stored statistics and stored affine, both constants for the gradient. Trained: the statistics are those of
     the batch over all devices of `axis_name`, and running averages of them serve evaluation.
+
+    Stored statistics scale the kernel instead of the map, which is the same and passes over no map, neither forward
+    nor in the gradient.
 
     Attributes:
       frozen: whether statistics and affine are constants.
@@ -92,27 +97,23 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> the same shape."""
-        channels = (x.shape[-1],)
+    def __call__(self, conv: Conv, x: jax.Array, train: bool) -> jax.Array:
+        """conv(x), normalized: [B, H, W, C] -> what `conv`, which has no bias, makes of it."""
+        channels = (conv.features,)
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        if self.frozen:
-            scale, bias, m, v = map(lax.stop_gradient, (scale, bias, mean.value, var.value))
-        elif train:
-            m, v = self._batch_statistics(x)
-            if not self.is_initializing():
-                mean.value = BATCH_NORM_MOMENTUM * mean.value + (1 - BATCH_NORM_MOMENTUM) * m
-                var.value = BATCH_NORM_MOMENTUM * var.value + (1 - BATCH_NORM_MOMENTUM) * v
-        else:
-            m, v = mean.value, var.value
-        factor = scale * lax.rsqrt(v + BATCH_NORM_EPSILON)
-        offset = bias - m * factor
-        x = x.astype(jnp.float32)
-        # Frozen, factor and offset need no gradient, and XLA drops what would compute one.
-        return (x * factor + offset if self.frozen else sums.affine(x, factor, offset)).astype(self.dtype)
+        if self.frozen or not train:
+            stored = scale, bias, mean.value, var.value
+            factor, offset = _affine(*(lax.stop_gradient(stored) if self.frozen else stored))
+            return conv(x, factor) + offset.astype(self.dtype)
+        y = conv(x).astype(jnp.float32)
+        m, v = self._batch_statistics(y)
+        if not self.is_initializing():
+            mean.value = BATCH_NORM_MOMENTUM * mean.value + (1 - BATCH_NORM_MOMENTUM) * m
+            var.value = BATCH_NORM_MOMENTUM * var.value + (1 - BATCH_NORM_MOMENTUM) * v
+        return sums.affine(y, *_affine(scale, bias, m, v)).astype(self.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         mean, square = sums.moments(x.astype(jnp.float32))
@@ -120,6 +121,34 @@ class BatchNorm(nn.Module):
             # Every device holds equally many positions, so the mean of means is the mean.
             mean, square = lax.pmean((mean, square), self.axis_name)
         return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+def _affine(scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The factor and the offset that normalization amounts to, [C] each."""
+    factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
+    return factor, bias - mean * factor
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), whose gradient asks the result, which is kept anyway, and not x, which would be computed again.
+
+    As a choice and not as a maximum, for XLA copies a maximum into each of its readers, and with it, block by block,
+    the sums of a whole chain of residual blocks.
+    """
+    return jnp.where(x > 0, x, jnp.zeros_like(x))
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, dy, jnp.zeros_like(dy)),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
 
 
 class Pool(nn.Module):

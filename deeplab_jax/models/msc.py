@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models.architecture import Architecture
-from deeplab_jax.models.layers import Conv, classifier_init
+from deeplab_jax.models.layers import Conv, classifier_init, relu
 
 WIDTH = 128
 SOURCES = ("data", "pool1", "pool2", "pool3", "pool4")
@@ -46,8 +46,8 @@ class SideBranches(nn.Module):
             # The first four sources have strides 1, 2, 4, 8; pool4's map has the scores' but at output stride 32.
             source_stride = min(2**i, 8) if i < 4 else min(self.architecture.output_stride, 16)
             stride = self.architecture.output_stride // source_stride
-            x = nn.relu(Conv(WIDTH, 3, stride, dtype=dtype, name=f"{source}_1")(x))
-            x = nn.relu(Conv(WIDTH, 1, dtype=dtype, name=f"{source}_2")(x))
+            x = relu(Conv(WIDTH, 3, stride, dtype=dtype, name=f"{source}_1")(x))
+            x = relu(Conv(WIDTH, 1, dtype=dtype, name=f"{source}_2")(x))
             # v1's base pools give maps of one position more before pool4.
             maps.append(x[:, : size[0], : size[1]])
         joined = jnp.concatenate(maps, -1)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.architecture import Architecture
-from deeplab_jax.models.layers import BatchNorm, Conv, Pool, pooled_size
+from deeplab_jax.models.layers import BatchNorm, Conv, Pool, pooled_size, relu
 
 # Bottleneck counts and widths (of the last 1x1 conv) of each stage.
 BOTTLENECKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -39,8 +39,9 @@ class ResNet(nn.Module):
         """
         a = self.architecture
         stem = STEM_WIDTH if a.backbone in BOTTLENECKS else a.widths[0]
-        x = Conv(stem, 7, 2, use_bias=False, dtype=a.compute_dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(a.frozen_batch_norm, self.axis_name, a.compute_dtype, name="bn_conv1")(x, train))
+        conv = Conv(stem, 7, 2, use_bias=False, dtype=a.compute_dtype, name="conv1")
+        norm = BatchNorm(a.frozen_batch_norm, self.axis_name, a.compute_dtype, name="bn_conv1")
+        x = relu(norm(conv, x, train))
         x = Pool(3, 2, 1, name="pool1")(x)
         run = nn.remat(_block, static_argnums=(2, 3, 4, 5, 6, 7)) if a.remat else _block
         features = {}
@@ -102,17 +103,17 @@ def _block(
     def unit(x: jax.Array, branch: str, width: int, kernel: int, stride: int = 1, rate: int = 1) -> jax.Array:
         conv = Conv(width, kernel, stride, rate, use_bias=False, dtype=a.compute_dtype, name=f"res{name}_{branch}")
         norm = BatchNorm(a.frozen_batch_norm, trunk.axis_name, a.compute_dtype, name=f"bn{name}_{branch}")
-        return norm(conv(x), train)
+        return norm(conv, x, train)
 
     # Whether there is a projection depends on the widths alone, so that all output strides share their parameters.
     shortcut = x[:, ::stride, ::stride] if x.shape[-1] == width else unit(x, "branch1", width, 1, stride)
     if a.backbone in BOTTLENECKS:
         # With the stride on the 3x3 conv, the first block's 3x3 runs ahead of it, at the rate before.
         on_1x1 = a.stride_on == "1x1"
-        y = nn.relu(unit(x, "branch2a", width // 4, 1, stride if on_1x1 else 1))
-        y = nn.relu(unit(y, "branch2b", width // 4, 3, 1 if on_1x1 else stride, rate if on_1x1 else first_rate))
+        y = relu(unit(x, "branch2a", width // 4, 1, stride if on_1x1 else 1))
+        y = relu(unit(y, "branch2b", width // 4, 3, 1 if on_1x1 else stride, rate if on_1x1 else first_rate))
         y = unit(y, "branch2c", width, 1)
     else:
-        y = nn.relu(unit(x, "branch2a", width, 3, stride, first_rate))
+        y = relu(unit(x, "branch2a", width, 3, stride, first_rate))
         y = unit(y, "branch2b", width, 3, 1, rate)
-    return nn.relu(shortcut + y)
+    return relu(shortcut + y)

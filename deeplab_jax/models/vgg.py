@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.architecture import Architecture
-from deeplab_jax.models.layers import Conv, Pool, pooled_size
+from deeplab_jax.models.layers import Conv, Pool, pooled_size, relu
 
 CONVS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and number of each stage's 3x3 convs
 
@@ -55,7 +55,7 @@ def score_length(a: Architecture, n: int) -> int:
 
 def _stage(trunk: VGG16, x: jax.Array, number: int, width: int, count: int, rate: int) -> jax.Array:
     for i in range(1, count + 1):
-        x = nn.relu(Conv(width, 3, rate=rate, dtype=trunk.architecture.compute_dtype, name=f"conv{number}_{i}")(x))
+        x = relu(Conv(width, 3, rate=rate, dtype=trunk.architecture.compute_dtype, name=f"conv{number}_{i}")(x))
     return x
 
 

@@ -18,10 +18,11 @@ def normal(seed, shape):
         ((13, 10), 3, 2, 1),
         ((9, 9), 4, 1, 2),
         ((10, 7), 1, 2, 1),
+        ((10, 7), 1, 1, 1),
         ((5, 5), 3, 1, 12),
     ],
 )
-@pytest.mark.parametrize("channels", [4, 40])  # few: the shifted maps are the gradient's, not the input's
+@pytest.mark.parametrize("channels", [4, 40, 80])  # with few, the maps shifted or transposed are the gradient's
 def test_conv_and_its_gradients_are_the_plain_ones(size, kernel, stride, rate, channels):
     x, w = normal(0, (2, *size, 64)), normal(1, (kernel, kernel, 64, channels))
 

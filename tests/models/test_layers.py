@@ -1,9 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models import layers
+from deeplab_jax.models import convolution, layers
 
 
 def caffe_pool(x, window, stride, pad, kind):
@@ -80,29 +81,80 @@ def test_resize_of_one_position_is_constant():
     assert (layers.resize_bilinear(jnp.full((1, 1, 1, 2), 3.0), (4, 5)) == 3).all()
 
 
-def test_frozen_batch_norm_takes_no_gradient_and_ignores_the_batch():
-    norm = layers.BatchNorm(frozen=True)
-    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
-    variables = {
-        "params": {"scale": jnp.full(4, 2.0), "bias": jnp.full(4, 0.5)},
-        "batch_stats": {"mean": jnp.full(4, 0.1), "var": jnp.full(4, 4.0)},
+class Normalized(nn.Module):
+    """A convolution and its batch norm."""
+
+    norm: layers.BatchNorm
+    rate: int = 1
+
+    @nn.compact
+    def __call__(self, x, train):
+        return self.norm(layers.Conv(4, 3, rate=self.rate, use_bias=False, name="conv"), x, train)
+
+
+def normalized_variables(x):
+    """Variables of `Normalized` with statistics and an affine that are not those it begins with."""
+    kernel = jax.random.normal(jax.random.key(3), (3, 3, x.shape[-1], 4))
+    return {
+        "params": {
+            "conv": {"kernel": kernel},
+            "norm": {"scale": jnp.array([2.0, -1.0, 0.5, 1.0]), "bias": jnp.array([0.5, 0.0, -1.0, 2.0])},
+        },
+        "batch_stats": {"norm": {"mean": jnp.array([0.1, -2.0, 0.0, 3.0]), "var": jnp.array([4.0, 1.0, 0.2, 9.0])}},
     }
-    np.testing.assert_allclose(norm.apply(variables, x, True), (x - 0.1) / np.sqrt(4 + 1e-5) * 2 + 0.5, atol=1e-5)
-    grads = jax.grad(lambda v: jnp.sum(norm.apply(v, x, True) ** 2))(variables)
+
+
+@pytest.mark.parametrize(("frozen", "train"), [(True, True), (True, False), (False, False)])
+def test_stored_statistics_normalize_what_the_convolution_gives(frozen, train):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+    variables = normalized_variables(x)
+    y = convolution.plain_conv(x, variables["params"]["conv"]["kernel"], 1, 2)
+    p, stats = variables["params"]["norm"], variables["batch_stats"]["norm"]
+    expected = (y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * p["scale"] + p["bias"]
+    model = Normalized(layers.BatchNorm(frozen, name="norm"), rate=2)
+    np.testing.assert_allclose(model.apply(variables, x, train), expected, atol=1e-4)
+
+
+def test_frozen_batch_norm_takes_no_gradient_and_ignores_the_batch():
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+    variables = normalized_variables(x)
+    model = Normalized(layers.BatchNorm(frozen=True, name="norm"))
+    whole = model.apply(variables, x, True)
+    np.testing.assert_allclose(whole[:1], model.apply(variables, x[:1], True), atol=1e-5)
+    grads = jax.grad(lambda v: jnp.sum(model.apply(v, x, True) ** 2))(variables)
+    kernel = grads["params"].pop("conv")["kernel"]
     assert all((g == 0).all() for g in jax.tree.leaves(grads))
+
+    def plain(kernel):
+        p, stats = variables["params"]["norm"], variables["batch_stats"]["norm"]
+        y = (convolution.plain_conv(x, kernel, 1, 1) - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5)
+        return jnp.sum((y * p["scale"] + p["bias"]) ** 2)
+
+    expected = jax.grad(plain)(variables["params"]["conv"]["kernel"])
+    np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_trained_batch_norm_is_synchronized():
     x = jax.random.normal(jax.random.key(0), (4, 2, 5, 3, 2)) * jnp.arange(1.0, 5)[:, None, None, None, None]
-    variables = layers.BatchNorm(frozen=False).init(jax.random.key(1), x[0], True)
-    whole, state = layers.BatchNorm(frozen=False).apply(variables, x.reshape(8, 5, 3, 2), True, mutable=["batch_stats"])
-    norm = layers.BatchNorm(frozen=False, axis_name="devices")
-    run = jax.vmap(lambda x: norm.apply(variables, x, True, mutable=["batch_stats"]), axis_name="devices")
+    model = Normalized(layers.BatchNorm(frozen=False, name="norm"))
+    variables = model.init(jax.random.key(1), x[0], True)
+    whole, state = model.apply(variables, x.reshape(8, 5, 3, 2), True, mutable=["batch_stats"])
+    parallel = Normalized(layers.BatchNorm(frozen=False, axis_name="devices", name="norm"))
+    run = jax.vmap(lambda x: parallel.apply(variables, x, True, mutable=["batch_stats"]), axis_name="devices")
     parts, states = run(x)
     np.testing.assert_allclose(parts.reshape(whole.shape), whole, atol=1e-5)
     for one, all_ in zip(jax.tree.leaves(state), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(all_, jnp.broadcast_to(one, all_.shape), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(state["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2, 3)), atol=1e-6)
+    y = convolution.plain_conv(x.reshape(8, 5, 3, 2), variables["params"]["conv"]["kernel"], 1, 1)
+    np.testing.assert_allclose(state["batch_stats"]["norm"]["mean"], 0.1 * y.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(whole.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(whole.var((0, 1, 2)), 1, atol=1e-3)
+
+
+def test_relu_and_its_gradient():
+    x = jnp.array([-2.0, -0.0, 0.0, 0.125, 3.0])
+    np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 0.125, 3])
+    np.testing.assert_array_equal(jax.grad(lambda x: (layers.relu(x) * jnp.arange(1.0, 6)).sum())(x), [0, 0, 0, 4, 5])
 
 
 def test_dropout_belongs_to_the_example():
