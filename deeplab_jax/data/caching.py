@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 
-from deeplab_jax.data.builders.base import SegmentationBuilder, Source
+from deeplab_jax.data.builders.base import SegmentationBuilder, Source, unpacked_folder
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
 
@@ -63,7 +63,7 @@ def prepare(builder_class: type[SegmentationBuilder], cache: Path, key: str, **a
         try:
             with filelock.FileLock(cache / f"{folder.name}.lock"):
                 if not folder.is_dir():
-                    _build(open_builder, folder, arguments.get("raw"))
+                    _build(open_builder, folder, builder_class.name, arguments.get("raw"))
         except OSError as e:
             raise UserError(
                 f"{folder}: cannot be written ({e.strerror or e}); set config.data.cache_dir to a folder with room"
@@ -71,19 +71,19 @@ def prepare(builder_class: type[SegmentationBuilder], cache: Path, key: str, **a
     return open_builder(folder)
 
 
-def _build(open_builder, folder: Path, raw: Path | None) -> None:
-    temporary = folder.with_name(f".{folder.name}.building")
+def _build(open_builder, folder: Path, name: str, raw: Path | None) -> None:
+    temporary, downloads = folder.with_name(f".{folder.name}.building"), folder.parent / "downloads"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         tfds.disable_progress_bar()  # ours counts images
         settings = tfds.download.DownloadConfig(manual_dir=os.fspath(raw) if raw else None)
         with contextlib.redirect_stdout(io.StringIO()):  # stdout belongs to the command's results
-            open_builder(temporary).download_and_prepare(
-                download_dir=os.fspath(folder.parent / "downloads"), download_config=settings
-            )
+            open_builder(temporary).download_and_prepare(download_dir=os.fspath(downloads), download_config=settings)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if raw is None:
+            shutil.rmtree(unpacked_folder(downloads, name), ignore_errors=True)
 
 
 def contents(paths: Iterable[Path], cache: Path) -> str:

@@ -131,7 +131,8 @@ def raw_builder(data_config, seed: int = 0) -> SegmentationBuilder:
                 f"config.data.dir={data_config.dir}: is empty; it should hold the raw {data_config.name} files"
             )
     elif cls.NEEDS_FOLDER:
-        raise UserError(f"config.data.dir is not set; name the raw {data_config.name} folder: --config.data.dir=PATH")
+        what = " ".join(cls.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise UserError(f"config.data.dir is not set; get {what}, and name their folder: --config.data.dir=PATH")
     cache = caching.cache_folder(data_config.cache_dir)
     return cls(
         raw=raw, options=data_config, on_corrupt=data_config.on_corrupt, data_dir=str(cache), file_format="array_record"

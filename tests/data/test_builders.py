@@ -10,21 +10,7 @@ from PIL import Image
 
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
-from tests.data.miniatures import blocks, write_image, write_label
-
-
-def _voc(folder, year="VOC2012", lists=None):
-    """VOCdevkit/<year> with a palette label for each listed name."""
-    root = folder / "VOCdevkit" / year
-    lists = lists or {"train": ["2007_1", "2007_2"], "val": ["2007_3"]}
-    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
-    for split, names in lists.items():
-        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
-        for name in names:
-            write_image(root / "JPEGImages" / f"{name}.jpg")
-            if split != "test":
-                write_label(root / "SegmentationClass" / f"{name}.png", blocks(0, 255, 15), mode="P")
-    return root
+from tests.data.miniatures import blocks, make_voc, write_image, write_label, write_sbd
 
 
 def _names(dataset):
@@ -33,7 +19,7 @@ def _names(dataset):
 
 @pytest.mark.parametrize("at", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
 def test_voc(config, tmp_path, at):
-    _voc(tmp_path / "raw", lists={"train": ["a", "b"], "val": ["c"], "test": ["d"]})
+    make_voc(tmp_path / "raw", lists={"train": ["a", "b"], "val": ["c"], "test": ["d"]})
     config.data.update(name="voc_segmentation", dir=str(tmp_path / "raw" / at), train_split="train")
     train, val, both, test = (data.open_dataset(config.data, s) for s in ("train", "val", "trainval", "test"))
     assert [_names(d) for d in (train, val, both, test)] == [["a", "b"], ["c"], ["a", "b", "c"], ["d"]]
@@ -54,16 +40,14 @@ def test_voc_palette():
 
 
 def test_sbd_mat_files_give_train_aug_without_val(config, tmp_path):
-    root = _voc(tmp_path)
+    root = make_voc(tmp_path)
     sbd = tmp_path / "benchmark_RELEASE" / "dataset"
     (sbd / "cls").mkdir(parents=True)
     (sbd / "train.txt").write_text("2008_7\n2007_3\n")  # 2007_3 is in VOC's val
     (sbd / "val.txt").write_text("2008_8\n2007_1\n")
     for name in ("2008_7", "2008_8", "2007_3", "2007_1"):
         write_image(root / "JPEGImages" / f"{name}.jpg")
-        annotation = np.zeros((1, 1), [("Segmentation", object)])
-        annotation["Segmentation"][0, 0] = blocks(0, 9)
-        scipy.io.savemat(sbd / "cls" / f"{name}.mat", {"GTcls": annotation})
+        write_sbd(sbd / "cls" / f"{name}.mat", blocks(0, 9))
     config.data.update(name="voc_segmentation", dir=str(tmp_path))
     augmented = data.open_dataset(config.data, "train_aug")
     assert _names(augmented) == ["2007_1", "2007_2", "2008_7", "2008_8"]
@@ -76,7 +60,7 @@ def test_sbd_mat_files_give_train_aug_without_val(config, tmp_path):
 
 
 def test_sbd_without_the_list_of_val_is_refused(config, tmp_path):
-    root = _voc(tmp_path)
+    root = make_voc(tmp_path)
     (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
     sbd = tmp_path / "sbd"
     (sbd / "cls").mkdir(parents=True)
@@ -89,7 +73,7 @@ def test_sbd_without_the_list_of_val_is_refused(config, tmp_path):
 
 @pytest.mark.parametrize("listed", ["train_aug.txt", "trainaug.txt", ""])
 def test_published_labels_give_train_aug_without_val(config, tmp_path, listed):
-    root = _voc(tmp_path)
+    root = make_voc(tmp_path)
     for name in ("2008_9", "2008_7", "2007_3", "2007_1"):  # 2007_3 is in VOC's val
         write_image(root / "JPEGImages" / f"{name}.jpg")
         write_label(root / "SegmentationClassAug" / f"{name}.png", blocks(0, 9))

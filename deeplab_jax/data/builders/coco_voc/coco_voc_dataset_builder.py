@@ -24,14 +24,18 @@ MIN_PIXELS = 200 * 200  # images where VOC's classes cover less are left out (Zh
 class Builder(base.SegmentationBuilder):
     """Splits train, val and trainval of COCO 2017 or 2014.
 
-    `config.data.dir` holds `annotations/instances_{train,val}{2017,2014}.json` and the folders `train2017/` and so on.
+    `config.data.dir` holds `annotations/instances_{train,val}{2017,2014}.json` and the folders `train2017/` and so on;
+    "" downloads 2017.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     CLASS_NAMES = CLASS_NAMES
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org, extracted.
-    """
+    URLS = (
+        "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
+        "http://images.cocodataset.org/zips/train2017.zip",
+        "http://images.cocodataset.org/zips/val2017.zip",
+    )
+    NEEDS_FOLDER = False
 
     def sources(self) -> dict[str, list[base.Source]]:
         for year in ("2017", "2014"):

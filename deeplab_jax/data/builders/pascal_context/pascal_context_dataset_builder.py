@@ -1,12 +1,13 @@
 """PASCAL-Context: VOC 2010's train and val photographs, every pixel labelled; the 59 usual classes and background."""
 
+import types
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
 from deeplab_jax.data.builders import base
-from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import voc_root
+from deeplab_jax.data.builders.voc_segmentation import voc_segmentation_dataset_builder as voc
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import CorruptImageError
 
@@ -23,7 +24,7 @@ class Builder(base.SegmentationBuilder):
 
     `config.data.dir` is VOC2010 (or a folder above) with either the original annotations, `trainval/*.mat`, 459 labels,
     and the lists `ImageSets/Main/{train,val}.txt`; or PNGs of ids 0..59 in `SegmentationClassContext/` with the lists
-    `ImageSets/SegmentationContext/{train,val}.txt`.
+    `ImageSets/SegmentationContext/{train,val}.txt`. "" downloads the photographs and the original annotations.
     """
 
     CLASS_NAMES = (
@@ -34,13 +35,13 @@ class Builder(base.SegmentationBuilder):
         "sidewalk", "sign", "sky", "snow", "sofa", "table", "track", "train", "tree", "truck", "tvmonitor", "wall",
         "water", "window", "wood",
     )  # fmt: skip
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    VOC 2010 trainval (http://host.robots.ox.ac.uk/pascal/VOC/voc2010/) and PASCAL-Context's trainval.tar.gz
-    (https://cs.stanford.edu/~roozbeh/pascal-context/), extracted into VOC2010; config.data.dir names it.
-    """
+    # The author's page has moved here from Stanford; the MD5 that is known is of the file that lay there.
+    URLS = (voc.VOC2010_URL, "https://roozbehm.info/pascal-context/trainval.tar.gz")
+    MD5S = types.MappingProxyType({voc.VOC2010_URL: voc.VOC2010_MD5})
+    NEEDS_FOLDER = False
 
     def sources(self) -> dict[str, list[base.Source]]:
-        root = voc_root(self.raw, "VOC2010")
+        root = voc.voc_root(self.raw, "VOC2010")
         for annotations, suffix, lists in (
             (root / "SegmentationClassContext", ".png", root / "ImageSets" / "SegmentationContext"),
             (root / "trainval", ".mat", root / "ImageSets" / "Main"),
@@ -58,9 +59,7 @@ class Builder(base.SegmentationBuilder):
     def _split(self, root: Path, annotations: Path, suffix: str, names: Path) -> list[base.Source]:
         listed = dict.fromkeys(line.split()[0] for line in base.read_names(names))
         return [
-            base.Source(name, root / "JPEGImages" / f"{name}.jpg", annotations / f"{name}{suffix}")
-            for name in listed
-            if suffix == ".png" or (annotations / f"{name}.mat").is_file()
+            base.Source(name, root / "JPEGImages" / f"{name}.jpg", annotations / f"{name}{suffix}") for name in listed
         ]
 
     def read_label(self, source: base.Source) -> np.ndarray:

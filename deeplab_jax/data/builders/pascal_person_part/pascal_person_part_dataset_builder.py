@@ -1,14 +1,20 @@
 """PASCAL-Person-Part: six body parts and background on the VOC photographs that show people."""
 
+import types
 from pathlib import Path
 
 from deeplab_jax.data.builders import base
-from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import voc_root
+from deeplab_jax.data.builders.voc_segmentation import voc_segmentation_dataset_builder as voc
 from deeplab_jax.errors import UserError
 
-_LABEL_FOLDERS = ("pascal_person_part_gt", "SegmentationPart", "SegmentationClassPersonPart")
+# The first of each is how the authors' archive has it.
+_LABEL_FOLDERS = (
+    "pascal_person_part/pascal_person_part_gt", "pascal_person_part_gt", "SegmentationPart",
+    "SegmentationClassPersonPart",
+)  # fmt: skip
 _LIST_FOLDERS = (
-    "pascal_person_part_trainval_list", "ImageSets/Person_Part", "ImageSets/SegmentationPersonPart", "lists", ".",
+    "pascal_person_part/pascal_person_part_trainval_list", "pascal_person_part_trainval_list", "ImageSets/Person_Part",
+    "ImageSets/SegmentationPersonPart", "lists", ".",
 )  # fmt: skip
 
 
@@ -16,20 +22,20 @@ class Builder(base.SegmentationBuilder):
     """1,716 training and 1,817 validation images.
 
     `config.data.dir` is VOC2010 or VOC2012 (or a folder above), with the DeepLab authors' `pascal_person_part_gt/*.png`
-    and lists `pascal_person_part_trainval_list/{train,val}.txt` in it or beside it.
+    and lists `pascal_person_part_trainval_list/{train,val}.txt` in it or beside it, or their `pascal_person_part/` with
+    both. "" downloads that and VOC 2010.
     """
 
     CLASS_NAMES = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    VOC trainval (http://host.robots.ox.ac.uk/pascal/VOC/) and the person-part labels and lists of
-    http://liangchiehchen.com/projects/DeepLab.html (pascal_person_part_gt.zip, pascal_person_part_trainval_list.zip).
-    """
+    URLS = (voc.VOC2010_URL, "http://liangchiehchen.com/data/pascal_person_part.zip")
+    MD5S = types.MappingProxyType({voc.VOC2010_URL: voc.VOC2010_MD5})
+    NEEDS_FOLDER = False
 
     def sources(self) -> dict[str, list[base.Source]]:
         try:
-            root = voc_root(self.raw, "VOC2010")
+            root = voc.voc_root(self.raw, "VOC2010")
         except UserError:
-            root = voc_root(self.raw, "VOC2012")
+            root = voc.voc_root(self.raw, "VOC2012")
         places = tuple(dict.fromkeys((self.raw, root, root.parent, root.parent.parent)))
         labels = _first(places, _LABEL_FOLDERS, lambda p: p.is_dir(), self.raw)
         lists = _first(places, _LIST_FOLDERS, lambda p: (p / "train.txt").is_file(), self.raw)

@@ -1,12 +1,11 @@
 """PASCAL VOC 2012 segmentation: train, val, trainval, test; with SBD's extra annotations train_aug and trainval_aug."""
 
-import hashlib
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
-import tensorflow_datasets as tfds
 
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
@@ -16,9 +15,11 @@ CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
-SBD_URL = "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
-SBD_MD5 = "82b4d87ceb2ed10f6038a1cba92111cb"
+VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+SBD_URL = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
+# PASCAL-Context's and PASCAL-Person-Part's photographs. As of SBD, only the MD5 is published.
+VOC2010_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar"
+VOC2010_MD5 = "da459979d0c395079b5c75ee67908abb"
 
 
 class Builder(base.SegmentationBuilder):
@@ -32,8 +33,9 @@ class Builder(base.SegmentationBuilder):
     """
 
     CLASS_NAMES = CLASS_NAMES
+    URLS = (VOC_URL, SBD_URL)
+    MD5S = types.MappingProxyType({SBD_URL: "82b4d87ceb2ed10f6038a1cba92111cb"})
     NEEDS_FOLDER = False
-    sbd: Path | None = None  # SBD's folder where it was downloaded
 
     def sources(self) -> dict[str, list[base.Source]]:
         root = voc_root(self.raw, "VOC2012")
@@ -54,7 +56,7 @@ class Builder(base.SegmentationBuilder):
         return splits
 
     def _augmented(self, root: Path, lists: Path, splits: dict[str, list[base.Source]]) -> list[base.Source]:
-        sbd = self.sbd or find_sbd(self.raw, root)
+        sbd = find_sbd(self.raw, root)
         published = root / "SegmentationClassAug"
         train = [s.name for s in splits.get("train", [])]
         names = self._augmented_names(lists, sbd, published, train, "val" in splits)
@@ -115,17 +117,6 @@ class Builder(base.SegmentationBuilder):
             u for u in ("trainval", "trainval_aug") if all(s in stored for s in self.split_expression(u).split("+"))
         ]
         return [*stored, *unions]
-
-    def _download(self, dl_manager: tfds.download.DownloadManager) -> Path:
-        paths = dl_manager.download({"voc": VOC_URL, "sbd": SBD_URL})
-        with open(paths["sbd"], "rb") as f:  # TFDS checks VOC by SHA-256; of SBD only the MD5 is published
-            if hashlib.file_digest(f, "md5").hexdigest() != SBD_MD5:
-                raise UserError(
-                    f"{SBD_URL}: the download is damaged (MD5 differs); delete {paths['sbd']} and try again"
-                )
-        folders = dl_manager.extract(paths)
-        self.sbd = Path(folders["sbd"]) / "benchmark_RELEASE" / "dataset"
-        return Path(folders["voc"])
 
 
 def voc_root(folder: Path, year: str) -> Path:
