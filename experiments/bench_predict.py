@@ -187,7 +187,7 @@ def _densecrf(image: np.ndarray, unary: np.ndarray, config) -> np.ndarray:
     field.addPairwiseBilateral(
         sxy=float(params.bilateral_xy_std),
         srgb=float(params.bilateral_rgb_std),
-        rgbim=np.ascontiguousarray(image),
+        rgbim=np.array(image),  # a copy: it takes no array that is only read
         compat=float(params.bilateral_weight),
     )
     return np.array(field.inference(ITERATIONS))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.export
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ import deeplab_jax
 from deeplab_jax import export
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import artifacts
+from deeplab_jax.imaging.palettes import voc_palette
 from tests.toy_workdir import NAMES, photograph, write_toy_workdir
 
 ROOT = Path(__file__).parents[1]
@@ -72,9 +75,20 @@ def test_manifest_tells_what_there_is(artifact_dir):
     assert manifest["labels"] == list(NAMES)
     assert manifest["programs"][0] | {"file": ""} == {"size": list(SIZE), "file": "", "bilateral": "permutohedral"}
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
-    assert manifest["crf"]["bilateral_xy_std"] == 12.0
-    assert manifest["crf"]["iterations"] == 4
-    assert len(manifest["palette"]) == 256
+    program = jax.export.deserialize(bytearray((artifact_dir / manifest["programs"][0]["file"]).read_bytes()))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    assert manifest["crf"] == {
+        "bilateral_weight": 4.0,
+        "bilateral_xy_std": 12.0,
+        "bilateral_rgb_std": 10.0,
+        "gaussian_weight": 2.0,
+        "gaussian_xy_std": 1.5,
+        "iterations": 4,
+        "normalization": "after",
+        "compatibility": "Potts",
+    }
+    assert "RGB uint8 [H, W, 3], not normalized" in manifest["preprocessing"]
+    assert manifest["palette"] == voc_palette().tolist()
     assert set(manifest["sha256"]) == {"weights.npz", "program_65x97.stablehlo"}
     assert manifest["source"] == {"step": 7}
 
@@ -82,7 +96,7 @@ def test_manifest_tells_what_there_is(artifact_dir):
 def test_ten_lines_of_the_documentation_run_with_jax_alone(artifact, artifact_dir, tmp_path):
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
     assert len(lines.strip().splitlines()) == 10
-    assert lines in (ROOT / "README.md").read_text()
+    assert f"```python\n{lines}```\n" in (ROOT / "README.md").read_text()
     image = photograph((60, 90), seed=4)
     np.save(tmp_path / "photograph.npy", image)
     (tmp_path / "voc").symlink_to(artifact_dir)

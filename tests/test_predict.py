@@ -1,11 +1,13 @@
 """`predict` and `deeplab_jax.load`: any photograph in, labels at its own size out."""
 
-import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +26,18 @@ from deeplab_jax.weights import files as weight_files
 from deeplab_jax.weights import transfer
 from tests.toy_workdir import NAMES, photograph, toy_config, toy_variables, write_toy_workdir
 
+ROOT = Path(__file__).parents[1]
 SIZE = (44, 60)
+
+
+def write_weights(folder: Path, classes: int = len(NAMES)) -> list[str]:
+    """A config file and converted weights for it; returns the flags that name them."""
+    config = toy_config()
+    arrays = {transfer.full_name(p): v for p, v in transfer.flatten(toy_variables(config, classes)).items()}
+    meta = {"preprocessing": config.model.preprocessing, "backbone": "resnet_small", "head": "plain"}
+    weight_files.write(folder / "w.safetensors", arrays, meta)
+    (folder / "toy.py").write_text("from tests.toy_workdir import toy_config as get_config  # noqa: F401\n")
+    return [f"--config={folder}/toy.py", f"--init_from={folder}/w.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +145,8 @@ def test_in_pieces_is_like_whole(workdir, segment):
 
 
 def test_converted_weights_are_the_same_network(segment, tmp_path):
-    config = toy_config()
-    variables = toy_variables(config)
-    arrays = {transfer.full_name(path): value for path, value in transfer.flatten(variables).items()}
-    meta = {"preprocessing": config.model.preprocessing, "backbone": "resnet_small", "head": "plain"}
-    weight_files.write(tmp_path / "w.safetensors", arrays, meta)
-    loaded = load_weights(config, tmp_path / "w.safetensors")
+    write_weights(tmp_path)
+    loaded = load_weights(toy_config(), tmp_path / "w.safetensors")
     image = photograph(SIZE)
     np.testing.assert_array_equal(loaded(image).labels, segment(image).labels)
     assert loaded.class_names == ("class 0", "class 1", "class 2", "class 3")
@@ -166,6 +175,7 @@ def test_every_kind_of_photograph_at_its_own_size(segment, tmp_path):
         picture = Image.open(tmp_path / "out" / f"{source.stem}.png")
         assert picture.mode == "P" and picture.size == expected[::-1]
         assert Image.open(tmp_path / "out" / f"{source.stem}_overlay.png").size == expected[::-1]
+        np.testing.assert_array_equal(np.array(picture), segment(files.read_photograph(source)).labels)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/rgb.png")), segment(image).labels)
     sixteen, eight = (np.array(Image.open(tmp_path / f"out/{n}.png")) for n in ("sixteen", "gray"))
     np.testing.assert_array_equal(sixteen, eight)
@@ -257,6 +267,42 @@ def test_results_never_overwrite_photographs(segment, tmp_path):
         predict(segment, [tmp_path / "a.png"], Options(tmp_path), say=str)
 
 
+def test_reading_computing_and_writing_overlap(tmp_path, monkeypatch):
+    """The second photograph is read before the first is computed, and computed before the first is written."""
+    for n in range(3):
+        save(tmp_path / f"in/{n}.png", photograph(SIZE, n))
+    read, computing = threading.Event(), threading.Event()
+    ahead = {}
+
+    def read_photograph(path, **options):
+        image = read_whole(path, **options)
+        if path.stem == "1":
+            read.set()
+        return image
+
+    def many(images, iterations, marginals):
+        (image,) = images
+        if np.array_equal(image, photograph(SIZE, 0)):
+            ahead["read"] = read.wait(60)
+        if np.array_equal(image, photograph(SIZE, 1)):
+            computing.set()
+        return [(np.zeros(SIZE, np.uint8), None)]
+
+    def write(computed, i, task, *rest):
+        if task.source.path.stem == "0":
+            ahead["computed"] = computing.wait(60)
+        return write_whole(computed, i, task, *rest)
+
+    read_whole, write_whole = files.read_photograph, prediction._write
+    monkeypatch.setattr(files, "read_photograph", read_photograph)
+    monkeypatch.setattr(prediction, "_write", write)
+    names = {"class_names": NAMES, "palette": voc_palette(), "identity": [], "remark": lambda size: ""}
+    segment = SimpleNamespace(many=many, batch_size=1, workers=1, **names)
+    assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=str) == 0
+    assert ahead == {"read": True, "computed": True}
+    assert len(outputs(tmp_path / "out")) == 6
+
+
 def test_batches_and_single_photographs_agree(workdir, segment, tmp_path):
     for n in range(5):
         save(tmp_path / f"in/{n}.png", photograph((SIZE[0] + n % 2, SIZE[1]), n))
@@ -336,6 +382,24 @@ def test_command_without_tensorflow(workdir, tmp_path):
     assert outputs(tmp_path / "out") == ["a.png", "a_overlay.png"]
 
 
+def test_command_with_converted_weights_and_bad_files(segment, tmp_path):
+    save(tmp_path / "in/a.png", photograph(SIZE))
+    (tmp_path / "in/b.png").write_bytes(b"not a photograph")
+    Image.new("1", (15_000, 14_000)).save(tmp_path / "in/c.png")
+    flags = [*write_weights(tmp_path), f"--out={tmp_path}/out", "--probabilities", str(tmp_path / "in")]
+    command = [sys.executable, "-m", "deeplab_jax.predict", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    bad, large, count = done.stderr.splitlines()
+    assert bad == f"error: {tmp_path}/in/b.png: cannot be decoded as an image; replace or remove it"
+    assert "in/c.png: has 210 megapixels, more than the limit of 200 megapixels" in large
+    assert "--max_megapixels" in large and count == "error: 2 of 3 files failed"
+    assert outputs(tmp_path / "out") == ["a.png", "a_overlay.png", "a_probs.npy"]
+    expected = segment(photograph(SIZE))
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected.labels)
+    np.testing.assert_allclose(np.load(tmp_path / "out/a_probs.npy"), expected.marginals, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -354,26 +418,32 @@ def test_command_refuses_in_a_sentence(arguments, words, tmp_path):
 # ---- long ----------------------------------------------------------------------------------------------------------
 
 _PEAK = """
-import resource, sys, time, numpy as np, deeplab_jax
-start = time.time()
-from deeplab_jax.evaluation.prediction import Options, predict
-from pathlib import Path
-segment = deeplab_jax.load(sys.argv[1])
-failed = predict(segment, [sys.argv[2]], Options(Path(sys.argv[3])))
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "SECONDS", time.time() - start, failed)
+import resource
+from deeplab_jax import cli, predict
+predict.define_flags()
+try:
+    cli.run(predict.main)
+finally:
+    print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 """
 
 
 @pytest.mark.long
-def test_50_megapixels_below_8_gigabytes(workdir, tmp_path):
+def test_50_megapixels_below_8_gigabytes(tmp_path):
+    """As the command is run, with the classes of PASCAL VOC and all their probabilities."""
     image = np.asarray(Image.fromarray(photograph((612, 817))).resize((8170, 6120), Image.Resampling.BICUBIC))
     save(tmp_path / "big.jpg", image)
-    arguments = [str(workdir), str(tmp_path / "big.jpg"), str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True)
+    flags = [*write_weights(tmp_path, 21), f"--out={tmp_path}/out", "--probabilities", str(tmp_path / "big.jpg")]
+    done = subprocess.run([sys.executable, "-c", _PEAK, *flags], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
-    peak = float(done.stdout.split("PEAK")[1].split()[0])
-    assert peak < 8 and "overlapping pieces" in done.stdout
-    with io.BytesIO((tmp_path / "out/big.png").read_bytes()) as data:
-        assert Image.open(data).size == (8170, 6120)
+    peak = float(done.stdout.split("PEAK")[1])
+    assert peak < 8 and re.search(r"\(50 megapixels, in \d+ overlapping pieces\)", done.stdout)
+    labels = files.read_label(tmp_path / "out/big.png")
+    probs = np.load(tmp_path / "out/big_probs.npy", mmap_mode="r")
+    assert labels.shape == (6120, 8170) and probs.shape == (6120, 8170, 21) and probs.dtype == np.float16
+    for y in range(0, 6120, 100):
+        chosen = np.take_along_axis(probs[y], labels[y][:, None], -1)[:, 0]
+        np.testing.assert_array_equal(chosen, probs[y].max(-1))
+        np.testing.assert_allclose(probs[y].astype(np.float32).sum(-1), 1, atol=0.01)
     assert files.size_of(tmp_path / "out/big_overlay.png") == (6120, 8170)

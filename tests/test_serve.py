@@ -12,6 +12,7 @@ from PIL import Image
 
 import deeplab_jax
 from deeplab_jax.crf import CRFParams, Preset
+from deeplab_jax.imaging import files
 from deeplab_jax.imaging.palettes import voc_palette
 from tests.browser import complaints, headless_browser, keep_screenshot
 from tests.toy_workdir import NAMES, photograph, write_toy_workdir
@@ -169,26 +170,69 @@ def test_programs_are_no_photographs(bare):
     assert bare.post("/photograph", data=eps).status_code == 400
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "ICO", "TGA", "DIB"])
+def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
+    """A file with bits flipped, cut short, or with noise after its first bytes."""
+    data = bytearray(whole)
+    how = rng.integers(0, 3)
+    if how == 1:
+        data = data[: rng.integers(0, len(data))]
+    elif how == 2:
+        kept = int(rng.integers(2, min(64, len(data))))
+        data[kept:] = rng.bytes(len(data) - kept)
+    for _ in range(rng.integers(1, 12) if how < 2 else 0):
+        if data:  # half of the changes in the header, where sizes and kinds are
+            at = rng.integers(0, min(64, len(data)) if rng.random() < 0.5 else len(data))
+            data[at] ^= 1 << int(rng.integers(0, 8))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", files._FORMATS)
 def test_a_hundred_malformed_files(bare, kind):
+    """Of each format that is read: until a hundred are refused, for a damaged file may still be a picture."""
     whole = encoded(photograph((24, 32), seed=1), kind)
+    assert Image.open(io.BytesIO(whole)).format == kind
     rng = np.random.default_rng(sum(kind.encode()))
-    refused = 0
-    for n in range(100):
-        data = bytearray(whole)
-        if n % 2:
-            data = data[: rng.integers(0, len(data))]
-        for _ in range(rng.integers(1, 12)):
-            if data:  # half of the changes in the header, where sizes and kinds are
-                at = rng.integers(0, min(64, len(data)) if rng.random() < 0.5 else len(data))
-                data[at] ^= 1 << int(rng.integers(0, 8))
-        answer = bare.post("/photograph", data=bytes(data))
+    refused = tried = 0
+    while refused < 100:
+        tried += 1
+        assert tried <= 1000
+        answer = bare.post("/photograph", data=damaged(whole, rng))
         assert answer.status_code in (200, 400)
         if answer.status_code == 400:
             refused += 1
             assert answer.get_json()["error"]
-    assert refused >= 30
     assert bare.post("/photograph", data=whole).status_code == 200
+
+
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], arguments[1]));
+const area = document.getElementById("drop");
+return ["dragover", "drop"].map(kind => {
+  const unhandled = area.dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));
+  return [unhandled, area.classList.contains("over")];
+});
+"""
+
+
+def drop(driver, data: bytes, name: str) -> None:
+    """Drags a file over the page and drops it, as a browser tells the page of it."""
+    found = driver.execute_script(DROP, base64.b64encode(data).decode(), name)
+    assert found == [[False, True], [False, False]]  # the browser does not open the file itself; the area is marked
+
+
+def move(driver, wait, name: str, value: float) -> float:
+    """Moves a slider; returns the seconds until the full result is there."""
+    start = time.perf_counter()
+    driver.execute_script(
+        "const slider = document.getElementById(arguments[0]); slider.value = arguments[1];"
+        "document.getElementById('time').textContent = ''; slider.dispatchEvent(new Event('input'));",
+        name,
+        value,
+    )
+    wait.until(lambda d: d.find_element("id", "time").text.startswith("CRF"))
+    return time.perf_counter() - start
 
 
 def test_in_a_browser(segment, app, tmp_path):
@@ -197,30 +241,30 @@ def test_in_a_browser(segment, app, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    Image.fromarray(photograph((375, 500), seed=6)).save(tmp_path / "photograph.png")
+    Image.fromarray(photograph(SIZE, seed=7)).save(tmp_path / "small.png")
     server = waitress.create_server(app, host="127.0.0.1", port=0)
     threading.Thread(target=server.run, daemon=True).start()
     try:
         with headless_browser() as driver:
             driver.get(f"http://127.0.0.1:{server.effective_port}/")
-            driver.find_element(By.ID, "file").send_keys(str(tmp_path / "photograph.png"))
-            wait = WebDriverWait(driver, 120, poll_frequency=0.2)
+            wait = WebDriverWait(driver, 120, poll_frequency=0.05)
+            drop(driver, encoded(photograph((375, 500), seed=6)), "photograph.png")
             wait.until(lambda d: "CRF" in d.find_element(By.ID, "time").text)
+            assert driver.find_element(By.ID, "info").text == "500×375 pixels"
             pixels = (
                 "return Array.from(document.getElementById('picture').getContext('2d').getImageData(0,0,500,375).data)"
             )
             before = np.array(driver.execute_script(pixels))
             assert before.size == 500 * 375 * 4
             assert len(driver.find_elements(By.CSS_SELECTOR, "#legend li")) >= 2
-            for value in (9, 18):  # the first move compiles what `serve` has compiled by itself when a person moves it
-                start = time.perf_counter()
-                driver.execute_script(
-                    f"const s = document.getElementById('gaussian_weight'); s.value = {value};"
-                    "document.getElementById('time').textContent = ''; s.dispatchEvent(new Event('input'));"
-                )
-                wait.until(lambda d: d.find_element(By.ID, "time").get_attribute("data-state") == "full"
-                           and d.find_element(By.ID, "time").text.startswith("CRF"))  # fmt: skip
-            print(f"slider to full result: {time.perf_counter() - start:.2f} s")
+            moves = {"gaussian_weight": 18, "iterations": 7, "bilateral_weight": 8, "bilateral_xy_std": 40,
+                     "bilateral_rgb_std": 20, "gaussian_xy_std": 1.8}  # fmt: skip
+            move(driver, wait, "gaussian_weight", 9)  # compiles what `serve` has compiled when a person moves it
+            seconds = {name: move(driver, wait, name, value) for name, value in moves.items()}
+            print("slider to full result:", ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
+            assert min(seconds.values()) < 1  # of six, for other work may hold up any of them
+            shown = driver.execute_script("return names.map(n => $(n).parentElement.querySelector('output').value)")
+            assert dict(zip(driver.execute_script("return names"), map(float, shown))) == moves
             after = np.array(driver.execute_script(pixels))
             assert (before != after).any()
             driver.find_element(By.ID, "off").click()
@@ -229,5 +273,12 @@ def test_in_a_browser(segment, app, tmp_path):
             wait.until(lambda d: d.find_element(By.ID, "time").text.startswith("CRF"))
             assert keep_screenshot(driver, "serve.png").stat().st_size > 10_000
             assert complaints(driver) == []
+            driver.find_element(By.ID, "file").send_keys(str(tmp_path / "small.png"))
+            wait.until(lambda d: d.find_element(By.ID, "info").text == "90×64 pixels")
+            wait.until(lambda d: d.find_element(By.ID, "time").text.startswith("CRF"))
+            assert complaints(driver) == []
+            drop(driver, b"not a photograph", "photograph.jpg")
+            wait.until(lambda d: "cannot be decoded" in d.find_element(By.ID, "problem").text)
+            assert driver.execute_script("return document.getElementById('picture').width") == 90  # the last one stays
     finally:
         server.close()

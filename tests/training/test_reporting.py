@@ -1,6 +1,7 @@
 """Logs read back as TensorBoard reads them."""
 
 import io
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +9,14 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from deeplab_jax.config import fields
+from deeplab_jax.data import open_dataset, reading
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
 from deeplab_jax.imaging.overlay import confusion_picture
-from deeplab_jax.training import reporting
+from deeplab_jax.training import loop, reporting
+from deeplab_jax.training.checkpoints import Checkpoints
+from deeplab_jax.training.evaluation import evaluate_workdir
 from deeplab_jax.training.observation import Pictures, crf_scalars
 from deeplab_jax.training.reporting import Reporter, read_record, show_evaluation
 
@@ -27,41 +32,68 @@ RESULTS = [
     for n in (0, 5)
 ]
 
+FIELDS = {
+    "batch_size": 4,
+    "model.backbone": "resnet_small",
+    "data.crop": (33, 33),
+    "data.mirror": True,
+    "optimizer.learning_rate": 0.05,
+}
+CONFUSION = np.eye(2), ("sky", "road")
 
-def read_back(folder):
-    """(scalars, images) of a log: {tag: [(step, value)]}."""
+
+def opened(folder):
+    """TensorBoard's own reader of a log."""
     pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
     events.Reload()
+    return events
+
+
+def read_back(folder):
+    """(scalars, images) of a log: {tag: [(step, value)]}."""
+    events = opened(folder)
+    from tensorboard.util.tensor_util import make_ndarray
+
     scalars, images = {}, {}
     for tag in events.Tags()["tensors"]:
         found = [(e.step, make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
-        if found[0][1].dtype.kind in "fi":
+        if found[0][1].shape == ():
             scalars[tag] = [(step, float(value)) for step, value in found]
         elif len(found[0][1]) > 2:  # width, height, then the pictures
             images[tag] = [(step, np.asarray(Image.open(io.BytesIO(value[2])))) for step, value in found]
     return scalars, images
 
 
+def read_hyperparameters(folder):
+    """What TensorBoard's hyperparameter page shows of a log: {name: value}, numbers as floats."""
+    events = opened(folder)
+    from tensorboard.plugins.hparams import metadata
+
+    about = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG)
+    found = metadata.parse_session_start_info_plugin_data(about.plugin_data.content).hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in found.items()}
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     reporter = Reporter(folder, 0, 30)
-    reporter.hyperparameters({"batch_size": 4, "model.backbone": "resnet_small", "data.crop": (33, 33)})
+    reporter.hyperparameters(FIELDS | {"batch_size": 2})
     for step in range(1, 5):
         reporter.scalars(step, {"train/loss": 1 / step, "crf/gaussian_weight": 3 - step / 10, "select/iou/sky": 0.5})
     reporter.picture(4, "train", np.full((8, 10, 3), 99, np.uint8))
     reporter.close()
     reporter = Reporter(folder, 3, 30)  # goes on from step 3: step 4 and its picture are taken back
+    reporter.hyperparameters(FIELDS)
     reporter.scalars(4, {"train/loss": 7.0})
     reporter.picture(4, "train", np.full((8, 10, 3), 33, np.uint8))
     reporter.close()
     (folder / "eval").mkdir()
-    files.write_png(folder / "eval" / "val_confusion.png", confusion_picture(np.eye(2), ("sky", "road")))
-    files.write_png(folder / "eval" / "overlays" / "val_best1.png", np.zeros((6, 30, 3), np.uint8))
+    files.write_png(folder / "eval" / "val_confusion.png", confusion_picture(*CONFUSION))
+    files.write_png(folder / "eval" / "overlays" / "val_best1.png", np.full((6, 30, 3), 7, np.uint8))
     show_evaluation(folder, 30, "val", RESULTS)
     return folder
 
@@ -70,8 +102,8 @@ def test_log_has_scalars_of_the_record(workdir):
     scalars, _ = read_back(workdir / "tensorboard")
     assert [step for step, _ in scalars["train/loss"]] == [1, 2, 3, 4]
     np.testing.assert_allclose([v for _, v in scalars["train/loss"]], [1, 1 / 2, 1 / 3, 7])
-    np.testing.assert_allclose(scalars["crf/gaussian_weight"][0], (1, 2.9), rtol=1e-6)
-    assert scalars["select/iou/sky"][0] == (1, 0.5)
+    np.testing.assert_allclose(scalars["crf/gaussian_weight"], [(1, 2.9), (2, 2.8), (3, 2.7)], rtol=1e-6)
+    assert scalars["select/iou/sky"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert [r["train/loss"] for r in read_record(workdir / "metrics.jsonl")] == [1, 1 / 2, 1 / 3, 7]
 
 
@@ -84,12 +116,62 @@ def test_log_has_evaluations_by_class_and_width(workdir):
     assert not [tag for tag in scalars if "road" in tag]
 
 
+def test_log_has_the_hyperparameters_of_the_last_run(workdir):
+    assert read_hyperparameters(workdir / "tensorboard") == FIELDS | {"data.crop": "(33, 33)"}
+
+
 def test_log_has_pictures(workdir):
     _, images = read_back(workdir / "tensorboard")
-    pictures = {tag.removesuffix("/image_0"): found for tag, found in images.items()}
-    assert {"train", "val/confusion", "val/best1"} <= {tag.split("/0")[0] for tag in pictures}
-    ((step, picture),) = next(found for tag, found in pictures.items() if tag.startswith("train"))
-    assert (step, picture.shape, int(picture[0, 0, 0])) == (4, (8, 10, 3), 33)
+    expected = {
+        "train": (4, np.full((8, 10, 3), 33)),
+        "val/confusion": (30, confusion_picture(*CONFUSION)),
+        "val/best1": (30, np.full((6, 30, 3), 7)),
+    }
+    assert images.keys() == expected.keys()
+    for tag, (step, picture) in expected.items():
+        ((found, image),) = images[tag]
+        assert found == step
+        np.testing.assert_array_equal(image, picture)
+
+
+def test_log_of_a_real_run(runs, tmp_path):
+    pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
+    steps = ("num_steps=4", "checkpoint.every=2", "log.images_every=2", "eval.every=4")
+    config = runs.config(*steps, "eval.limit=2", "eval.overlays=1", "crf.learn=weights,compatibility,stds")
+    loop.train(config, tmp_path)
+    evaluate_workdir(config, tmp_path)
+    scalars, images = read_back(tmp_path / "tensorboard")
+
+    plain = {name: v if isinstance(v, int | float | str) else str(v) for name, v in fields(config)}
+    assert read_hyperparameters(tmp_path / "tensorboard") == plain
+
+    results = json.loads((tmp_path / "eval" / "val.json").read_text())
+    assert [r["crf_iterations"] for r in results] == [0, 2]
+    for result in results:
+        for name, iou in result["per_class_iou"].items():
+            tag = f"val/crf{result['crf_iterations']}/iou/{name}"
+            np.testing.assert_allclose(scalars.get(tag, []), [(4, iou)] if iou is not None else [], rtol=1e-6)
+
+    learned = {step: Checkpoints(tmp_path).restore(step)[0] for step in (2, 4)}
+    for name in ("gaussian_weight", "bilateral_weight", "gaussian_xy_std", "bilateral_xy_std", "bilateral_rgb_std"):
+        log = "log_" * name.endswith("std")
+        values = {step: np.float64(flat[f"trainable.crf.{log}{name}"]) for step, flat in learned.items()}
+        expected = [(step, np.exp(v) if log else v) for step, v in values.items()]
+        np.testing.assert_allclose(scalars[f"crf/{name}"], expected, rtol=1e-6)
+        assert expected[0][1] != expected[1][1]
+
+    assert [step for step, _ in images["train"]] == [2, 4]
+    _, example = next(reading.readable(open_dataset(config.data, config.data.train_split, seed=config.seed)))
+    height, width = example.image.shape[:2]
+    for step, picture in images["train"]:  # photo, truth, network, network + CRF, error map, with 6 pixels between
+        kept = tmp_path / "pictures" / f"{step:08d}_train.png"
+        np.testing.assert_array_equal(picture, np.asarray(Image.open(kept)))
+        assert picture.shape[1] == 5 * width + 6 * 6
+        np.testing.assert_array_equal(picture[-height - 6 : -6, 6 : 6 + width], example.image)
+    for tag, file in {"confusion": "val_confusion.png", "best1": "overlays/val_best1.png"}.items():
+        ((step, picture),) = images[f"val/{tag}"]
+        assert step == 4
+        np.testing.assert_array_equal(picture, np.asarray(Image.open(tmp_path / "eval" / file)))
 
 
 class Recorder:
