@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # A piece of a large photograph sees at least this many pixels around the part that it labels.
 _MARGIN = 128
+# Pixels times classes of a piece: 50 megapixels with 21 classes and their probabilities then take less than 8 GB.
+_PIECE_VALUES = 30_000_000
 
 
 class Segment:
@@ -33,7 +35,8 @@ class Segment:
       class_names: C names.
       palette: uint8 [256, 3].
       crf_iterations: what is used where no number is given.
-      tile_above: photographs with more pixels go through network and CRF in overlapping pieces of at most this size.
+      tile_above: photographs with more pixels go through network and CRF in overlapping pieces of at most this size,
+        smaller with many classes.
       max_pixels: files with more pixels are refused.
       batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
     """
@@ -142,7 +145,10 @@ class Segment:
 
     def _pieces(self, size: tuple[int, ...]) -> list[refinement.Piece]:
         margin = max(refinement.margin_of(self.crf.params), _MARGIN)
-        return refinement.pieces((size[0], size[1]), self.tile_above, margin, align=STRIDE)
+        limit = self.tile_above
+        if size[0] * size[1] > limit:
+            limit = min(limit, max(_PIECE_VALUES // len(self.class_names), 1))
+        return refinement.pieces((size[0], size[1]), limit, margin, align=STRIDE)
 
     def _in_pieces(self, image: np.ndarray, iterations: int, marginals: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Network and CRF piece by piece, so that memory is bounded by a piece's, and the results'."""
@@ -189,7 +195,8 @@ def load(
       crf_iterations: of the mean field; 0 = network alone, None = the config's.
       crf: a name in `crf.PRESETS`, a preset file, or a `Preset`, in place of the model's own, which are those that
         the run learned or searched for, else its config's.
-      tile_above: larger photographs are segmented in overlapping pieces of at most this many pixels.
+      tile_above: larger photographs are segmented in overlapping pieces of at most this many pixels, fewer with many
+        classes.
       max_pixels: files with more pixels are refused.
       **options: further arguments of `evaluation.inference.Segmenter`, such as `batch_size`, `scales`, `mirror`.
 
