@@ -13,6 +13,7 @@ _EXTRAS = {
     "absl": "predict", "ml_collections": "predict", "orbax": "predict", "PIL": "predict", "tqdm": "predict",
     "safetensors": "predict", "google": "predict", "h5py": "predict", "scipy": "predict", "platformdirs": "predict",
     "imageio_ffmpeg": "predict", "matplotlib": "predict", "etils": "predict",
+    "flatbuffers": "predict",
     "optax": "train", "clu": "train", "tensorflow_datasets": "train", "grain": "train", "array_record": "train",
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip

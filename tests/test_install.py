@@ -52,12 +52,12 @@ def refusal(python: Path, name: str, *arguments: object, cwd: Path) -> str:
 
 
 @contextmanager
-def environment(folder: Path, requirement: str) -> Iterator[Path]:
-    """The interpreter of a new environment that holds the requirement; removed at the end, for it is large."""
+def environment(folder: Path, *requirements: str) -> Iterator[Path]:
+    """The interpreter of a new environment that holds the requirements; removed at the end, for it is large."""
     venv.create(folder / "v", with_pip=True)
     python = folder / "v/bin/python"
     try:
-        done = run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement, cwd=folder)
+        done = run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, cwd=folder)
         assert done.returncode == 0, done.stderr
         yield python
     finally:
@@ -209,7 +209,7 @@ def test_export_writes_what_runs_with_jax_alone(source, workdir, tmp_path):
         command(python, "export", f"--workdir={workdir}", "--out=voc", "--sizes=60x90", cwd=tmp_path)
         command(python, "predict", "--artifact=voc", "--out=out", "--crf_iterations=10", "a.png", cwd=tmp_path)
     versions = json.loads((tmp_path / "voc/manifest.json").read_text())["versions"]
-    with environment(tmp_path, f"jax=={versions['jax']}") as python:
+    with environment(tmp_path, f"jax=={versions['jax']}", "flatbuffers") as python:
         listed = run(python, "-m", "pip", "list", "--format=freeze", cwd=tmp_path).stdout
         assert "deeplab" not in listed and "flax" not in listed
         done = run(python, "-c", lines + "np.save('marginals.npy', np.asarray(marginals))\n", cwd=tmp_path)
