@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.model.widths = (64, 128, 192, 192)  # resnet_small only: channels per stage
     config.model.blocks = (2, 2, 2, 2)  # resnet_small only: basic blocks per stage
     config.model.fine_branch = 0  # resnet_small only: channels of a stride-4 side branch; 0 = none
+    config.model.width_multiplier = 1.0  # vgg16 only: share of the trunk's published channels, to train on a CPU
     config.model.dtype = "float32"  # compute type: float32 or bfloat16 (parameters stay float32)
     config.model.remat = False  # recompute blocks in the backward pass to save memory
 
@@ -69,6 +70,9 @@ def get_config() -> ConfigDict:
     config.data.crop = (321, 321)  # height, width
     config.data.scales = (0.5, 0.75, 1.0, 1.25, 1.5)  # random scale; a pair with continuous_scale = its ends
     config.data.continuous_scale = False
+    config.data.early_steps = 0  # so many first steps see smaller crops of smaller scales, the next two: cheaper steps
+    config.data.early_crop = (161, 161)
+    config.data.early_scales = (0.25, 0.375, 0.5, 0.625, 0.75)
     config.data.mirror = True
     config.data.mirror_swaps = ()  # pairs of class ids that swap when mirrored (left/right parts)
     config.data.brightness = 0.0  # photometric jitter: +- this fraction

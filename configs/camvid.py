@@ -1,4 +1,7 @@
-"""CamVid from scratch on two CPU cores in an hour: a small atrous ResNet with ASPP and a stride-4 side branch."""
+"""CamVid from scratch on two CPU cores in an hour: a small atrous ResNet with ASPP and a stride-4 side branch.
+
+Output stride 16 halves the cost of a step and the first steps are on smaller photographs: more epochs in the hour.
+"""
 
 from deeplab_jax.configs import base
 
@@ -6,7 +9,7 @@ from deeplab_jax.configs import base
 def get_config():
     config = base.get_config()
     config.batch_size = 6
-    config.num_steps = 2600
+    config.num_steps = 8400
     config.model.update(
         backbone="resnet_small",
         widths=(48, 96, 128, 160),
@@ -14,6 +17,7 @@ def get_config():
         head="aspp",
         head_width=64,
         head_rates=(6, 12, 18),
+        output_stride=16,
         fine_branch=32,
         batch_norm="trained",
         preprocessing="torch_rgb",
@@ -25,6 +29,9 @@ def get_config():
         crop=(241, 321),
         scales=(0.7, 1.5),
         continuous_scale=True,
+        early_steps=5400,  # twice as fast
+        early_crop=(161, 209),
+        early_scales=(0.47, 1.0),
         brightness=0.25,
         contrast=0.25,
         saturation=0.25,
@@ -47,6 +54,6 @@ def get_config():
         gaussian_weight=(1.0, 3.0),
         gaussian_xy_std=(1.0,),
     )
-    config.eval.update(every=1300, select_split="holdout", scales=(0.75, 1.0, 1.25), mirror=True, size_multiple=8)
-    config.checkpoint.every = 200
+    config.eval.update(every=2100, select_split="holdout", scales=(0.75, 1.0, 1.25), mirror=True, size_multiple=16)
+    config.checkpoint.every = 700
     return config

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import create_model
+from deeplab_jax.models.deeplab import is_frozen
 from deeplab_jax.models.layers import Conv, ConvWeights, Pool, Upsample
 
 # Paths that see no more than the one beside them: shortcuts, v1's side branches, the small network's fine branch.
 _SHORTER_PATHS = re.compile(r"_branch1$|/msc/|/fine$")
+STEP_PARTS = ("parameters", "gradients", "optimizer", "activations")  # of a training step's memory
 # Parallel branches of a head, by number: fc6_1 fc7_1 fc8_1, fc1_c0, aspp_c0, aspp_1x1.
 _PARALLEL = re.compile(r"^head/(?:fc[678]_|fc1_c|aspp_c?)(\w+)$")
 
@@ -92,12 +94,50 @@ def receptive_field(layers: Sequence[dict[str, Any]]) -> int:
     return math.ceil(field + max(branches.values(), default=0.0))
 
 
+def kept_for_backward(config: Any, num_classes: int, batch: int) -> dict[str, int]:
+    """What a training step of `batch` images has to hold at once, in bytes, without compiling anything.
+
+    The intermediate values that reverse-mode differentiation keeps from the forward to the backward pass, each counted
+    once, beside the arrays of the training state. A compiled step also needs room for the layer that it works on, and
+    may recompute cheap values in the place of keeping them; `training_memory` asks the compiler.
+
+    Returns:
+      "parameters" (with batch norm's statistics), "gradients", "optimizer" (momentum, AdamW's two moments, and averaged
+      weights, as the config has them; frozen parameters need neither these nor gradients), "activations".
+    """
+    loss, variables, rest, image, keys = _training_loss(config, num_classes, batch)
+    params = variables["params"]
+
+    def kept(params, rest, image, keys):
+        pullback = jax.vjp(lambda p: loss(p, rest, image, keys), params)[1]
+        given = {id(leaf) for leaf in jax.tree.leaves((params, rest))}
+        return list({id(leaf): leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in given}.values())
+
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    learned = sum(_bytes(x) for path, x in flat if not is_frozen([str(k.key) for k in path], config.model))
+    copies = {"sgd": 1, "adamw": 2}[config.optimizer.name] + bool(config.optimizer.ema)
+    return {
+        "parameters": sum(map(_bytes, jax.tree.leaves(variables))),
+        "gradients": learned,
+        "optimizer": copies * learned,
+        "activations": sum(map(_bytes, jax.eval_shape(kept, params, rest, image, keys))),
+    }
+
+
 def training_memory(config: Any, num_classes: int, batch: int) -> int:
     """Bytes that one forward and backward pass needs for `batch` images, by the compiler's own account.
 
     It counts parameters, statistics, gradients and intermediate maps; momentum is one more copy of the parameters.
-    Compiling takes minutes for the large networks.
+    Compiling takes a minute or more for the large networks.
     """
+    loss, variables, rest, image, keys = _training_loss(config, num_classes, batch)
+    compiled = jax.jit(jax.grad(loss)).lower(variables["params"], rest, image, keys).compile()
+    sizes = compiled.memory_analysis()
+    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+
+
+def _training_loss(config: Any, num_classes: int, batch: int) -> tuple:
+    """A scalar of the training forward pass, and the shapes of its arguments after `params`."""
     model = _model(config, num_classes)
     image = jax.ShapeDtypeStruct((batch, *config.data.crop, 3), jnp.uint8)
     variables = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, *config.data.crop, 3))), jax.random.key(0))
@@ -109,9 +149,11 @@ def training_memory(config: Any, num_classes: int, batch: int) -> int:
         return -jnp.mean(jax.nn.log_softmax(logits)[..., 0])
 
     rest = {name: value for name, value in variables.items() if name != "params"}
-    compiled = jax.jit(jax.grad(loss)).lower(variables["params"], rest, image, keys).compile()
-    sizes = compiled.memory_analysis()
-    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return loss, variables, rest, image, keys
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.shape) * jnp.dtype(x.dtype).itemsize if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else 0
 
 
 def table(description: dict[str, Any]) -> str:
@@ -135,10 +177,18 @@ def table(description: dict[str, Any]) -> str:
         f"receptive field  {description['receptive_field']} pixels",
         f"forward          {description['gflops']:.1f} GFLOP",
     ]
-    if "training_memory_bytes" in description:
-        memory, images = description["training_memory_bytes"], description["training_memory_images"]
-        lines.append(f"training step    {memory / 2**30:.2f} GiB for {images} image(s), without momentum")
+    if "training_step" in description:
+        step = description["training_step"]
+        parts = ", ".join(f"{name} {_gib(step[name])}" for name in STEP_PARTS)
+        whole = sum(step[name] for name in STEP_PARTS)
+        lines.append(f"training step    {_gib(whole)} for {step['images']} image(s): {parts}")
+        if "compiled" in step:
+            lines.append(f"                 {_gib(step['compiled'])} by the compiler, without the optimizer's")
     return "\n".join(lines)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
 
 
 def _model(config: Any, num_classes: int) -> nn.Module:
@@ -171,7 +221,7 @@ def _flags() -> Any:
 
     flags.DEFINE_string("config", None, "config file or shipped name; --config.field=value changes a field")
     flags.DEFINE_bool("json", False, "print JSON in place of the table")
-    flags.DEFINE_bool("memory", False, "compile a training step and state its memory; minutes for large networks")
+    flags.DEFINE_bool("memory", False, "compile a training step for the compiler's account of its memory; minutes")
     flags.DEFINE_integer("num_classes", 0, "classes; 0 = as many as the config's data set has")
     return flags.FLAGS
 
@@ -187,10 +237,10 @@ def main(argv: Sequence[str]) -> None:
     config = cli.config_from_flags(flags.FLAGS.config)
     num_classes = flags.FLAGS.num_classes or classes_of(config)
     description = describe(config, num_classes)
+    images = max(1, config.batch_size // config.optimizer.accumulate)
+    description["training_step"] = {"images": images} | kept_for_backward(config, num_classes, images)
     if flags.FLAGS.memory:
-        images = config.batch_size // config.optimizer.accumulate
-        description["training_memory_bytes"] = training_memory(config, num_classes, images)
-        description["training_memory_images"] = images
+        description["training_step"]["compiled"] = training_memory(config, num_classes, images)
     print(json.dumps(description) if flags.FLAGS.json else table(description))
 
 

@@ -22,6 +22,7 @@ from deeplab_jax import cli
 from deeplab_jax.config import load_config
 from deeplab_jax.describe import classes_of, describe
 from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models.heads import FC_WIDTH
 from experiments import common
 
 FLAGS = flags.FLAGS
@@ -43,14 +44,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def with_network(config: ConfigDict, shipped: str, head_width: int = 0) -> ConfigDict:
-    """A copy of the config with the network of a shipped one; head_width: channels of fc6 and fc7, 0 = published.
+def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0) -> ConfigDict:
+    """A copy of the config with the network of a shipped one, at that share of its channels.
 
     The crop grows by a pixel where the network's pools need sides of 8 k + 2 in the place of 8 k + 1.
     """
     config = common.changed(config, {"crf.train": "off"})
     config.model = load_config(shipped).model
-    config.model.head_width = head_width or config.model.head_width
+    if width_multiplier != 1:
+        config.model.width_multiplier = float(width_multiplier)
+        published = config.model.head_width or FC_WIDTH[config.model.head]
+        config.model.head_width = max(1, round(published * width_multiplier))
     extra = Architecture.from_config(config.model).size_extra
     config.data.crop = tuple((n - 1) // 8 * 8 + extra for n in config.data.crop)
     return config
@@ -136,9 +140,9 @@ def main(argv: Sequence[str]) -> None:
     out = Path(FLAGS.out)
     if FLAGS.config:
         base = common.load_config()
-        configs = [with_network(base, row[1], FLAGS.head_width) for row in PAPER]
+        configs = [with_network(base, row[1], FLAGS.width_multiplier) for row in PAPER]
     else:
-        configs = [with_network(cli.config_from_flags(row[1]), row[1], FLAGS.head_width) for row in PAPER]
+        configs = [with_network(cli.config_from_flags(row[1]), row[1], FLAGS.width_multiplier) for row in PAPER]
     chosen = common.chosen_rows(FLAGS.rows, len(PAPER))
     found = []
     for number, (config, row) in enumerate(zip(configs, PAPER)):
@@ -158,5 +162,5 @@ if __name__ == "__main__":
     common.define_flags("", "field_of_view")
     flags.DEFINE_list("rows", ["none"], "rows to train and evaluate, counted from 1; all or none")
     flags.DEFINE_integer("steps", 0, "training steps timed for each row; 0 = none", lower_bound=0)
-    flags.DEFINE_integer("head_width", 0, "channels of fc6 and fc7; 0 = the published 4096 and 1024", lower_bound=0)
+    flags.DEFINE_float("width_multiplier", 1.0, "share of the published channels, trunk and head", lower_bound=1 / 64)
     cli.run(main)

@@ -103,3 +103,30 @@ def test_a_wrong_network_is_one_sentence(capsys):
     config.model.head = "fc"
     with pytest.raises(describe.UserError, match=r"config\.model\.head"):
         describe.describe(config, 11)
+
+
+def test_memory_of_a_step_grows_with_the_batch_and_the_optimizer():
+    config = load_config("camvid", ("optimizer.ema=0.9", "data.crop=65,81"))
+    one, two = (describe.kept_for_backward(config, 11, batch) for batch in (1, 2))
+    parameters = describe.describe(config, 11)["parameters"]
+    assert one["gradients"] == 4 * parameters
+    assert one["optimizer"] == 2 * one["gradients"]  # momentum and averaged weights
+    assert one["parameters"] == two["parameters"] > one["gradients"]  # with batch norm's statistics
+    assert 1.9 < two["activations"] / one["activations"] < 2.1
+    config.optimizer.name = "adamw"
+    assert describe.kept_for_backward(config, 11, 1)["optimizer"] == 3 * one["gradients"]
+
+
+def test_memory_of_a_step_leaves_out_what_is_frozen():
+    config = load_config("voc_aspp_l", ("data.crop=33,33",))
+    kept = describe.kept_for_backward(config, 21, 1)
+    norms = kept["parameters"] - kept["gradients"]
+    assert kept["optimizer"] == kept["gradients"]
+    assert norms == 4 * 4 * 52_672  # four numbers for each channel of ResNet-101's batch norms
+
+
+def test_memory_of_a_step_is_near_the_compilers_account():
+    config = load_config("camvid", ("data.crop=65,81",))
+    kept = describe.kept_for_backward(config, 11, 2)
+    compiled = describe.training_memory(config, 11, 2)
+    assert 0.5 < (sum(kept.values()) - kept["optimizer"]) / compiled < 2

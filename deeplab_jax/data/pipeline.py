@@ -1,5 +1,6 @@
 """Training batches: batch n is a pure function of the seed and n, whatever threads and processes make it."""
 
+import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,12 @@ class TrainBatches:
     def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: Sequence[int]):
         self.dataset, self.rows = dataset, rows
         self.batch_size, self.seed = config.batch_size, config.seed
-        self.spec = Augmentation.from_config(config.data)
+        self.spec, self.early_steps = Augmentation.from_config(config.data), config.data.early_steps
+        self.early_spec = dataclasses.replace(
+            self.spec,
+            crop=tuple(int(n) for n in config.data.early_crop),
+            scales=tuple(float(s) for s in config.data.early_scales),
+        )
         self._permutations: dict[int, np.ndarray] = {}
         numbers = grain.MapDataset.range(first_step * len(rows), sys.maxsize)
         options = grain.ReadOptions(max(1, config.data.workers), prefetch_buffer_size=_BATCHES_AHEAD * len(rows))
@@ -69,7 +75,8 @@ class TrainBatches:
         """Row `row` of global batch `step`: image, label, valid as `augment` returns them."""
         number = step * self.batch_size + row
         source = self.source(number)
-        return augment(source.image, source.label, self.spec, np.random.default_rng([self.seed, _AUGMENT, number]))
+        spec = self.early_spec if step < self.early_steps else self.spec
+        return augment(source.image, source.label, spec, np.random.default_rng([self.seed, _AUGMENT, number]))
 
     def source(self, number: int) -> Example:
         """What the run's example `number` is cut from: its photograph, or the next one that can be decoded."""
@@ -113,14 +120,16 @@ def train_batches(
         raise UserError(
             f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes{micro}"
         )
-    if config.data.continuous_scale and len(config.data.scales) != 2:
-        raise UserError(
-            "config.data.scales: with continuous_scale, give two numbers, the smallest and the largest scale"
-        )
-    if not config.data.scales or min(config.data.scales) <= 0:
-        raise UserError(f"config.data.scales={tuple(config.data.scales)}: needs at least one scale, all above 0")
-    if len(config.data.crop) != 2 or min(config.data.crop) < 1:
-        raise UserError(f"config.data.crop={tuple(config.data.crop)}: must be two sizes in pixels, height and width")
+    for early in ("", "early_") if config.data.early_steps else ("",):
+        scales, crop = tuple(config.data[f"{early}scales"]), tuple(config.data[f"{early}crop"])
+        if config.data.continuous_scale and len(scales) != 2:
+            raise UserError(
+                f"config.data.{early}scales: with continuous_scale, give two numbers, the smallest and the largest"
+            )
+        if not scales or min(scales) <= 0:
+            raise UserError(f"config.data.{early}scales={scales}: needs at least one scale, all above 0")
+        if len(crop) != 2 or min(crop) < 1:
+            raise UserError(f"config.data.{early}crop={crop}: must be two sizes in pixels, height and width")
     rows = range(config.batch_size)
     if local_only:
         rows = np.arange(config.batch_size).reshape(accumulate, process_count, -1)[:, process_index].ravel().tolist()

@@ -32,6 +32,7 @@ class Architecture:
     widths: tuple[int, ...] = (64, 128, 192, 192)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     fine_branch: int = 0
+    width_multiplier: float = 1.0
     dtype: str = "float32"
     remat: bool = False
 
@@ -76,6 +77,11 @@ class Architecture:
         if self.fine_branch and (self.backbone != "resnet_small" or self.head != "aspp" or not self.head_width):
             raise ValueError(
                 "config.model.fine_branch needs backbone 'resnet_small', head 'aspp' and a head_width above 0"
+            )
+        if self.width_multiplier <= 0 or (self.width_multiplier != 1 and self.backbone != "vgg16"):
+            raise ValueError(
+                f"config.model.width_multiplier={self.width_multiplier} must be above 0, and 1 for every backbone but "
+                "'vgg16'"
             )
         if self.backbone == "resnet_small" and len(self.widths) != len(self.blocks):
             raise ValueError(

@@ -35,6 +35,7 @@ class VGG16(nn.Module):
         run = nn.remat(_stage, static_argnums=(2, 3, 4, 5)) if a.remat else _stage
         rate = 2 if a.output_stride == 8 else 1
         for number, (width, count) in enumerate(CONVS, start=1):
+            width = max(1, round(width * a.width_multiplier))
             x = run(self, x, number, width, count, rate if number == 5 else 1)
             if number == 5:
                 features["conv5_3"] = x

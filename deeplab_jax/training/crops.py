@@ -20,9 +20,11 @@ def check_crop(config: ConfigDict) -> None:
     Raises:
       UserError: names the crop, the map and the nearest crops that fit.
     """
-    crop = tuple(config.data.crop)
-    if len(crop) != 2 or not all(isinstance(n, int) and n > 0 for n in crop):
-        raise UserError(f"config.data.crop={crop}: must be two sizes in pixels, height and width")
+    fields = ("crop", "early_crop") if config.data.early_steps else ("crop",)
+    for field in fields:
+        crop = tuple(config.data[field])
+        if len(crop) != 2 or not all(isinstance(n, int) and n > 0 for n in crop):
+            raise UserError(f"config.data.{field}={crop}: must be two sizes in pixels, height and width")
     if config.loss.at == "pixels":  # scores are brought to the labels' size, whatever it is
         return
     try:
@@ -45,18 +47,20 @@ def check_crop(config: ConfigDict) -> None:
         lengths = map_lengths(config.model, n)
         return next(((name, m) for name, m in lengths if (n - 1) // strides[name] + 1 != m), None)
 
-    for n in crop:
-        found = misfit(n)
-        if found is None:
-            continue
-        multiple = config.model.output_stride
-        below, above = ([_nearest(side, step, multiple, extra, misfit) for side in crop] for step in (-1, 1))
-        crops = [f"{h},{w}" for h, w in (below, above) if h and w]
-        raise UserError(
-            f"config.data.crop={crop[0]},{crop[1]}: at {n} pixels '{found[0]}' has {found[1]} positions, where the "
-            f"labels have {(n - 1) // strides[found[0]] + 1}; the nearest that fit are {' and '.join(crops)} (sides of "
-            f"{multiple}k+{extra}), or set config.loss.at=pixels"
-        )
+    multiple = config.model.output_stride
+    for field in fields:
+        crop = tuple(config.data[field])
+        for n in crop:
+            found = misfit(n)
+            if found is None:
+                continue
+            below, above = ([_nearest(side, step, multiple, extra, misfit) for side in crop] for step in (-1, 1))
+            crops = [f"{h},{w}" for h, w in (below, above) if h and w]
+            raise UserError(
+                f"config.data.{field}={crop[0]},{crop[1]}: at {n} pixels '{found[0]}' has {found[1]} positions, where "
+                f"the labels have {(n - 1) // strides[found[0]] + 1}; the nearest that fit are {' and '.join(crops)} "
+                f"(sides of {multiple}k+{extra}), or set config.loss.at=pixels"
+            )
 
 
 def map_lengths(model_config: Any, n: int) -> Iterator[tuple[str, int]]:

@@ -140,3 +140,30 @@ def test_exif_is_honored(config, tmp_path):
     config.data.update(name="folder", images=str(tmp_path / "images"), masks=str(tmp_path / "masks"), val_fraction=0.0)
     example = data.open_dataset(config.data, "train")[0]
     assert example.image.shape == (32, 24, 3) and example.label.shape == (32, 24)
+
+
+def test_first_steps_on_smaller_photographs(camvid):
+    reference = _take(camvid, 4)
+    camvid.data.update(early_steps=2, early_crop=(17, 25), early_scales=(0.25, 0.75))
+    batches = _take(camvid, 4)
+    assert [b["image"].shape for b in batches] == [(4, 17, 25, 3)] * 2 + [(4, 33, 49, 3)] * 2
+    _assert_equal(batches[2:], reference[2:])  # from then on, the same as without them
+    _assert_equal(_take(camvid, 2, first_step=1), batches[1:3])  # resumed across the change
+    for a, b in zip(batches[:2], reference[:2]):
+        np.testing.assert_array_equal(a["index"], b["index"])
+        assert (a["label"][~a["valid"]] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("early_scales", (0.5,), "config.data.early_scales: with continuous_scale, give two numbers"),
+        ("early_scales", (0.0, 0.5), "config.data.early_scales=.*all above 0"),
+        ("early_crop", (17,), "config.data.early_crop=.*height and width"),
+    ],
+)
+def test_impossible_first_steps_are_refused(camvid, field, value, sentence):
+    camvid.data.update(early_steps=2, early_scales=(0.25, 0.75))
+    camvid.data[field] = value
+    with pytest.raises(UserError, match=sentence):
+        _take(camvid, 1)

@@ -94,3 +94,11 @@ def test_crops_that_do_not_fit_are_refused_with_those_that_do(name, overrides, m
 
 def test_at_pixels_any_crop_will_do():
     check_crop(load_config("voc_aspp_l", ["data.crop=320,320", "loss.at=pixels"]))
+
+
+def test_the_crop_of_the_first_steps_is_checked_too():
+    config = load_config("shapes", (*SMALL, "data.early_crop=64,64"))
+    check_crop(config)  # without such steps it does not matter
+    config.data.early_steps = 5
+    with pytest.raises(UserError, match=r"config\.data\.early_crop=64,64: at 64 pixels .* nearest that fit are"):
+        check_crop(config)
