@@ -12,8 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deeplab_jax.models import winograd
+
 # Kernel gradients are taken tap by tap from this many input channels on; below, products are too thin to pay.
 MIN_TAP_CHANNELS = 48
+# Winograd's transforms pay from this many channels on, in and out, and for maps whose tiles take less than this.
+MIN_WINOGRAD_CHANNELS = 96
+MAX_TILE_BYTES = 2**27
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax.Array:
@@ -32,8 +37,11 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax
         if stride > 1:
             x = x[:, ::stride, ::stride]
         return (point_conv if jax.default_backend() == "cpu" else plain_point_conv)(x, kernel[0, 0])
-    if jax.default_backend() == "cpu" and kernel.shape[2] >= MIN_TAP_CHANNELS:
-        return tap_conv(x, kernel, stride, rate)
+    if jax.default_backend() == "cpu":
+        if _suits_winograd(x, kernel, stride):
+            return winograd_conv(x, kernel, rate)
+        if kernel.shape[2] >= MIN_TAP_CHANNELS:
+            return tap_conv(x, kernel, stride, rate)
     return plain_conv(x, kernel, stride, rate)
 
 
@@ -72,6 +80,36 @@ def plain_conv(x: jax.Array, kernel: jax.Array, stride: int, rate: int) -> jax.A
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, rhs_dilation=(rate, rate), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether the transforms pay: many channels, a map whose tiles need little memory, and float32's precision."""
+    tiles = 9 / 4 * x.size / x.shape[-1] * max(kernel.shape[2:]) * x.dtype.itemsize
+    return (
+        (kernel.shape[:2], stride, x.dtype) == ((3, 3), 1, jnp.float32)
+        and min(kernel.shape[2:]) >= MIN_WINOGRAD_CHANNELS
+        and tiles <= MAX_TILE_BYTES
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def winograd_conv(x: jax.Array, kernel: jax.Array, rate: int) -> jax.Array:
+    """`plain_conv` of a 3x3 kernel in fewer multiplications; in a program exported for other platforms, there plain."""
+    plain = functools.partial(plain_conv, stride=1, rate=rate)
+    return lax.platform_dependent(x, kernel, cpu=functools.partial(winograd.conv, rate=rate), default=plain)
+
+
+def _winograd_conv_forward(x, kernel, rate):
+    return winograd_conv(x, kernel, rate), (x, kernel)
+
+
+def _winograd_conv_backward(rate, residuals, dy):
+    x, kernel = residuals
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    return winograd.conv(dy, turned, rate), winograd.kernel_gradient(x, dy, rate)
+
+
+winograd_conv.defvjp(_winograd_conv_forward, _winograd_conv_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

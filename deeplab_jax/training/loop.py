@@ -88,7 +88,8 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     done, state = resume(checkpoints, state, config, dataset)
     leaf_names = [".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(state.trainable)[0]]
     state = replicate(state)
-    reporter = Reporter(workdir, done, config.num_steps, active=first)
+    early = (config.data.early_steps, np.prod(config.data.early_crop) / np.prod(config.data.crop))
+    reporter = Reporter(workdir, done, config.num_steps, active=first, early=early)
     reporter.hyperparameters(dict(fields(config)))
     select = Selection(config, workdir, checkpoints, reporter, meta)
     saved = done

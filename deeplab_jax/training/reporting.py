@@ -31,13 +31,21 @@ class Reporter:
       first_step: steps already done: 0, or the resumed checkpoint's.
       num_steps: steps of the whole run.
       active: false on all processes but the first: nothing is written.
+      early: how many of the first steps are cheaper, and the cost of one of them as a share of a later one's.
 
     Raises:
       UserError: the record cannot be written (here only; a disk that fills up later does not stop training).
     """
 
-    def __init__(self, workdir: str | Path, first_step: int, num_steps: int, active: bool = True):
-        self._active = active
+    def __init__(
+        self,
+        workdir: str | Path,
+        first_step: int,
+        num_steps: int,
+        active: bool = True,
+        early: tuple[int, float] = (0, 1.0),
+    ):
+        self._active, self._early = active, early
         self._record = Path(workdir) / "metrics.jsonl"
         self._pictures = Path(workdir) / "pictures"
         self._writer, self._progress = None, None
@@ -101,10 +109,15 @@ class Reporter:
             self._view(lambda w: self._progress(step))
         if not self._active or done <= 0:
             return
-        left = seconds / done * (self._num_steps - step)
+        left = seconds / self._work(self._start[1], step) * self._work(step, self._num_steps)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         rate = f"{done * images_per_step / seconds:.2f} images/s"
         say(f"step {step}/{self._num_steps}  {numbers}  {rate}  {clock(left)} left")
+
+    def _work(self, start: int, end: int) -> float:
+        """What the steps after `start` up to `end` cost, in units of a late step."""
+        count, cost = self._early
+        return (end - start) - (1 - cost) * (min(end, count) - min(start, count))
 
     def restart_clock(self, step: int) -> None:
         """Starts the rate anew after something that was not training (compilation, evaluation)."""

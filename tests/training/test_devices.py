@@ -40,13 +40,13 @@ def test_several_devices_give_the_same_parameters(runs, one_device, tmp_path, de
     same_parameters(parameters(one_device), parameters(tmp_path / "run"))
 
 
-def start_pair(runs, workdir, *overrides, devices=2, flags=(), env=None):
+def start_job(runs, workdir, *overrides, processes=2, devices=2, flags=(), env=None):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    flags = [*flags, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    flags = [*flags, f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
     env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | (env or {})
-    return [runs.start(workdir, *overrides, flags=[*flags, f"--process_id={i}"], env=env) for i in range(2)]
+    return [runs.start(workdir, *overrides, flags=[*flags, f"--process_id={i}"], env=env) for i in range(processes)]
 
 
 def finish(processes) -> list[str]:
@@ -56,9 +56,10 @@ def finish(processes) -> list[str]:
     return [err for _, err in outputs]
 
 
-def test_two_processes_of_two_devices_give_the_same_parameters_and_counts(runs, one_device, tmp_path):
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+def test_several_processes_give_the_same_parameters_and_counts(runs, one_device, tmp_path, processes, devices):
     # A checkpoint at every step: process 0 also deletes the old ones, alone.
-    finish(start_pair(runs, tmp_path / "run", *SHORT, "checkpoint.every=1"))
+    finish(start_job(runs, tmp_path / "run", *SHORT, "checkpoint.every=1", processes=processes, devices=devices))
     assert Checkpoints(tmp_path / "run").steps() == [3, 4]
     same_parameters(parameters(one_device), parameters(tmp_path / "run"))
     results = [json.loads((w / "eval" / "val.json").read_text()) for w in (one_device, tmp_path / "run")]
@@ -74,7 +75,7 @@ def test_resume_with_another_number_of_processes(runs, whole_run, tmp_path):
     files = [p for p in (workdir / "checkpoints" / "12").rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
-    said = finish(start_pair(runs, workdir, devices=1, flags=["--mode=train"]))
+    said = finish(start_job(runs, workdir, devices=1, flags=["--mode=train"]))
     assert ["checkpoint 12 is damaged" in err for err in said] == [True, False]
     assert all("resuming at step 9 of 12" in err for err in said)
     states = [Checkpoints(w).restore(12)[0] for w in (whole_run, workdir)]
@@ -86,7 +87,7 @@ def test_resume_with_another_number_of_processes(runs, whole_run, tmp_path):
 
 def start_endless_pair(runs, workdir, env=None):
     """A pair that has logged steps and has far to go."""
-    processes = start_pair(runs, workdir, "num_steps=100000", "checkpoint.every=0", "eval.every=0", env=env)
+    processes = start_job(runs, workdir, "num_steps=100000", "checkpoint.every=0", "eval.every=0", env=env)
     deadline = time.time() + 200
     while time.time() < deadline and not read_record(workdir / "metrics.jsonl"):
         assert processes[0].poll() is None, processes[0].communicate()
