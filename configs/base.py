@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.data.crop = (321, 321)  # height, width
     config.data.scales = (0.5, 0.75, 1.0, 1.25, 1.5)  # random scale; a pair with continuous_scale = its ends
     config.data.continuous_scale = False
-    config.data.early_steps = 0  # so many first steps see smaller crops of smaller scales, the next two: cheaper steps
+    config.data.early_share = 0.0  # this share of the steps, the first ones, are cheaper: smaller crops and scales
     config.data.early_crop = (161, 161)
     config.data.early_scales = (0.25, 0.375, 0.5, 0.625, 0.75)
     config.data.mirror = True

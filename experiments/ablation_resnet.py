@@ -46,7 +46,7 @@ def variants(
         if "ASPP" in parts:
             overrides |= {"model.head": "aspp", "model.head_rates": scaled((6, 12, 18, 24), rate_scale)}
         if backbone == "resnet_small":  # v2's heads, not the small network's own
-            overrides["model.head_width"] = 0
+            overrides |= {"model.head_width": 0, "model.output_stride": 8}
         overrides["model.scales"] = (1.0, 0.75, 0.5) if "MSC" in parts else (1.0,)
         if "Aug" not in parts:
             overrides["data.scales"] = (1.0, 1.0) if continuous_scale else (1.0,)

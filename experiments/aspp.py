@@ -41,7 +41,7 @@ def variants(backbone: str = "vgg16", rate_scale: float = 1.0) -> list[Variant]:
         rates = scaled(rates, rate_scale)
         overrides = {"model.head": head, "model.head_rates": rates, "model.fine_branch": 0, "crf.train": "off"}
         if backbone == "resnet_small":
-            overrides["model.head_width"] = 0
+            overrides |= {"model.head_width": 0, "model.output_stride": 8}
         cells = (name, ", ".join(map(str, rates)))
         rows.append(Variant(name.lower().replace("-", "_"), overrides, cells, (before, after)))
     return rows

@@ -47,7 +47,7 @@ COLUMNS = (
 def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0) -> ConfigDict:
     """A copy of the config with the network of a shipped one, at that share of its channels.
 
-    The crop grows by a pixel where the network's pools need sides of 8 k + 2 in the place of 8 k + 1.
+    Crops grow by a pixel where the network's pools need sides of 8 k + 2 in the place of 8 k + 1.
     """
     config = common.changed(config, {"crf.train": "off"})
     config.model = load_config(shipped).model
@@ -56,7 +56,8 @@ def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0
         published = config.model.head_width or FC_WIDTH[config.model.head]
         config.model.head_width = max(1, round(published * width_multiplier))
     extra = Architecture.from_config(config.model).size_extra
-    config.data.crop = tuple((n - 1) // 8 * 8 + extra for n in config.data.crop)
+    for name in ("crop", "early_crop"):
+        config.data[name] = tuple((n - 1) // 8 * 8 + extra for n in config.data[name])
     return config
 
 

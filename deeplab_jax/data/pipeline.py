@@ -28,7 +28,7 @@ class TrainBatches:
     def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: Sequence[int]):
         self.dataset, self.rows = dataset, rows
         self.batch_size, self.seed = config.batch_size, config.seed
-        self.spec, self.early_steps = Augmentation.from_config(config.data), config.data.early_steps
+        self.spec, self.early_steps = Augmentation.from_config(config.data), early_steps(config)
         self.early_spec = dataclasses.replace(
             self.spec,
             crop=tuple(int(n) for n in config.data.early_crop),
@@ -88,6 +88,11 @@ class TrainBatches:
         raise reading.all_corrupt(self.dataset)
 
 
+def early_steps(config) -> int:
+    """How many of the first steps see crops of `config.data.early_crop` and `early_scales`."""
+    return round(config.data.early_share * config.num_steps)
+
+
 def train_batches(
     dataset: SegmentationDataset,
     config,
@@ -115,12 +120,14 @@ def train_batches(
       UserError: the batch does not divide by processes and micro-batches, or a setting is impossible.
     """
     accumulate = config.optimizer.accumulate
+    if not 0 <= config.data.early_share <= 1:
+        raise UserError(f"config.data.early_share={config.data.early_share}: must be between 0 and 1")
     if config.batch_size % (process_count * accumulate):
         micro = f" times config.optimizer.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
             f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes{micro}"
         )
-    for early in ("", "early_") if config.data.early_steps else ("",):
+    for early in ("", "early_") if early_steps(config) else ("",):
         scales, crop = tuple(config.data[f"{early}scales"]), tuple(config.data[f"{early}crop"])
         if config.data.continuous_scale and len(scales) != 2:
             raise UserError(
@@ -149,4 +156,4 @@ def prefetch(batches: Iterator, transfer: Callable = lambda batch: batch, size: 
     yield from ahead
 
 
-__all__ = ["VOID", "TrainBatches", "prefetch", "train_batches"]
+__all__ = ["VOID", "TrainBatches", "early_steps", "prefetch", "train_batches"]

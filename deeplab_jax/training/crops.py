@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax.data.pipeline import early_steps
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.architecture import Architecture
 from deeplab_jax.models.deeplab import output_size
@@ -20,7 +21,7 @@ def check_crop(config: ConfigDict) -> None:
     Raises:
       UserError: names the crop, the map and the nearest crops that fit.
     """
-    fields = ("crop", "early_crop") if config.data.early_steps else ("crop",)
+    fields = ("crop", "early_crop") if early_steps(config) else ("crop",)
     for field in fields:
         crop = tuple(config.data[field])
         if len(crop) != 2 or not all(isinstance(n, int) and n > 0 for n in crop):

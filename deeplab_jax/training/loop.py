@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import fields
-from deeplab_jax.data import open_dataset, prefetch, train_batches
+from deeplab_jax.data import early_steps, open_dataset, prefetch, train_batches
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import create_model
 from deeplab_jax.training import distributed
@@ -88,7 +88,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     done, state = resume(checkpoints, state, config, dataset)
     leaf_names = [".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(state.trainable)[0]]
     state = replicate(state)
-    early = (config.data.early_steps, np.prod(config.data.early_crop) / np.prod(config.data.crop))
+    early = (early_steps(config), np.prod(config.data.early_crop) / np.prod(config.data.crop))
     reporter = Reporter(workdir, done, config.num_steps, active=first, early=early)
     reporter.hyperparameters(dict(fields(config)))
     select = Selection(config, workdir, checkpoints, reporter, meta)
@@ -152,7 +152,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     for step in range(done + 1, config.num_steps + 1):
         state, metrics = step_fn(state, next(ahead))
         pending.append((step, metrics))
-        if step in (done + 1, config.data.early_steps + 1):
+        if step in (done + 1, early_steps(config) + 1):
             jax.block_until_ready(metrics)
             reporter.restart_clock(step)  # the first step of a size compiles
         waiting = step % config.log.every == 0

@@ -149,7 +149,7 @@ def test_the_config_says_which_classes_are_left_and_right():
 
 
 def test_tiles_of_a_real_network_equal_the_whole_image_away_from_their_borders():
-    settings = load_config("camvid")
+    settings = load_config("camvid", ("model.output_stride=8",))
     settings.model.update(widths=(4, 4, 6, 6), blocks=(1, 1, 1, 1), head_width=4, head_rates=(1, 2), fine_branch=4)
     model = create_model(settings.model, 4)
     weights = thin.variables(model)

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from deeplab_jax.config import load_config
+from deeplab_jax.describe import describe
 from deeplab_jax.errors import UserError
 from deeplab_jax.training.checkpoints import load_workdir
 from experiments import common, crf_iterations, field_of_view, runs
@@ -46,5 +47,7 @@ def test_training_speed_is_measured(tiny_config):
 
 
 def test_v1_networks_go_with_any_data():
-    config = field_of_view.with_network(load_config("camvid"), "voc_vgg16_4x4", head_width=8)
-    assert (config.model.head, config.model.head_width, config.data.name) == ("fc", 8, "camvid")
+    config = field_of_view.with_network(load_config("camvid"), "voc_vgg16_4x4", 1 / 64)
+    assert (config.model.head, config.model.head_width, config.data.name) == ("fc", 64, "camvid")
+    assert (config.data.crop, config.data.early_crop) == ((242, 322), (162, 210))
+    assert describe(config, 11)["layers"][0]["shape"][-1] == 1  # 64 channels in the published trunk

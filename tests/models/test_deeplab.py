@@ -10,7 +10,7 @@ from tests.models import thin
 
 
 def small(**fields):
-    config = load_config("camvid")
+    config = load_config("camvid", ("model.output_stride=8",))
     config.model.update(
         widths=(4, 4, 6, 6), blocks=(1, 1, 1, 1), head_width=4, head_rates=(2, 4), fine_branch=0,
         preprocessing="caffe_bgr",

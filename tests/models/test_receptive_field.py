@@ -48,7 +48,7 @@ def test_computed_is_measured(monkeypatch, name, size, field):
 @pytest.mark.parametrize("fine_branch", [0, 4])
 def test_small_network(monkeypatch, fine_branch):
     monkeypatch.setattr(layers, "max_pool", layers.average_pool)
-    config = load_config("camvid")
+    config = load_config("camvid", ("model.output_stride=8",))
     config.model.update(
         widths=(2, 2, 2, 2), blocks=(1, 1, 1, 1), head_width=2, head_rates=(1, 2), fine_branch=fine_branch,
         batch_norm="frozen", preprocessing="caffe_bgr",

@@ -30,7 +30,15 @@ def test_the_smallest_transforms_are_the_published_ones():
 
 @pytest.mark.parametrize(
     ("size", "rate", "m"),
-    [((12, 16), 1, 4), ((6, 9), 1, 3), ((2, 2), 1, 2), ((11, 12), 2, 3), ((11, 13), 2, 4), ((41, 41), 4, 4), ((5, 7), 12, 2)],
+    [
+        ((12, 16), 1, 4),
+        ((6, 9), 1, 3),
+        ((2, 2), 1, 2),
+        ((11, 12), 2, 3),
+        ((11, 13), 2, 4),
+        ((41, 41), 4, 4),
+        ((5, 7), 12, 2),
+    ],
 )
 def test_conv_and_its_gradients_are_the_plain_ones(size, rate, m):
     assert winograd.tile_side(*size, rate) == m
