@@ -3,7 +3,7 @@
     python -m experiments.bench_predict --case v2_full.npz [--only network,predict] [--rounds 7] [--out runs/bench]
 
 network  images/s at 321 x 321, batch 1, over PyTorch's, same network, weights and threads: channels-last, the better of
-         eager and torch.compile. Systems in turn, medians of ratios.
+         eager and torch.compile. Systems in turn, each in a process of its own, medians of ratios.
 predict  decode, network at one scale, 10 iterations of the CRF at full size, PNG: over PyTorch + pydensecrf2
          (`pip install torch pydensecrf2`). The photograph is the case's. Random weights know nothing, and how long our
          CRF takes depends on how many classes are in question: in both systems the network's scores are replaced by the
@@ -22,7 +22,8 @@ from absl import flags
 
 from deeplab_jax import cli
 from deeplab_jax.errors import UserError
-from experiments.timing import CLOCKS, in_turn, median_ratio, threads
+from experiments.children import Child, work_when_asked
+from experiments.timing import in_turn, median_ratio, threads
 
 FLAGS = flags.FLAGS
 SIZE = (321, 321)
@@ -34,15 +35,17 @@ def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_list("only", ["network", "predict"], "rows to measure")
     flags.DEFINE_integer("rounds", 7, "rounds in which the systems take turns", lower_bound=1)
-    flags.DEFINE_enum("clock", "wall", list(CLOCKS), "wall; or cpu, on a machine in use, under `taskset -c 0`")
     flags.DEFINE_bool("compile_peer", True, "also try torch.compile")
     flags.DEFINE_string("case", "", "a .npz with image [H, W, 3] and unary [H, W, 21], for the row predict")
     flags.DEFINE_string("out", "runs/bench", "folder for bench_predict.json")
+    flags.DEFINE_list("worker", [], "internal: a row and a folder, for the child process that is ours")
 
 
 def main(argv: Sequence[str]) -> None:
     """Prints and writes the measurements."""
     del argv
+    if FLAGS.worker:
+        return worker(*FLAGS.worker)
     unknown = set(FLAGS.only) - set(ROWS)
     if unknown:
         raise UserError(f"--only names {sorted(unknown)}; choose from {', '.join(ROWS)}")
@@ -54,19 +57,22 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("PyTorch is not installed; pip install torch pydensecrf2") from e
     import jax
 
-    from deeplab_jax.config import load_config
-    from experiments.plausible_weights import plausible_variables
-
     torch.set_num_threads(threads())
-    config = load_config("voc_aspp_l", ["model.scales=1.0,"])
-    variables = plausible_variables(config.model, CLASSES)
+    config, variables = network_and_weights()
     path = Path(FLAGS.out) / "bench_predict.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     results |= {"jax": jax.__version__, "torch": torch.__version__, "platform": jax.default_backend()}
-    results |= {"threads": threads(), "clock": FLAGS.clock}
+    results |= {"threads": threads()}
     for name in FLAGS.only:
-        systems, notes = ROWS[name](config, variables)
-        seconds = in_turn(systems, FLAGS.rounds, FLAGS.clock)
+        with tempfile.TemporaryDirectory() as folder:
+            peers, compare = ROWS[name](config, variables, Path(folder))
+            ours = Child("experiments.bench_predict", f"--worker={name},{folder}", f"--case={FLAGS.case}")
+            try:
+                systems = {"ours": ours.work} | peers
+                notes = compare()
+                seconds = in_turn(systems, FLAGS.rounds)
+            finally:
+                ours.close()
         row = {f"seconds {system}": round(statistics.median(s), 3) for system, s in seconds.items()}
         best = min((s for s in systems if s != "ours"), key=lambda system: statistics.median(seconds[system]))
         ratio = round(median_ratio(seconds[best], seconds["ours"]), 3)
@@ -77,8 +83,29 @@ def main(argv: Sequence[str]) -> None:
         path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def network(config, variables: dict) -> tuple[dict[str, Callable], dict]:
-    """Scores of one image."""
+def network_and_weights() -> tuple:
+    """The config at one scale, and variables like those of a trained network."""
+    from deeplab_jax.config import load_config
+    from experiments.plausible_weights import plausible_variables
+
+    config = load_config("voc_aspp_l", ["model.scales=1.0,"])
+    config.crf.normalization = "symmetric"  # pydensecrf's
+    return config, plausible_variables(config.model, CLASSES)
+
+
+# ---- ours: a process of its own ------------------------------------------------------------------------------------
+
+
+def worker(row: str, folder: str) -> None:
+    """What the child does: builds, works once, leaves its result in the folder, tells; then works when asked."""
+    config, variables = network_and_weights()
+    work = {"network": our_network, "predict": our_predict}[row](config, variables, Path(folder))
+    work()
+    work_when_asked(work, {})
+
+
+def our_network(config, variables: dict, folder: Path) -> Callable:
+    """Scores of one image; the first are kept as ours.npy."""
     import jax
 
     from deeplab_jax.models import create_model
@@ -87,58 +114,84 @@ def network(config, variables: dict) -> tuple[dict[str, Callable], dict]:
     run = jax.jit(lambda variables, image: model.apply(variables, image, train=False)[0])
     on_device = jax.device_put(variables)
     image = _image(SIZE)[None]
-    systems = {"ours": lambda: jax.block_until_ready(run(on_device, image))}
-    peers, note = _torch_networks(variables, image)
-    mine, theirs = np.asarray(systems["ours"]()), peers["torch eager"]().permute(0, 2, 3, 1).numpy()
-    difference = float(np.abs(mine - theirs).max() / np.abs(mine).max())
-    if difference > 1e-3:
-        raise AssertionError(f"the two networks differ by {difference}")
-    return systems | peers, {"note": note, "relative_difference": difference}
+    np.save(folder / "ours.npy", run(on_device, image))
+    return lambda: jax.block_until_ready(run(on_device, image))
 
 
-def predict(config, variables: dict) -> tuple[dict[str, Callable], dict]:
-    """From a photograph's file to a file of labels."""
-    from PIL import Image
-
+def our_predict(config, variables: dict, folder: Path) -> Callable:
+    """From photograph.jpg to ours.png."""
     from deeplab_jax.evaluation.segmenters import create_segmenter
     from deeplab_jax.imaging import files, palettes
 
-    case = np.load(FLAGS.case)
-    unary = np.ascontiguousarray(case["unary"], np.float32)
-    folder = Path(tempfile.mkdtemp())
-    photograph = folder / "photograph.jpg"
-    Image.fromarray(case["image"]).save(photograph, quality=95)
     palette = palettes.voc_palette()
-    names = [str(i) for i in range(CLASSES)]
-    config.crf.normalization = "symmetric"  # pydensecrf's
-    segment = create_segmenter(config, variables, names, palette)
-    log_probs = unary.min(-1, keepdims=True) - unary
-    log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
+    segment = create_segmenter(config, variables, [str(i) for i in range(CLASSES)], palette)
+    log_probs = _log_probs()
 
-    def ours() -> None:
-        image = files.read_photograph(photograph)
+    def run() -> None:
+        image = files.read_photograph(folder / "photograph.jpg")
         segment.scores([image])
         marginals = segment.refine(log_probs, image, ITERATIONS)
         files.write_palette_png(folder / "ours.png", marginals.argmax(-1).astype(np.uint8), palette)
 
-    peers, note = _torch_networks(variables, _image(case["image"].shape[:2])[None], upsample=True)
+    return run
+
+
+# ---- the peer ------------------------------------------------------------------------------------------------------
+
+
+def network(config, variables: dict, folder: Path) -> tuple[dict[str, Callable], Callable]:
+    """The peer's scores of one image, and how far ours are from them."""
+    image = _image(SIZE)[None]
+    peers, note = _torch_networks(variables, image)
+
+    def compare() -> dict:
+        ours, theirs = np.load(folder / "ours.npy"), peers["torch eager"]().permute(0, 2, 3, 1).numpy()
+        difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
+        if difference > 1e-3:
+            raise AssertionError(f"the two networks differ by {difference}")
+        return {"note": note, "relative_difference": difference}
+
+    return peers, compare
+
+
+def predict(config, variables: dict, folder: Path) -> tuple[dict[str, Callable], Callable]:
+    """The peer's way from a photograph's file to a file of labels, and how many labels differ from ours."""
+    from PIL import Image
+
+    from deeplab_jax.imaging import palettes
+
+    photograph, palette = np.load(FLAGS.case)["image"], palettes.voc_palette()
+    Image.fromarray(photograph).save(folder / "photograph.jpg", quality=95)
+    log_probs = _log_probs()
+    networks, note = _torch_networks(variables, _image(photograph.shape[:2])[None], upsample=True)
 
     def theirs(network: Callable) -> None:
-        image = np.asarray(Image.open(photograph).convert("RGB"))
+        image = np.asarray(Image.open(folder / "photograph.jpg").convert("RGB"))
         network(image[None])
         labels = _densecrf(image, -log_probs, config).argmax(0).reshape(image.shape[:2])
         result = Image.fromarray(labels.astype(np.uint8), mode="P")
         result.putpalette(np.asarray(palette).ravel().tolist())
         result.save(folder / "theirs.png")
 
-    systems = {"ours": ours} | {f"{n} + pydensecrf": lambda f=f: theirs(f) for n, f in peers.items()}
-    for run in systems.values():
+    peers = {f"{n} + pydensecrf": lambda f=f: theirs(f) for n, f in networks.items()}
+    for run in peers.values():
         run()
-    labels = [np.asarray(Image.open(folder / f"{name}.png")) for name in ("ours", "theirs")]
-    return systems, {"note": note, "labels_that_differ_percent": 100 * float((labels[0] != labels[1]).mean())}
+
+    def compare() -> dict:
+        ours, others = (np.asarray(Image.open(folder / f"{name}.png")) for name in ("ours", "theirs"))
+        return {"note": note, "labels_that_differ_percent": 100 * float((ours != others).mean())}
+
+    return peers, compare
 
 
 ROWS = {"network": network, "predict": predict}
+
+
+def _log_probs() -> np.ndarray:
+    """The case's scores [H, W, C] as log-probabilities."""
+    unary = np.ascontiguousarray(np.load(FLAGS.case)["unary"], np.float32)
+    log_probs = unary.min(-1, keepdims=True) - unary
+    return log_probs - np.log(np.exp(log_probs).sum(-1, keepdims=True))
 
 
 def _torch_networks(variables: dict, image: np.ndarray, upsample: bool = False) -> tuple[dict[str, Callable], str]:

@@ -15,7 +15,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,8 @@ from absl import flags
 
 from deeplab_jax import cli
 from deeplab_jax.errors import UserError
-from experiments.timing import CLOCKS, in_turn, median_ratio, rss_mib, threads
+from experiments.children import Child, work_when_asked
+from experiments.timing import in_turn, median_ratio, rss_mib, threads
 
 FLAGS = flags.FLAGS
 SIZE = (321, 321)
@@ -37,7 +37,6 @@ def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_list("only", ["train", "crf", "devices", "start", "memory", "stable"], "rows to measure")
     flags.DEFINE_integer("rounds", 7, "rounds in which the systems take turns", lower_bound=1)
-    flags.DEFINE_enum("clock", "wall", list(CLOCKS), "wall; or cpu, on a machine in use, under `taskset -c 0`")
     flags.DEFINE_bool("compile_peer", True, "also try torch.compile")
     flags.DEFINE_string("out", "runs/bench", "folder for bench_train.json")
     flags.DEFINE_string("worker", "", "internal: batch size, micro-batches and `crf` or `plain`, for a child process")
@@ -55,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
     path = Path(FLAGS.out) / "bench_train.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
-    results |= {"jax": jax.__version__, "platform": jax.default_backend(), "threads": threads(), "clock": FLAGS.clock}
+    results |= {"jax": jax.__version__, "platform": jax.default_backend(), "threads": threads()}
     for name in FLAGS.only:
         results[name] = ROWS[name]() | {"xla_flags": os.environ.get("XLA_FLAGS", "")}
         print(json.dumps({name: results[name]}, indent=1), flush=True)
@@ -129,13 +128,13 @@ def random_batch(batch_size: int) -> dict:
 
 def train() -> dict:
     """Images/s at batch 1, ours over PyTorch's, each in a process of its own: two pools of threads in one disturb."""
-    child = Child("1,1,plain")
-    systems = {"ours": child.step}
+    ours = child("1,1,plain")
+    systems = {"ours": ours.work}
     try:
         notes = peer(systems) if _has_torch() else {"peer": "PyTorch is not installed"}
         return _compare(systems, in_turn(systems, FLAGS.rounds)) | notes
     finally:
-        child.close()
+        ours.close()
 
 
 def peer(systems: dict[str, Callable]) -> dict[str, str]:
@@ -193,18 +192,18 @@ def crf() -> dict:
     systems = {"plain": training_step(1), "with CRF": training_step(1, crf=True)}
     for run in systems.values():
         run()
-    seconds = in_turn(systems, FLAGS.rounds, FLAGS.clock)
+    seconds = in_turn(systems, FLAGS.rounds)
     return _medians(seconds) | {"time_with_over_without": median_ratio(seconds["with CRF"], seconds["plain"])}
 
 
 def devices() -> dict:
     """Throughput on two virtual devices over one, batch 2 in all."""
-    children = {n: Child("2,1,plain", devices=n) for n in (1, 2)}
+    children = {n: child("2,1,plain", devices=n) for n in (1, 2)}
     try:
-        seconds = in_turn({n: child.step for n, child in children.items()}, FLAGS.rounds)
+        seconds = in_turn({n: one.work for n, one in children.items()}, FLAGS.rounds)
     finally:
-        for child in children.values():
-            child.close()
+        for one in children.values():
+            one.close()
     return _medians(seconds) | {"throughput_2_over_1": median_ratio(seconds[1], seconds[2])}
 
 
@@ -213,19 +212,19 @@ def start() -> dict:
     results = {}
     with tempfile.TemporaryDirectory() as cache:
         for kind in ("cold", "warm"):
-            child = Child("1,1,plain", cache=cache)
-            results[kind] = {k: round(v, 1) for k, v in child.facts.items()}
-            child.close()
+            one = child("1,1,plain", cache=cache)
+            results[kind] = {k: round(v, 1) for k, v in one.facts.items()}
+            one.close()
     return results
 
 
 def memory() -> dict:
     """Peak memory of a process that trains at batch 10, micro-batches of 1."""
-    child = Child("10,10,plain")
+    one = child("10,10,plain")
     start = time.perf_counter()
-    facts = child.step()
+    facts = one.work()
     seconds = time.perf_counter() - start
-    child.close()
+    one.close()
     return {"peak_mib": round(facts["peak_mib"]), "seconds_per_step": round(seconds, 1)}
 
 
@@ -272,43 +271,13 @@ ROWS = {"train": train, "crf": crf, "devices": devices, "start": start, "memory"
 # ---- child processes -----------------------------------------------------------------------------------------------
 
 
-class Child:
-    """A process of this file that makes a step each time it is asked.
-
-    Attributes:
-      facts: seconds to get ready and for the first step, and the peak memory after it.
-    """
-
-    def __init__(self, what: str, devices: int = 1, cache: str | None = None):
-        count = f"--xla_force_host_platform_device_count={devices}"
-        env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()}
-        if cache:
-            env |= {"JAX_COMPILATION_CACHE_DIR": cache}
-        command = [sys.executable, "-m", "experiments.bench_train", f"--worker={what}"]
-        began = time.perf_counter()
-        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._answer() | {"to_first_step": time.perf_counter() - began}
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise UserError("the child process ended early; its error is above")
-        return json.loads(line)
-
-    def step(self) -> dict:
-        """One step, waited for."""
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
+def child(what: str, **options) -> Child:
+    """A process that makes a step each time it is asked; what: see the flag `worker`."""
+    return Child("experiments.bench_train", f"--worker={what}", **options)
 
 
 def worker(batch_size: str, accumulate: str, kind: str) -> None:
-    """What a child does: builds, makes one step, tells; then a step for each line of stdin."""
+    """What a child does: builds, makes one step, tells; then a step whenever it is asked."""
     import jax
 
     spent = {"compile": 0.0}
@@ -321,10 +290,8 @@ def worker(batch_size: str, accumulate: str, kind: str) -> None:
     run = training_step(int(batch_size), int(accumulate), crf=kind == "crf")
     began = time.perf_counter()
     run()
-    print(json.dumps(spent | {"first_step": time.perf_counter() - began}), flush=True)
-    for _ in sys.stdin:
-        run()
-        print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), flush=True)
+    ready = spent | {"first_step": time.perf_counter() - began}
+    work_when_asked(run, ready, lambda: {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
 
 
 # ---- results -------------------------------------------------------------------------------------------------------

@@ -5,24 +5,20 @@ import statistics
 import time
 from collections.abc import Callable
 
-# "cpu" counts the processor time of all threads of this process: for a machine that others use, on one core.
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
-
-def in_turn(systems: dict[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, list[float]]:
+def in_turn(systems: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each system in each round, the systems in turn; each must end only when its result is there.
 
     In its turn a system runs twice and the second run counts: work comes in long rows, and after a pause the first run
     must get back the memory that the system has lent elsewhere meanwhile (two seconds of a step of ResNet-101).
     """
-    now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(rounds):
         for name, run in systems.items():
             run()
-            start = now()
+            start = time.perf_counter()
             run()
-            seconds[name].append(now() - start)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
