@@ -120,19 +120,26 @@ def table(configs: Sequence[ConfigDict], speeds: Sequence[float | None], found: 
     return common.Table("Field of view (v1 Table 2)", columns, rows, notes)
 
 
-def plot(speeds: Sequence[float | None], parameters: Sequence[int]):
-    """Training speed relative to the 7x7 system against parameters, the paper's and ours."""
-    figure = common.new_figure(6, 3.8)
-    axes = figure.add_subplot()
-    papers = [row[7] for row in PAPER]
-    for values, style, label in ((papers, "o--", "paper, Titan GPU"), (speeds, "s-", "ours")):
-        if all(values):
-            axes.plot(range(len(PAPER)), [v / values[0] for v in values], style, label=label)
+def plot(speeds: Sequence[float | None], found: Sequence, parameters: Sequence[int], data: str):
+    """Training speed relative to the 7x7 system, and mean IoU after the CRF, the paper's and ours: what there is."""
+    ious = [common.mean_iou(common.at_iterations(results, -1)) for results in found]
+    panels = [("training speed, 7x7 = 1", [row[7] / PAPER[0][7] for row in PAPER], "paper, Titan GPU", "ours")]
+    if all(speeds):
+        panels[0] += ([s / speeds[0] for s in speeds],)
+    if all(v is not None for v in ious):
+        panels.append(("mean IoU with CRF [%]", [row[6] for row in PAPER], "paper, VOC", f"ours, {data}", ious))
+        panels = panels if all(speeds) else panels[1:]
     names = [f"{row[0].removeprefix('DeepLab-CRF-')}\n{p / 1e6:.1f}M" for row, p in zip(PAPER, parameters)]
-    axes.set_xticks(range(len(PAPER)), names, fontsize=8)
-    axes.set_ylabel("training speed, 7x7 = 1")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = common.new_figure(6 * len(panels), 3.8)
+    for number, (measure, papers, theirs, label, *ours) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), number)
+        axes.plot(range(len(PAPER)), papers, "o--", label=theirs)
+        for values in ours:
+            axes.plot(range(len(PAPER)), values, "s-", label=label)
+        axes.set_xticks(range(len(PAPER)), names, fontsize=8)
+        axes.set_ylabel(measure)
+        axes.grid(alpha=0.3)
+        axes.legend()
     return figure
 
 
@@ -155,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
         if FLAGS.steps:
             print(f"{row[0]}: {speeds[-1]:.3f} images/s", flush=True)
     result = table(configs, speeds, found, configs[0].data.name)
-    figure = plot(speeds, [row[7] for row in result.rows])
+    figure = plot(speeds, found, [row[7] for row in result.rows], configs[0].data.name)
     common.write(out, "field_of_view", [result], {"rows": result.rows, "results": found}, figure)
 
 

@@ -29,6 +29,21 @@ def test_field_of_view_computes_receptive_fields_and_parameters():
     assert all(row[9] is None and row[11] is None for row in table.rows)  # ours: empty until run
 
 
+def test_field_of_view_plots_what_there_is():
+    found = [[entry(0, 0.2, 0.1), entry(10, iou, 0.1)] for iou in (0.4, 0.3, 0.35, 0.2)]
+    speeds, none = [1.0, 2.0, 2.0, 3.0], [None] * 4
+
+    def lines(speeds, found):
+        figure = field_of_view.plot(speeds, found, [4_000_000] * 4, "shapes")
+        return {a.get_ylabel(): [list(line.get_ydata()) for line in a.get_lines()] for a in figure.axes}
+
+    paper = [1.44 / 1.44, 2.90 / 1.44, 2.90 / 1.44, 4.84 / 1.44]
+    ious = {"mean IoU with CRF [%]": [[67.64, 63.74, 67.14, 67.64], [pytest.approx(v) for v in (40, 30, 35, 20)]]}
+    assert lines(speeds, none) == {"training speed, 7x7 = 1": [paper, speeds]}
+    assert lines(none, found) == ious
+    assert lines(speeds, found) == {"training speed, 7x7 = 1": [paper, speeds]} | ious
+
+
 def test_learning_rate_is_v2_table_2():
     rows = learning_rate.variants(learning_rate.LONGEST, learning_rate.LARGEST)
     assert [(*v.cells, *v.paper) for v in rows] == [
