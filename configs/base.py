@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     config.crf.learning_rate_multiplier = 1.0
     config.crf.search_images = 0  # after training, search its parameters on so many holdout images; 0 = no search
     config.crf.search_passes = 2  # the coarse grid, then so many finer ones less one
+    config.crf.search_learn = 0  # then passes over those images that learn one weight per kernel and class
     config.crf.search_grid = ConfigDict()  # the coarse grid of that search (the papers': v2 section 5)
     config.crf.search_grid.bilateral_weight = (3.0, 4.0, 5.0, 6.0)
     config.crf.search_grid.bilateral_xy_std = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)

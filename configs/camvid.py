@@ -47,6 +47,7 @@ def get_config():
     )
     config.crf.search_images = 40
     config.crf.search_passes = 1
+    config.crf.search_learn = 6
     config.crf.search_grid.update(
         bilateral_weight=(2.0, 4.0),
         bilateral_xy_std=(20.0, 40.0, 67.0),

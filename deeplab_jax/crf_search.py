@@ -38,6 +38,9 @@ def define_flags() -> None:
         "passes", 2, "1 = coarse only; each further pass halves the steps around the best", lower_bound=1
     )
     flags.DEFINE_bool("exhaustive", False, "measure every setting on every image, not only the promising ones")
+    flags.DEFINE_integer(
+        "learn", 0, "then learn one weight per kernel and class in so many passes over the images", lower_bound=0
+    )
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: config.crf.iterations", lower_bound=1)
     flags.DEFINE_enum("bilateral", None, crf_flags.BILATERALS, "filter; default: config.crf.bilateral")
 
@@ -69,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
         trimap_width=FLAGS.trimap_width,
         passes=FLAGS.passes,
         exhaustive=FLAGS.exhaustive,
+        learn=FLAGS.learn,
         iterations=FLAGS.iterations or max(config.crf.iterations, 1),
         bilateral=FLAGS.bilateral or config.crf.bilateral,
         say=lambda line: print(line, flush=True),

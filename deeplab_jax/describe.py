@@ -22,9 +22,9 @@ from deeplab_jax.models.layers import Conv, ConvWeights, Pool, Upsample
 
 # Paths that see no more than the one beside them: shortcuts, v1's side branches, the small network's fine branch.
 _SHORTER_PATHS = re.compile(r"_branch1$|/msc/|/fine$")
-STEP_PARTS = ("parameters", "gradients", "optimizer", "activations")  # of a training step's memory
 # Parallel branches of a head, by number: fc6_1 fc7_1 fc8_1, fc1_c0, aspp_c0, aspp_1x1.
 _PARALLEL = re.compile(r"^head/(?:fc[678]_|fc1_c|aspp_c?)(\w+)$")
+STEP_PARTS = ("parameters", "gradients", "optimizer", "activations")  # of a training step's memory
 
 
 def describe(config: Any, num_classes: int, batch: int = 1) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from deeplab_jax.weights.files import write
 from deeplab_jax.weights.initial import settings_of
 
 FLAGS = flags.FLAGS
+BRANCH = 0.2
 SIDE = 97  # of the noise image that the statistics are taken from
 
 
@@ -43,8 +44,9 @@ def main(argv: Sequence[str]) -> None:
 def plausible_variables(model_config, num_classes: int, seed: int = 0) -> dict:
     """Random variables whose batch-norm statistics are those of an image of smoothed noise.
 
-    Each layer then gives values of mean 0 and deviation 1 before its affine, as in a trained network: nothing dies,
-    nothing overflows, and no product is slow for being denormal.
+    Each layer then gives values of mean 0 and deviation 1 before its affine, and a residual branch adds little to its
+    block's input, as in a trained network: nothing dies, nothing overflows, the loss begins near that of
+    chance, and no product is slow for being denormal.
 
     Args:
       model_config: `config.model`.
@@ -62,7 +64,7 @@ def plausible_variables(model_config, num_classes: int, seed: int = 0) -> dict:
 
     @jax.jit
     def make(key):
-        variables = model.init({"params": key, "dropout": key}, image, train=False)
+        variables = _with_small_branches(model.init({"params": key, "dropout": key}, image, train=False))
         _, new = model.apply(variables, image, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
         # One step of a running average from (0, 1): taken back, it is the image's own statistics.
         stats = jax.tree.map(
@@ -73,6 +75,16 @@ def plausible_variables(model_config, num_classes: int, seed: int = 0) -> dict:
         return {"params": variables["params"]} | ({"batch_stats": stats} if stats else {})
 
     return jax.tree.map(np.asarray, make(jax.random.key(seed)))
+
+
+def _with_small_branches(variables: dict) -> dict:
+    """The variables with the last batch norm of each bottleneck's branch scaled by `BRANCH`."""
+
+    def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
+        names = [str(key.key) for key in path]
+        return leaf * BRANCH if names[-1] == "scale" and names[-2].endswith("branch2c") else leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, variables)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from PIL import Image
 
 import deeplab_jax.data
 from deeplab_jax import crf, crf_search
+from deeplab_jax.crf import layer
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import search, search_scores
 from deeplab_jax.evaluation.search import Counts, Ledger, Row, Setting
 from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.training.crf_learning import learn_weights
 from deeplab_jax.training.crf_search import search_workdir
 from tests.toy_workdir import NAMES, photograph, toy_config, write_toy_workdir
 
@@ -87,6 +89,15 @@ def test_a_reference_outside_the_grid_may_win(tmp_path):
     grid = GRID | {"bilateral_xy_std": (30.0, 40.0), "bilateral_weight": (3.0, 3.5)}
     result = search.search(Landscape(5), ledger(tmp_path), grid, references=[BEST], say=str)
     assert result.best == BEST
+
+
+@pytest.mark.parametrize(("offset", "wins"), [(0.2, True), (-2.0, False)])
+def test_an_improved_setting_counts_only_where_it_is_better(tmp_path, offset, wins):
+    grid = GRID | {"bilateral_xy_std": (50.0,), "bilateral_weight": (4.0,)}
+    improve = lambda best: best._replace(bilateral_weight=best.bilateral_weight + offset)  # noqa: E731
+    result = search.search(Landscape(5), ledger(tmp_path), grid, passes=1, improve=improve, say=str)
+    assert result.best.bilateral_weight == (4.0 + offset if wins else 4.0)
+    assert sum(row.images == 5 and row.setting is not None for row in result.rows) >= 2
 
 
 def test_mean_iou_is_of_the_sum():
@@ -176,6 +187,52 @@ def test_counts_are_mean_fields(trained):
         assert abs(counts.hit.sum() - right.sum()) <= 2 and counts.truth.sum() == right.size
         assert 0 < found[setting]["trimap"].truth.sum() < right.size
     assert found[None]["mean_iou"].hit.sum() == (log_probs.argmax(-1) == label)[label != 255].sum()
+
+
+def test_learned_weights_make_the_labels_likelier(trained, tmp_path):
+    workdir, images = trained
+    store = search_scores.ScoreStore(tmp_path / "scores", images, range(5), {})
+    store.complete(lambda: deeplab_jax.load(workdir).segmenter, say=str)
+    start = Setting(1.0, 12.0, 10.0, 1.0, 1.5, "after")
+    lines = []
+    learned = learn_weights(store, start, passes=3, say=lines.append)
+    assert learned == learn_weights(store, start, passes=3, say=str)
+    assert learned.widths == start.widths and len(lines) == 3
+    weights = np.array([learned.bilateral_weight, learned.gaussian_weight])
+    assert weights.shape == (2, 4) and (weights >= 0).all() and weights.std(1).min() > 0.01
+
+    def likelihood(setting: Setting) -> float:
+        total = 0.0
+        for i in range(5):
+            log_probs, image, label = (x[::2, ::2] for x in store[i])
+            params = setting.params.replace(**{n: np.float32(getattr(setting, n)) for n in layer.WEIGHTS})
+            log_q = np.asarray(crf.mean_field(-log_probs, image, params.at_stride(2), 5, return_log=True))
+            total += log_q[label < 4][np.arange((label < 4).sum()), label[label < 4]].mean()
+        return total / 5
+
+    assert likelihood(learned) > likelihood(start) + 0.02
+    first, last = (float(line.split()[-1]) for line in (lines[0], lines[-1]))
+    assert last < first and last == pytest.approx(-likelihood(learned), abs=0.02)
+
+
+def test_a_learned_setting_is_kept_in_preset_and_table(trained, monkeypatch):
+    workdir, images = trained
+    monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: images)
+    weak = {"bilateral_weight": (0.5,), "bilateral_xy_std": (12.0,), "bilateral_rgb_std": (10.0,)}
+    grid = GRID | weak | {"gaussian_weight": (0.5,), "gaussian_xy_std": (1.5,)}
+    config = toy_config()
+    config.crf.update({"bilateral_weight": 0.5, "gaussian_weight": 0.5})  # its own weights made the truth
+    preset, table = search_workdir(config, workdir, grid, passes=1, learn=2, iterations=4, say=str)
+    assert "weights learned per class, mean_iou" in preset.source and ".." in table
+    assert np.shape(preset.params.bilateral_weight) == (4,)
+    saved = crf.read_preset(workdir / "crf_preset.json").params
+    np.testing.assert_array_equal(saved.gaussian_weight, preset.params.gaussian_weight)
+    segment = deeplab_jax.load(workdir, crf=workdir / "crf_preset.json")
+    image = photograph((33, 41))
+    expected = crf.mean_field(
+        -np.log(np.maximum(deeplab_jax.load(workdir)(image, 0).marginals, 1e-20)), image, saved, 4
+    )
+    assert (segment(image).labels != np.asarray(expected).argmax(-1)).mean() < 0.01
 
 
 def test_numbers_of_a_flag():

@@ -11,6 +11,7 @@ from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.models import create_model
 from deeplab_jax.training.checkpoints import Checkpoints
 from deeplab_jax.training.provenance import write_json
+from deeplab_jax.weights import files as weight_files
 from deeplab_jax.weights import transfer
 
 NAMES = ("background", "cat", "dog", "tree")
@@ -59,3 +60,13 @@ def photograph(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     coarse = rng.integers(20, 236, (size[0] // 20 + 2, size[1] // 20 + 2, 3))
     image = np.kron(coarse, np.ones((20, 20, 1)))[: size[0], : size[1]]
     return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def write_weights(folder: Path, classes: int = len(NAMES)) -> list[str]:
+    """A config file and converted weights for it; returns the flags that name them."""
+    config = toy_config()
+    arrays = {transfer.full_name(p): v for p, v in transfer.flatten(toy_variables(config, classes)).items()}
+    meta = {"preprocessing": config.model.preprocessing, "backbone": "resnet_small", "head": "plain"}
+    weight_files.write(folder / "w.safetensors", arrays, meta)
+    (folder / "toy.py").write_text("from tests.toy_workdir import toy_config as get_config  # noqa: F401\n")
+    return [f"--config={folder}/toy.py", f"--init_from={folder}/w.safetensors"]

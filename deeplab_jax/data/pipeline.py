@@ -93,6 +93,22 @@ def early_steps(config) -> int:
     return round(config.data.early_share * config.num_steps)
 
 
+def check_augmentation(config) -> None:
+    """Raises UserError for a crop, a list of scales or a share of early steps that nothing can be cut by."""
+    if not 0 <= config.data.early_share <= 1:
+        raise UserError(f"config.data.early_share={config.data.early_share}: must be between 0 and 1")
+    for early in ("", "early_") if early_steps(config) else ("",):
+        scales, crop = tuple(config.data[f"{early}scales"]), tuple(config.data[f"{early}crop"])
+        if config.data.continuous_scale and len(scales) != 2:
+            raise UserError(
+                f"config.data.{early}scales: with continuous_scale, give two numbers, the smallest and the largest"
+            )
+        if not scales or min(scales) <= 0:
+            raise UserError(f"config.data.{early}scales={scales}: needs at least one scale, all above 0")
+        if len(crop) != 2 or not all(isinstance(n, int) and n > 0 for n in crop):
+            raise UserError(f"config.data.{early}crop={crop}: must be two sizes in pixels, height and width")
+
+
 def train_batches(
     dataset: SegmentationDataset,
     config,
@@ -119,24 +135,13 @@ def train_batches(
     Raises:
       UserError: the batch does not divide by processes and micro-batches, or a setting is impossible.
     """
+    check_augmentation(config)
     accumulate = config.optimizer.accumulate
-    if not 0 <= config.data.early_share <= 1:
-        raise UserError(f"config.data.early_share={config.data.early_share}: must be between 0 and 1")
     if config.batch_size % (process_count * accumulate):
         micro = f" times config.optimizer.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
             f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes{micro}"
         )
-    for early in ("", "early_") if early_steps(config) else ("",):
-        scales, crop = tuple(config.data[f"{early}scales"]), tuple(config.data[f"{early}crop"])
-        if config.data.continuous_scale and len(scales) != 2:
-            raise UserError(
-                f"config.data.{early}scales: with continuous_scale, give two numbers, the smallest and the largest"
-            )
-        if not scales or min(scales) <= 0:
-            raise UserError(f"config.data.{early}scales={scales}: needs at least one scale, all above 0")
-        if len(crop) != 2 or min(crop) < 1:
-            raise UserError(f"config.data.{early}crop={crop}: must be two sizes in pixels, height and width")
     rows = range(config.batch_size)
     if local_only:
         rows = np.arange(config.batch_size).reshape(accumulate, process_count, -1)[:, process_index].ravel().tolist()
@@ -156,4 +161,4 @@ def prefetch(batches: Iterator, transfer: Callable = lambda batch: batch, size: 
     yield from ahead
 
 
-__all__ = ["VOID", "TrainBatches", "early_steps", "prefetch", "train_batches"]
+__all__ = ["VOID", "TrainBatches", "check_augmentation", "early_steps", "prefetch", "train_batches"]

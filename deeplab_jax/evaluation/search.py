@@ -20,12 +20,15 @@ from deeplab_jax.crf.params import CRFParams
 
 
 class Setting(NamedTuple):
-    """One point of the search; the fields are those of `CRFParams`, and the normalization."""
+    """One point of the search; the fields are those of `CRFParams`, and the normalization.
 
-    bilateral_weight: float
+    A weight is a number, or one number per class.
+    """
+
+    bilateral_weight: float | tuple[float, ...]
     bilateral_xy_std: float
     bilateral_rgb_std: float
-    gaussian_weight: float
+    gaussian_weight: float | tuple[float, ...]
     gaussian_xy_std: float
     normalization: str
 
@@ -225,6 +228,7 @@ def search(
     references: Sequence[Setting] = (),
     passes: int = 2,
     exhaustive: bool = False,
+    improve: Callable[[Setting], Setting] | None = None,
     say: Callable[[str], None] = print,
 ) -> Result:
     """Searches coarse to fine.
@@ -236,6 +240,7 @@ def search(
       references: settings that are measured on all images for comparison, and may win.
       passes: 1 = the coarse grid only; each further pass halves the steps around the best.
       exhaustive: every setting on every image.
+      improve: makes of the grid's best a setting off the grid, which wins if it measures better on all images.
       say: takes a line of progress.
     """
     order = _spread(len(scorer))
@@ -245,6 +250,7 @@ def search(
     ]
     searched = sum(len(set(axes[name])) > 1 for name in Setting._fields[:5])
     everything += (passes - 1) * rounds(3**searched, len(scorer), exhaustive)
+    everything += [Round(1, len(scorer))] if improve else []
     meter = _Meter(_runs(everything), say)
     _measure(scorer, ledger, [None, *references], order, meter, "references")
     tried: dict[Setting | None, int] = {s: len(scorer) for s in (None, *references)}
@@ -265,6 +271,10 @@ def search(
                 tried[s] = max(tried.get(s, 0), len(images))
             candidates.sort(key=lambda s: (-scores[s], s))
         best = candidates[0]
+    if improve:
+        improved = improve(best)
+        _measure(scorer, ledger, [improved], order, meter, "improved")
+        tried[improved] = len(scorer)
     rows = [Row(s, n, score(ledger, s, order[:n])) for s, n in tried.items()]
     rows.sort(key=lambda row: (-row.images, -row.scores[scorer.objective]))
     return Result(next(row.setting for row in rows if row.setting is not None), rows, grids)

@@ -18,11 +18,18 @@ def table(rows: Sequence[Row], notes: Mapping[Setting | None, str], limit: int |
     shown = [row for n, row in enumerate(rows) if limit is None or n < limit or row.setting in notes]
     lines = [_COLUMNS]
     for row in shown:
-        values = [f"{v:g}" if isinstance(v, float) else v for v in row.setting or ("-",) * 6]
+        values = [_cell(value) for value in row.setting or ("-",) * 6]
         scores = [f"{100 * row.scores[kind]:.2f}" for kind in ("mean_iou", "trimap")]
         lines.append((*values, str(row.images), *scores, notes.get(row.setting, "")))
     widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+
+
+def _cell(value: float | str | Sequence[float]) -> str:
+    """A number, a name, or of one weight per class the smallest and the largest."""
+    if isinstance(value, tuple):
+        return f"{min(value):.2g}..{max(value):.2g}"
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def write(folder: Path, result: Result, objective: str, notes: Mapping[Setting | None, str]) -> None:

@@ -86,6 +86,20 @@ class ScoreStore:
         return np.load(self.path(i), allow_pickle=False).astype(np.float32), example.image, example.label
 
 
+def padded(
+    log_probs: np.ndarray, image: np.ndarray, label: np.ndarray, size_multiple: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """An example of a `ScoreStore` at a size that many share: a multiple of `size_multiple`, plus one.
+
+    Returns:
+      (unary [H', W', C], image [H', W', 3], label [H', W'] with 255 added, mask [H', W'] of the example's own pixels).
+    """
+    padding = [(0, padded_size(n, size_multiple) - n) for n in label.shape]
+    mask = np.pad(np.ones(label.shape, bool), padding)
+    label = np.pad(label, padding, constant_values=255)
+    return np.pad(-log_probs, [*padding, (0, 0)]), np.pad(image, [*padding, (0, 0)]), label, mask
+
+
 class CRFScorer:
     """Measures settings on stored scores (see `search.Scorer`).
 
@@ -126,11 +140,9 @@ class CRFScorer:
 
         if None in settings:
             yield None, counts(log_probs.argmax(-1))
-        shape = tuple(padded_size(n, self.size_multiple) for n in (height, width))
-        padding = [(0, shape[0] - height), (0, shape[1] - width)]
-        mask = jnp.asarray(np.pad(np.ones((height, width), bool), padding).ravel())
-        unary = jnp.asarray(np.pad(-log_probs, [*padding, (0, 0)]).reshape(-1, classes))
-        pixels = jnp.asarray(np.pad(photograph, [*padding, (0, 0)]))
+        unary, pixels, _, mask = map(jnp.asarray, padded(log_probs, photograph, label, self.size_multiple))
+        shape = mask.shape
+        unary, mask = unary.reshape(-1, classes), mask.ravel()
         chosen = choose_bilateral(self.bilateral, *shape)
         alike = sorted((s for s in settings if s is not None), key=lambda s: (s.widths, s.normalization, s))
         for _, group in groupby(alike, key=lambda s: (s.widths, s.normalization)):
@@ -143,7 +155,7 @@ class CRFScorer:
             )
             kernels = _kernels(pixels, group[0].params, mask, options)
             for setting in group:
-                weights = setting.bilateral_weight, setting.gaussian_weight
+                weights = jnp.float32(setting.bilateral_weight), jnp.float32(setting.gaussian_weight)
                 labels = np.asarray(_labels(unary, kernels, weights, mask, options)).reshape(shape)
                 yield setting, counts(labels[:height, :width])
 

@@ -1,5 +1,6 @@
 """Searching a run's CRF parameters: its network, held-out images of its data, results in its workdir."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from deeplab_jax.evaluation import search, search_report, search_scores
 from deeplab_jax.evaluation.segmenters import create_segmenter
 from deeplab_jax.imaging.files import write_atomically
 from deeplab_jax.training.checkpoints import load_workdir
+from deeplab_jax.training.crf_learning import learn_weights
 
 
 def search_workdir(
@@ -25,11 +27,27 @@ def search_workdir(
     trimap_width: int = 5,
     passes: int = 2,
     exhaustive: bool = False,
+    learn: int = 0,
     iterations: int = 10,
     bilateral: str = "auto",
     say=print,
 ) -> tuple[Preset, str]:
     """Searches for the run in `workdir` on images of `config`'s data, and writes the results there.
+
+    Args:
+      config: says where the data are, and how photographs are scaled and padded; the network is the workdir's.
+      workdir: of the training run.
+      grid: the coarse values of each parameter.
+      images: how many images, spread over the split.
+      split: which images; "" = those set aside from training, else those of evaluation.
+      objective: what is maximized, one of `search.OBJECTIVES`.
+      trimap_width: pixels around the true boundaries that count as trimap.
+      passes: 1 = the coarse grid only; each further pass halves the steps around the best.
+      exhaustive: every setting on every image.
+      learn: passes over the images in which one weight per kernel and class is then learned; kept if it is better.
+      iterations: of the mean field.
+      bilateral: its filter.
+      say: takes a line of progress.
 
     Returns:
       (the best as a preset, the table's best lines).
@@ -68,16 +86,27 @@ def search_workdir(
     values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
     now = None if any(v.ndim for v in values) else search.Setting(*map(float, values), normalization)
     references = [now] if now else []  # one weight per class cannot be compared on this grid
+    improve = partial(
+        learn_weights, store, passes=learn, bilateral=bilateral, size_multiple=config.eval.size_multiple, say=say
+    )
     try:
         result = search.search(
-            scorer, ledger, grid, references=references, passes=passes, exhaustive=exhaustive, say=say
+            scorer,
+            ledger,
+            grid,
+            references=references,
+            passes=passes,
+            exhaustive=exhaustive,
+            improve=improve if learn else None,
+            say=say,
         )
     finally:
         ledger.close()
     notes = {now: "the config's", result.best: "best" if result.best != now else "best, the config's"}
     notes[None] = "network alone"
     value = next(row.scores[objective] for row in result.rows if row.setting == result.best)
-    source = f"crf_search: {objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
+    learned = "weights learned per class, " if isinstance(result.best.bilateral_weight, tuple) else ""
+    source = f"crf_search: {learned}{objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
     preset = Preset(result.best.params, iterations, result.best.normalization, source)
     search_report.write(folder, result, objective, notes)
     write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))

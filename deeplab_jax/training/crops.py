@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.data.pipeline import early_steps
+from deeplab_jax.data.pipeline import check_augmentation, early_steps
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.architecture import Architecture
 from deeplab_jax.models.deeplab import output_size
@@ -21,11 +21,7 @@ def check_crop(config: ConfigDict) -> None:
     Raises:
       UserError: names the crop, the map and the nearest crops that fit.
     """
-    fields = ("crop", "early_crop") if early_steps(config) else ("crop",)
-    for field in fields:
-        crop = tuple(config.data[field])
-        if len(crop) != 2 or not all(isinstance(n, int) and n > 0 for n in crop):
-            raise UserError(f"config.data.{field}={crop}: must be two sizes in pixels, height and width")
+    check_augmentation(config)
     if config.loss.at == "pixels":  # scores are brought to the labels' size, whatever it is
         return
     try:
@@ -49,7 +45,7 @@ def check_crop(config: ConfigDict) -> None:
         return next(((name, m) for name, m in lengths if (n - 1) // strides[name] + 1 != m), None)
 
     multiple = config.model.output_stride
-    for field in fields:
+    for field in ("crop", "early_crop") if early_steps(config) else ("crop",):
         crop = tuple(config.data[field])
         for n in crop:
             found = misfit(n)

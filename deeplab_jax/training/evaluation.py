@@ -115,6 +115,7 @@ def _search_alone(config: ConfigDict, workdir: Path) -> None:
         grid | {"normalization": (config.crf.normalization,)},
         images=config.crf.search_images,
         passes=config.crf.search_passes,
+        learn=config.crf.search_learn,
         iterations=config.crf.iterations,
         bilateral=config.crf.bilateral,
         say=say,

@@ -152,7 +152,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     for step in range(done + 1, config.num_steps + 1):
         state, metrics = step_fn(state, next(ahead))
         pending.append((step, metrics))
-        if step in (done + 1, early_steps(config) + 1):
+        if step in (done + 1, early[0] + 1):
             jax.block_until_ready(metrics)
             reporter.restart_clock(step)  # the first step of a size compiles
         waiting = step % config.log.every == 0

@@ -1,0 +1,112 @@
+"""`deeplab_jax.load`: a network and its CRF as a function of one photograph."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax
+from deeplab_jax.crf import CRFParams, Preset
+from deeplab_jax.crf.params import write_preset
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.segment import load_weights
+from tests.toy_workdir import NAMES, photograph, toy_config, write_toy_workdir, write_weights
+
+SIZE = (44, 60)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    return write_toy_workdir(tmp_path_factory.mktemp("toy") / "w")
+
+
+@pytest.fixture(scope="module")
+def segment(workdir):
+    return deeplab_jax.load(workdir)
+
+
+def test_load_gives_labels_marginals_entropy_names_palette(segment):
+    r = segment(photograph(SIZE))
+    assert r.labels.shape == SIZE and r.labels.dtype == np.uint8
+    assert r.marginals.shape == (*SIZE, 4) and r.entropy.shape == SIZE
+    np.testing.assert_allclose(r.marginals.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(r.labels, r.marginals.argmax(-1))
+    np.testing.assert_allclose(r.entropy, -(r.marginals * np.log(np.maximum(r.marginals, 1e-12))).sum(-1), atol=1e-5)
+    assert r.class_names == NAMES and (r.palette == voc_palette()).all()
+
+
+def test_iterations_matter_and_default_to_the_models(segment):
+    image = photograph(SIZE)
+    off, default, four = (segment(image, n).labels for n in (0, None, 4))
+    np.testing.assert_array_equal(default, four)
+    assert (off != four).mean() > 0.01
+
+
+def test_a_preset_or_preset_file_replaces_the_models(workdir, tmp_path):
+    loaded = deeplab_jax.load(workdir, crf="v1_largefov", crf_iterations=3)
+    assert loaded.crf.params.bilateral_xy_std == 121 and loaded.crf_iterations == 3
+    write_preset(tmp_path / "mine.json", Preset(CRFParams(1.0, 20.0, 7.0, 2.0, 1.5), 6, "symmetric", "by hand"))
+    loaded = deeplab_jax.load(workdir, crf=tmp_path / "mine.json")
+    assert loaded.crf.params.bilateral_rgb_std == 7 and loaded.crf_iterations == 6
+    assert loaded.crf.normalization == "symmetric"
+    with pytest.raises(UserError, match="neither a \\.json file"):
+        deeplab_jax.load(workdir, crf="nonsense")
+
+
+def test_the_parameters_that_the_run_searched_for_are_the_models(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    write_preset(copy / "crf_preset.json", Preset(CRFParams(1.0, 20.0, 7.0, 2.0, 1.5), 6, "after", "searched"))
+    assert deeplab_jax.load(copy).crf.params.bilateral_rgb_std != 7  # a search that the config does not ask for
+    config = json.loads((copy / "config.json").read_text())
+    config["crf"]["search_images"] = 2
+    (copy / "config.json").write_text(json.dumps(config))
+    loaded = deeplab_jax.load(copy)
+    assert loaded.crf.params.bilateral_rgb_std == 7 and loaded.crf_iterations == 6
+    assert deeplab_jax.load(copy, crf="v1_largefov").crf.params.bilateral_xy_std == 121
+
+
+def test_a_limit_on_size_is_load_s_own(workdir, tmp_path):
+    Image.fromarray(photograph((40, 50))).save(tmp_path / "a.png")
+    assert deeplab_jax.load(workdir, max_pixels=2000)(tmp_path / "a.png").labels.shape == (40, 50)
+    for most in (1999, 900):  # Pillow itself refuses twice its limit
+        with pytest.raises(UserError, match="the limit of"):
+            deeplab_jax.load(workdir, max_pixels=most)(tmp_path / "a.png")
+
+
+def test_load_of_nothing_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        deeplab_jax.load(tmp_path / "none")
+    with pytest.raises(UserError):
+        deeplab_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_arrays_that_are_no_photograph(segment, array):
+    with pytest.raises(UserError, match="uint8"):
+        segment(array)
+
+
+def test_in_pieces_is_like_whole(workdir, segment):
+    image = photograph((200, 330), 4)
+    pieces = deeplab_jax.load(workdir, tile_above=20_000)
+    assert segment.pieces(image.shape) == 1 and pieces.pieces(image.shape) > 2
+    whole, cut = segment(image), pieces(image)
+    assert cut.marginals.dtype == np.float16
+    assert (whole.labels != cut.labels).mean() <= 0.005
+    ((labels, none),) = pieces.many([image])
+    assert none is None and (labels != cut.labels).mean() < 0.001
+
+
+def test_converted_weights_are_the_same_network(segment, tmp_path):
+    write_weights(tmp_path)
+    loaded = load_weights(toy_config(), tmp_path / "w.safetensors")
+    image = photograph(SIZE)
+    np.testing.assert_array_equal(loaded(image).labels, segment(image).labels)
+    assert loaded.class_names == ("class 0", "class 1", "class 2", "class 3")
