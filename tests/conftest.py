@@ -1,4 +1,4 @@
-"""Shared fixtures: where real data is, and JAX set up for small tests."""
+"""Shared fixtures: where real data is, a small network, and JAX set up for small tests."""
 
 import os
 from pathlib import Path
@@ -16,6 +16,22 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("DEEPLAB_TEST_DATA does not name a folder with the real photographs")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """A training workdir with a small random network; a file's tests share it and leave it as it is."""
+    from tests.toy_workdir import write_toy_workdir
+
+    return write_toy_workdir(tmp_path_factory.mktemp("toy") / "w")
+
+
+@pytest.fixture(scope="module")
+def segment(workdir):
+    """That network, loaded."""
+    import deeplab_jax
+
+    return deeplab_jax.load(workdir)
 
 
 # Files of tests that start processes or compile much: begun first, so that no worker is left alone with one at the end.

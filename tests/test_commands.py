@@ -12,14 +12,9 @@ import pytest
 from PIL import Image
 
 import deeplab_jax
-from tests.toy_workdir import NAMES, photograph, write_toy_workdir
+from tests.toy_workdir import NAMES, photograph
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return write_toy_workdir(tmp_path_factory.mktemp("run") / "w")
 
 
 def run(command: str, *flags: object) -> subprocess.CompletedProcess:

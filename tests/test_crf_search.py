@@ -225,6 +225,12 @@ def test_a_learned_setting_is_kept_in_preset_and_table(trained, monkeypatch):
     preset, table = search_workdir(config, workdir, grid, passes=1, learn=2, iterations=4, say=str)
     assert "weights learned per class, mean_iou" in preset.source and ".." in table
     assert np.shape(preset.params.bilateral_weight) == (4,)
+    with monkeypatch.context() as patch:  # again: nothing is learned anew
+        patch.setattr("deeplab_jax.training.crf_search.learn_weights", lambda *_, **__: pytest.fail("learned again"))
+        again = search_workdir(config, workdir, grid, passes=1, learn=2, iterations=4, say=str)
+        assert again[1] == table
+        with pytest.raises(pytest.fail.Exception, match="learned again"):
+            search_workdir(config, workdir, grid, passes=1, learn=3, iterations=4, say=str)
     saved = crf.read_preset(workdir / "crf_preset.json").params
     np.testing.assert_array_equal(saved.gaussian_weight, preset.params.gaussian_weight)
     segment = deeplab_jax.load(workdir, crf=workdir / "crf_preset.json")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import deeplab_jax
-from tests.toy_workdir import NAMES, photograph, write_toy_workdir
+from tests.toy_workdir import NAMES, photograph
 
 SOURCE = Path(__file__).parents[1]
 SIZE = (60, 90)
@@ -72,11 +72,6 @@ def source(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(SOURCE / name, copy)
     return copy
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return write_toy_workdir(tmp_path_factory.mktemp("toy") / "w")
 
 
 _FIVE_LINES = """

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,19 +13,9 @@ from deeplab_jax.crf.params import write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.segment import load_weights
-from tests.toy_workdir import NAMES, photograph, toy_config, write_toy_workdir, write_weights
+from tests.toy_workdir import NAMES, photograph, toy_config, write_weights
 
 SIZE = (44, 60)
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return write_toy_workdir(tmp_path_factory.mktemp("toy") / "w")
-
-
-@pytest.fixture(scope="module")
-def segment(workdir):
-    return deeplab_jax.load(workdir)
 
 
 def test_load_gives_labels_marginals_entropy_names_palette(segment):

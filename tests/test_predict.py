@@ -17,20 +17,10 @@ from deeplab_jax.evaluation import prediction, video
 from deeplab_jax.evaluation.prediction import Options, predict
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette
-from tests.toy_workdir import NAMES, photograph, write_toy_workdir, write_weights
+from tests.toy_workdir import NAMES, photograph, write_weights
 
 ROOT = Path(__file__).parents[1]
 SIZE = (44, 60)
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return write_toy_workdir(tmp_path_factory.mktemp("toy") / "w")
-
-
-@pytest.fixture(scope="module")
-def segment(workdir):
-    return deeplab_jax.load(workdir)
 
 
 def save(path: Path, image: np.ndarray | Image.Image, **options) -> Path:

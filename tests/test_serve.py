@@ -10,22 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import deeplab_jax
 from deeplab_jax.crf import CRFParams, Preset
 from deeplab_jax.imaging import files
 from deeplab_jax.imaging.palettes import voc_palette
 from tests.browser import complaints, headless_browser, keep_screenshot
-from tests.toy_workdir import NAMES, photograph, write_toy_workdir
+from tests.toy_workdir import NAMES, photograph
 
 pytest.importorskip("flask", reason="Flask is not installed")
 from deeplab_jax.pages import local
 
 SIZE = (64, 90)
-
-
-@pytest.fixture(scope="module")
-def segment(tmp_path_factory):
-    return deeplab_jax.load(write_toy_workdir(tmp_path_factory.mktemp("workdir")))
 
 
 @pytest.fixture(scope="module")

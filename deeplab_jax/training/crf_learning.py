@@ -1,6 +1,6 @@
 """Learning one weight per kernel and class on held-out images, by gradient descent through the mean field."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from deeplab_jax.crf.kernels import choose_bilateral
+from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.mean_field import mean_field
 from deeplab_jax.evaluation.search import Setting
 from deeplab_jax.evaluation.search_scores import ScoreStore, padded
@@ -44,11 +45,12 @@ def learn_weights(
 
     Returns:
       `start` with a tuple of C numbers for each of its two weights.
+
+    Raises:
+      UserError: an image can no longer be read.
     """
     classes = store[0][0].shape[-1]
-    weights = {
-        name: jnp.full(classes, getattr(start, name), jnp.float32) for name in ("bilateral_weight", "gaussian_weight")
-    }
+    weights = {name: jnp.full(classes, getattr(start, name), jnp.float32) for name in WEIGHTS}
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, passes * len(store)))
     state = optimizer.init(weights)
     order = np.random.default_rng(seed)
@@ -87,5 +89,5 @@ def _loss_and_gradient(
     return jax.value_and_grad(loss)(weights)
 
 
-def _numbers(values: jax.Array) -> Sequence[float]:
+def _numbers(values: jax.Array) -> tuple[float, ...]:
     return tuple(round(float(v), 4) for v in values)

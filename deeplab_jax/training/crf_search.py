@@ -1,17 +1,20 @@
 """Searching a run's CRF parameters: its network, held-out images of its data, results in its workdir."""
 
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from deeplab_jax import data
+from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.params import FIELDS, Preset, params_from_config, write_preset
 from deeplab_jax.data.reading import read
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import search, search_report, search_scores
 from deeplab_jax.evaluation.segmenters import create_segmenter
-from deeplab_jax.imaging.files import write_atomically
+from deeplab_jax.imaging.files import write_atomically, write_text
 from deeplab_jax.training.checkpoints import load_workdir
 from deeplab_jax.training.crf_learning import learn_weights
 
@@ -85,10 +88,11 @@ def search_workdir(
     params, normalization = params_from_config(config.crf)
     values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
     now = None if any(v.ndim for v in values) else search.Setting(*map(float, values), normalization)
-    references = [now] if now else []  # one weight per class cannot be compared on this grid
+    references = [now] if now else []  # weights per class and widths per axis are not compared
     improve = partial(
         learn_weights, store, passes=learn, bilateral=bilateral, size_multiple=config.eval.size_multiple, say=say
     )
+    improve = _remembered(improve, folder / "learned.json", about | {"learn": learn})
     try:
         result = search.search(
             scorer,
@@ -111,3 +115,22 @@ def search_workdir(
     search_report.write(folder, result, objective, notes)
     write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))
     return preset, search_report.table(result.rows, notes, limit=10)
+
+
+def _remembered(
+    learn: Callable[[search.Setting], search.Setting], path: Path, about: Mapping
+) -> Callable[[search.Setting], search.Setting]:
+    """`learn`, but what it made of the same setting under the same circumstances is taken from `path`."""
+
+    def once(start: search.Setting) -> search.Setting:
+        asked = json.loads(json.dumps({**about, "start": start}))
+        if path.is_file():
+            known = json.loads(path.read_text())
+            if known["about"] == asked:
+                return start._replace(**{name: tuple(values) for name, values in known["weights"].items()})
+        found = learn(start)
+        weights = {name: getattr(found, name) for name in WEIGHTS}
+        write_text(path, json.dumps({"about": asked, "weights": weights}))
+        return found
+
+    return once
