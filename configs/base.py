@@ -54,6 +54,8 @@ def get_config() -> ConfigDict:
     config.crf.learning_rate_multiplier = 1.0
     config.crf.search_images = 0  # after training, search its parameters on so many holdout images; 0 = no search
     config.crf.search_passes = 2  # the coarse grid, then so many finer ones less one
+    config.crf.search_objective = "mean_iou"  # mean_iou, trimap (within 5 pixels of boundaries) or both (their mean)
+    config.crf.search_thin = ()  # names of thin classes: their bilateral weight is a searched multiple of the others'
     config.crf.search_learn = 0  # then passes over those images that learn one weight per kernel and class
     config.crf.search_grid = ConfigDict()  # the coarse grid of that search (the papers': v2 section 5)
     config.crf.search_grid.bilateral_weight = (3.0, 4.0, 5.0, 6.0)
@@ -61,6 +63,7 @@ def get_config() -> ConfigDict:
     config.crf.search_grid.bilateral_rgb_std = (3.0, 4.0, 5.0, 6.0)
     config.crf.search_grid.gaussian_weight = (3.0,)
     config.crf.search_grid.gaussian_xy_std = (3.0,)
+    config.crf.search_grid.thin_factor = (1.0, 2.0, 3.0, 4.0)  # counts only where search_thin names classes
 
     config.data = ConfigDict()
     config.data.name = "voc_segmentation"

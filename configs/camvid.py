@@ -47,13 +47,15 @@ def get_config():
     )
     config.crf.search_images = 40
     config.crf.search_passes = 1
-    config.crf.search_learn = 6
+    config.crf.search_objective = "both"
+    config.crf.search_thin = ("pole", "sign")  # what smooths cars and houses wipes these out
     config.crf.search_grid.update(
-        bilateral_weight=(2.0, 4.0),
-        bilateral_xy_std=(20.0, 40.0, 67.0),
-        bilateral_rgb_std=(3.0, 6.0, 10.0),
-        gaussian_weight=(1.0, 3.0),
+        bilateral_weight=(0.5, 1.0, 2.0),
+        bilateral_xy_std=(30.0, 60.0),
+        bilateral_rgb_std=(3.0, 6.0),
+        gaussian_weight=(0.0, 1.0),
         gaussian_xy_std=(1.0,),
+        thin_factor=(1.0, 2.0, 3.0, 4.0),
     )
     config.eval.update(every=2100, select_split="holdout", scales=(0.75, 1.0, 1.25), mirror=True, size_multiple=16)
     config.checkpoint.every = 700

@@ -105,7 +105,7 @@ def _parse(text: str, old: object, where: str) -> object:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = tuple(text.split(",")) if isinstance(old, tuple) else None
+        value = tuple(text.removesuffix(",").split(",")) if isinstance(old, tuple) else None
     if isinstance(old, tuple):
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     if isinstance(old, float) and isinstance(value, int | float) and not isinstance(value, bool):

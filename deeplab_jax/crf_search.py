@@ -6,7 +6,8 @@ The network's scores are computed once and kept in W/crf_search; a stopped searc
 those that config.data.holdout set aside from training, else the evaluation split. Writes W/crf_search/table.txt,
 table.csv and heatmap.png, and W/crf_preset.json for
   main --config.crf.preset=W/crf_preset.json    predict --preset W/crf_preset.json    refine --preset W/crf_preset.json
-Each parameter's coarse values can be given: --bilateral_xy_std 30,40,50.
+Each parameter's coarse values can be given: --bilateral_xy_std 30,40,50. With --thin pole,sign the bilateral weight of
+those classes is searched apart from the others'.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("grid", "v2", list(GRIDS), "the paper whose coarse grid is searched")
     for name in FIELDS:
         flags.DEFINE_list(name, None, "coarse values, separated by commas; default: the grid's")
+    flags.DEFINE_list(
+        "thin", [], "names of thin classes, whose bilateral weight is searched as a multiple of the others'"
+    )
+    flags.DEFINE_list("thin_factor", ["1", "2", "3", "4"], "coarse values of that multiple")
     flags.DEFINE_list("normalization", None, "of the kernels, several are tried; default: the config's")
     flags.DEFINE_integer(
         "passes", 2, "1 = coarse only; each further pass halves the steps around the best", lower_bound=1
@@ -56,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     for name in FIELDS:
         if FLAGS[name].value is not None:
             grid[name] = numbers(name, FLAGS[name].value)
+    grid["thin_factor"] = numbers("thin_factor", FLAGS.thin_factor)
     grid["normalization"] = tuple(FLAGS.normalization or (config.crf.normalization,))
     for name in grid["normalization"]:
         if name not in NORMALIZATIONS:
@@ -72,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
         trimap_width=FLAGS.trimap_width,
         passes=FLAGS.passes,
         exhaustive=FLAGS.exhaustive,
+        thin=FLAGS.thin,
         learn=FLAGS.learn,
         iterations=FLAGS.iterations or max(config.crf.iterations, 1),
         bilateral=FLAGS.bilateral or config.crf.bilateral,
@@ -85,16 +92,15 @@ def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:
     """The values of a flag, ascending.
 
     Raises:
-      UserError: one is not a number, or a width is not positive.
+      UserError: one is not a number, or a width or factor is not positive.
     """
+    positive = name.endswith(("std", "factor"))
     try:
         values = sorted({float(text) for text in texts})
     except ValueError as e:
         raise UserError(f"--{name}={','.join(texts)}: needs numbers separated by commas") from e
-    if not values or not np.isfinite(values).all() or (name.endswith("std") and values[0] <= 0) or values[0] < 0:
-        raise UserError(
-            f"--{name}={','.join(texts)}: needs finite numbers, {'above' if name.endswith('std') else 'from'} 0"
-        )
+    if not values or not np.isfinite(values).all() or (positive and values[0] <= 0) or values[0] < 0:
+        raise UserError(f"--{name}={','.join(texts)}: needs finite numbers, {'above' if positive else 'from'} 0")
     return tuple(values)
 
 

@@ -100,6 +100,43 @@ def test_an_improved_setting_counts_only_where_it_is_better(tmp_path, offset, wi
     assert sum(row.images == 5 and row.setting is not None for row in result.rows) >= 2
 
 
+@pytest.mark.parametrize("stop_after", [None, 100])
+def test_progress_ends_at_its_total(tmp_path, monkeypatch, stop_after):
+    meters = []
+
+    class Meter(search._Meter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            meters.append(self)
+
+    monkeypatch.setattr(search, "_Meter", Meter)
+    if stop_after:
+        with pytest.raises(KeyboardInterrupt):
+            search.search(Landscape(stop_after=stop_after), ledger(tmp_path), GRID, say=str)
+    search.search(Landscape(), ledger(tmp_path), GRID, say=str)
+    # The best of the coarse pass is in the fine one too, and measured already.
+    assert meters[-1].total - 40 <= meters[-1].done <= meters[-1].total
+    assert meters[-1].measured == meters[-1].done - (stop_after or 0)
+
+
+@pytest.mark.parametrize("objective, best", [("mean_iou", 3.0), ("trimap", 6.0), ("both", 5.0)])
+def test_both_objectives_can_count(tmp_path, objective, best):
+    class TwoPeaks(Landscape):
+        def count(self, image, settings):
+            for setting in settings:
+                w = setting.bilateral_weight if setting else 0.0
+                iou, trimap = (Counts(np.array([h]), *[np.array([1000.0])] * 2) for h in (900 - 20 * (w - 3) ** 2,
+                               900 - 40 * (w - 6) ** 2))  # fmt: skip
+                yield setting, {"mean_iou": iou, "trimap": trimap}
+
+    scorer = TwoPeaks(5)
+    scorer.objective = objective
+    result = search.search(scorer, ledger(tmp_path), GRID | {"bilateral_xy_std": (50.0,)}, passes=1, say=str)
+    assert result.best.bilateral_weight == best
+    scores = result.rows[0].scores
+    assert scores["both"] == pytest.approx((scores["mean_iou"] + scores["trimap"]) / 2)
+
+
 def test_mean_iou_is_of_the_sum():
     one = Counts(np.array([10, 0]), np.array([10, 0]), np.array([10, 5]))
     two = Counts(np.array([0, 20]), np.array([10, 20]), np.array([0, 30]))
@@ -110,6 +147,24 @@ def test_finer_grids_stay_positive():
     axes = GRID | {"bilateral_rgb_std": (1.0, 3.0), "gaussian_weight": (0.0, 2.0)}
     fine = search.around(Setting(3.0, 30.0, 1.0, 0.0, 3.0, "after"), axes)
     assert fine["bilateral_rgb_std"] == (1.0, 2.0) and fine["gaussian_weight"] == (0.0, 1.0)
+    assert fine["thin_factor"] == (1.0,) and fine["thin"] == ((),)  # fields with a default need no axis
+
+
+def test_thin_classes_have_a_multiple_of_the_weight():
+    flags = search.thin_flags(["pole", "sign"], ["sky", "pole", "sign"])
+    assert flags == (False, True, True)
+    axes = {"bilateral_weight": (1.0, 2.0), "thin_factor": (1.0, 2.0, 4.0), "thin": (flags,)}
+    axes |= {"bilateral_xy_std": (30.0,), "bilateral_rgb_std": (3.0,), "gaussian_weight": (0.5,)}
+    axes |= {"gaussian_xy_std": (1.0,), "normalization": ("after",)}
+    settings = search.settings_of(axes)
+    assert len(settings) == 6 and settings[5] == Setting(2.0, 30.0, 3.0, 0.5, 1.0, "after", 4.0, flags)
+    np.testing.assert_array_equal(settings[5].params.bilateral_weight, [2, 8, 8])
+    assert settings[5].params.gaussian_weight == 0.5 and settings[5].params.bilateral_xy_std == 30.0
+    assert search.around(settings[5], axes)["thin_factor"] == (3.0, 4.0, 5.0)
+    assert search.around(settings[5], axes)["thin"] == (flags,)
+    assert settings[5]._replace(thin=()).params.bilateral_weight == 2.0  # nothing is thin: a factor says nothing
+    with pytest.raises(UserError, match="thin class 'poles': no such class; there are sky, pole, sign"):
+        search.thin_flags(["poles"], ["sky", "pole", "sign"])
 
 
 # ---- on a network ----------------------------------------------------------------------------------------------------
@@ -241,13 +296,42 @@ def test_a_learned_setting_is_kept_in_preset_and_table(trained, monkeypatch):
     assert (segment(image).labels != np.asarray(expected).argmax(-1)).mean() < 0.01
 
 
+def test_the_multiple_that_made_the_truth_is_found(trained, monkeypatch):
+    workdir, images = trained
+    segment, uneven = deeplab_jax.load(workdir), np.float32([3, 3, 9, 3])
+
+    def truth(example):
+        unary = -np.log(np.maximum(segment(example.image, 0).marginals, 1e-20))
+        params = crf.CRFParams(uneven, 12.0, 10.0, 0.5, 1.5)
+        return example._replace(label=np.asarray(crf.mean_field(unary, example.image, params, 4)).argmax(-1))
+
+    uneven_images = Images(segment)
+    uneven_images.examples = [truth(example) for example in images.examples]
+    uneven_images.fingerprint = "uneven"
+    monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: uneven_images)
+    grid = {"bilateral_weight": (3.0, 5.0), "bilateral_xy_std": (12.0,), "bilateral_rgb_std": (10.0,)}
+    grid |= {"gaussian_weight": (0.5,), "gaussian_xy_std": (1.5,), "thin_factor": (1.0, 3.0)}
+    grid |= {"normalization": ("symmetric",)}
+    preset, table = search_workdir(toy_config(), workdir, grid, passes=1, thin=[NAMES[2]], iterations=4, say=str)
+    np.testing.assert_array_equal(preset.params.bilateral_weight, uneven)
+    assert f"{NAMES[2]} x 3, mean_iou" in preset.source and "thin" in table.splitlines()[0]
+    saved = crf.read_preset(workdir / "crf_preset.json").params
+    np.testing.assert_array_equal(saved.bilateral_weight, uneven)
+    alike, _ = search_workdir(toy_config(), workdir, grid, passes=1, iterations=4, say=str)  # none named
+    assert alike.params.bilateral_weight in (3.0, 5.0)
+    with pytest.raises(UserError, match="thin class 'wire'"):
+        search_workdir(toy_config(), workdir, grid, passes=1, thin=["wire"], iterations=4, say=str)
+
+
 def test_numbers_of_a_flag():
     assert crf_search.numbers("bilateral_xy_std", ["50", "30", "40.5"]) == (30.0, 40.5, 50.0)
     for texts in (["a"], [], ["0"], ["nan"]):
         with pytest.raises(UserError, match="--bilateral_xy_std="):
             crf_search.numbers("bilateral_xy_std", texts)
+    with pytest.raises(UserError, match="--thin_factor=0: needs finite numbers, above 0"):
+        crf_search.numbers("thin_factor", ["0"])
 
 
 def test_settings_are_json_keys():
-    assert json.loads(BEST.key) == [4.5, 55.0, 3.5, 3.0, 3.0, "after"]
+    assert json.loads(BEST.key) == [4.5, 55.0, 3.5, 3.0, 3.0, "after", 1.0, []]
     assert Row(None, 1, {}).setting is None

@@ -17,12 +17,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.errors import UserError
 
 
 class Setting(NamedTuple):
-    """One point of the search; the fields are those of `CRFParams`, and the normalization.
+    """One point of the search; the fields are those of `CRFParams`, the normalization, and how thin classes differ.
 
-    A weight is a number, or one number per class.
+    A weight is a number, or one number per class. Where `thin` has a flag per class, the bilateral weight of those
+    flagged is `thin_factor` times that of the others.
     """
 
     bilateral_weight: float | tuple[float, ...]
@@ -31,10 +33,16 @@ class Setting(NamedTuple):
     gaussian_weight: float | tuple[float, ...]
     gaussian_xy_std: float
     normalization: str
+    thin_factor: float = 1.0
+    thin: tuple[bool, ...] = ()
 
     @property
     def params(self) -> CRFParams:
-        return CRFParams(*self[:5])
+        """What it stands for; with thin classes, one bilateral weight per class, float32 [C]."""
+        if not any(self.thin):
+            return CRFParams(*self[:5])
+        weights = np.float32(self.bilateral_weight) * np.where(self.thin, np.float32(self.thin_factor), np.float32(1))
+        return CRFParams(weights, *self[1:5])
 
     @property
     def widths(self) -> tuple:
@@ -46,7 +54,18 @@ class Setting(NamedTuple):
         return json.dumps(self)
 
 
-OBJECTIVES = ("mean_iou", "trimap")
+def thin_flags(names: Sequence[str], class_names: Sequence[str]) -> tuple[bool, ...]:
+    """One flag per class: is it among `names`?
+
+    Raises:
+      UserError: a name is no class's.
+    """
+    if unknown := sorted(set(names) - set(class_names)):
+        raise UserError(f"thin class '{unknown[0]}': no such class; there are {', '.join(class_names)}")
+    return tuple(name in names for name in class_names)
+
+
+OBJECTIVES = ("mean_iou", "trimap", "both")  # both: their mean
 
 Axes = Mapping[str, tuple]
 
@@ -70,8 +89,12 @@ GRIDS: Mapping[str, Axes] = {
 
 
 def settings_of(axes: Axes) -> list[Setting]:
-    """All combinations of the values of each field of `Setting`."""
-    return [Setting(*values) for values in itertools.product(*(axes[name] for name in Setting._fields))]
+    """All combinations of the values of each field of `Setting`; no axis is needed for fields with a default."""
+    return [Setting(*values) for values in itertools.product(*(_values(axes, name) for name in Setting._fields))]
+
+
+def _values(axes: Axes, name: str) -> tuple:
+    return axes[name] if name in axes else (Setting._field_defaults[name],)
 
 
 def around(best: Setting, axes: Axes) -> dict[str, tuple]:
@@ -83,7 +106,7 @@ def around(best: Setting, axes: Axes) -> dict[str, tuple]:
     """
     fine = {}
     for name, value in zip(Setting._fields, best):
-        values = sorted(set(axes[name]))
+        values = sorted(set(_values(axes, name)))
         if name == "normalization" or len(values) == 1:
             fine[name] = (value,)
             continue
@@ -178,6 +201,7 @@ class Ledger:
                     good.append(line)
                 except (ValueError, TypeError):
                     continue
+        self._old = set(self.results)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text("".join(good))
         os.replace(temporary, path)
@@ -193,6 +217,13 @@ class Ledger:
 
     def get(self, setting: Setting | None, image: int) -> dict[str, Counts] | None:
         return self.results.get((setting.key if setting else "", image))
+
+    def recalled(self, setting: Setting | None, image: int) -> bool:
+        """Whether an earlier search measured this; True once, so that what is recalled again is not counted again."""
+        key = (setting.key if setting else "", image)
+        known = key in self._old
+        self._old.discard(key)
+        return known
 
     def close(self) -> None:
         self._file.close()
@@ -248,7 +279,7 @@ def search(
         Round(1 + len(references), len(scorer)),
         *rounds(math.prod(map(len, axes.values())), len(scorer), exhaustive),
     ]
-    searched = sum(len(set(axes[name])) > 1 for name in Setting._fields[:5])
+    searched = sum(len(set(_values(axes, name))) > 1 for name in Setting._fields if name != "normalization")
     everything += (passes - 1) * rounds(3**searched, len(scorer), exhaustive)
     everything += [Round(1, len(scorer))] if improve else []
     meter = _Meter(_runs(everything), say)
@@ -281,9 +312,10 @@ def search(
 
 
 def score(ledger: Ledger, setting: Setting | None, images: Sequence[int]) -> dict[str, float]:
-    """Mean IoU of a setting over images, for each kind of counts: one sum over all, not a mean of means."""
+    """The objectives of a setting over images: for each kind of counts one sum over all, not a mean of means."""
     found = [ledger.get(setting, i) for i in images]
-    return {kind: mean_iou([counts[kind] for counts in found]) for kind in found[0]}
+    scores = {kind: mean_iou([counts[kind] for counts in found]) for kind in found[0]}
+    return scores | {"both": sum(scores.values()) / len(scores)}
 
 
 def _measure(
@@ -291,7 +323,7 @@ def _measure(
 ) -> None:
     for image in images:
         lacking = [s for s in settings if ledger.get(s, image) is None]
-        meter.known(len(settings) - len(lacking))
+        meter.known(sum(ledger.recalled(s, image) for s in settings))
         for setting, counts in scorer.count(image, lacking) if lacking else ():
             ledger.add(setting, image, counts)
             meter.tick(what)

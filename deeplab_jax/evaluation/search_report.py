@@ -10,7 +10,13 @@ import numpy as np
 from deeplab_jax.evaluation.search import Result, Row, Setting
 from deeplab_jax.imaging.files import write_atomically, write_text
 
-_COLUMNS = ("w1", "s_alpha", "s_beta", "w2", "s_gamma", "normalization", "images", "mean IoU", "in trimap", "")
+_COLUMNS = ("w1", "s_alpha", "s_beta", "w2", "s_gamma", "normalization", "thin", "images", "mean IoU", "in trimap", "")
+_NAMES = {
+    "mean_iou": "mean IoU",
+    "trimap": "mean IoU in the trimap",
+    "both": "mean IoU, half of it in the trimap",
+}
+_SHOWN = Setting._fields[:-1]  # which classes are thin is the same in all rows
 
 
 def table(rows: Sequence[Row], notes: Mapping[Setting | None, str], limit: int | None = None) -> str:
@@ -18,11 +24,15 @@ def table(rows: Sequence[Row], notes: Mapping[Setting | None, str], limit: int |
     shown = [row for n, row in enumerate(rows) if limit is None or n < limit or row.setting in notes]
     lines = [_COLUMNS]
     for row in shown:
-        values = [_cell(value) for value in row.setting or ("-",) * 6]
+        values = [_cell(value) for value in _shown(row.setting, "-")]
         scores = [f"{100 * row.scores[kind]:.2f}" for kind in ("mean_iou", "trimap")]
         lines.append((*values, str(row.images), *scores, notes.get(row.setting, "")))
     widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+
+
+def _shown(setting: Setting | None, nothing: str) -> tuple:
+    return setting[: len(_SHOWN)] if setting else (nothing,) * len(_SHOWN)
 
 
 def _cell(value: float | str | Sequence[float]) -> str:
@@ -41,12 +51,10 @@ def write(folder: Path, result: Result, objective: str, notes: Mapping[Setting |
     write_text(folder / "table.txt", table(result.rows, notes) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*Setting._fields, "images", "mean_iou", "trimap", "note"])
+    writer.writerow([*_SHOWN, "images", "mean_iou", "trimap", "note"])
     for row in result.rows:
-        setting = row.setting or ("",) * 6
-        writer.writerow(
-            [*setting, row.images, row.scores["mean_iou"], row.scores["trimap"], notes.get(row.setting, "")]
-        )
+        numbers = (row.images, row.scores["mean_iou"], row.scores["trimap"])
+        writer.writerow([*_shown(row.setting, ""), *numbers, notes.get(row.setting, "")])
     write_text(folder / "table.csv", text.getvalue())
     figure = heatmap(result, objective)
     write_atomically(folder / "heatmap.png", lambda path: figure.savefig(path, format="png"))
@@ -97,6 +105,5 @@ def heatmap(result: Result, objective: str):
                     plot.text(x, y, f"{cube[n, y, x]:.1f}", ha="center", va="center", fontsize=6, color=ink)
             if n == best[0]:
                 plot.plot(best[2], best[1], "s", markersize=16, markeredgecolor="red", markerfacecolor="none")
-        name = "mean IoU" if objective == "mean_iou" else "mean IoU in the trimap"
-        figure.colorbar(shown, ax=list(line), label=f"{name} [%]", fraction=0.03)
+        figure.colorbar(shown, ax=list(line), label=f"{_NAMES[objective]} [%]", fraction=0.03)
     return figure

@@ -13,6 +13,7 @@ import numpy as np
 
 from deeplab_jax.crf.gaussian import TRUNCATE
 from deeplab_jax.crf.kernels import choose_bilateral
+from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.mean_field import Options, image_kernels, solve
 from deeplab_jax.crf.params import truncation_radius
 from deeplab_jax.data import reading
@@ -105,7 +106,7 @@ class CRFScorer:
 
     Args:
       store: the scores.
-      objective: "mean_iou", or "trimap": mean IoU within `trimap_width` pixels of the true boundaries.
+      objective: "mean_iou", or "trimap": mean IoU within `trimap_width` pixels of the true boundaries, or "both".
       iterations: of the mean field.
       bilateral: the filter.
       trimap_width: pixels.
@@ -155,7 +156,7 @@ class CRFScorer:
             )
             kernels = _kernels(pixels, group[0].params, mask, options)
             for setting in group:
-                weights = jnp.float32(setting.bilateral_weight), jnp.float32(setting.gaussian_weight)
+                weights = [jnp.float32(getattr(setting.params, name)) for name in WEIGHTS]
                 labels = np.asarray(_labels(unary, kernels, weights, mask, options)).reshape(shape)
                 yield setting, counts(labels[:height, :width])
 

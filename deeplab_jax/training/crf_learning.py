@@ -36,7 +36,7 @@ def learn_weights(
 
     Args:
       store: the network's scores of the images.
-      start: where the weights begin, for all classes alike; its widths and normalization hold.
+      start: where the weights begin; its widths and normalization hold.
       passes: over the images, at least 1.
       bilateral: the filter, as in `mean_field`.
       size_multiple: images are padded to a multiple of this plus one, so that few shapes are compiled.
@@ -50,7 +50,7 @@ def learn_weights(
       UserError: an image can no longer be read.
     """
     classes = store[0][0].shape[-1]
-    weights = {name: jnp.full(classes, getattr(start, name), jnp.float32) for name in WEIGHTS}
+    weights = {name: jnp.full(classes, jnp.float32(getattr(start.params, name))) for name in WEIGHTS}
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, passes * len(store)))
     state = optimizer.init(weights)
     order = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def learn_weights(
             weights = jax.tree.map(lambda w: jnp.maximum(w, 0), optax.apply_updates(weights, updates))
             losses.append(loss)
         say(f"weights per class: pass {number + 1} of {passes}, loss {np.mean(losses):.4f}")
-    return start._replace(**{name: _numbers(values) for name, values in weights.items()})
+    return start._replace(thin_factor=1.0, thin=(), **{name: _numbers(values) for name, values in weights.items()})
 
 
 @partial(jax.jit, static_argnames=("start", "bilateral"))

@@ -1,7 +1,7 @@
 """Searching a run's CRF parameters: its network, held-out images of its data, results in its workdir."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def search_workdir(
     trimap_width: int = 5,
     passes: int = 2,
     exhaustive: bool = False,
+    thin: Sequence[str] = (),
     learn: int = 0,
     iterations: int = 10,
     bilateral: str = "auto",
@@ -40,13 +41,15 @@ def search_workdir(
     Args:
       config: says where the data are, and how photographs are scaled and padded; the network is the workdir's.
       workdir: of the training run.
-      grid: the coarse values of each parameter.
+      grid: the coarse values of each parameter; `thin_factor` among them counts only where `thin` names classes.
       images: how many images, spread over the split.
       split: which images; "" = those set aside from training, else those of evaluation.
       objective: what is maximized, one of `search.OBJECTIVES`.
       trimap_width: pixels around the true boundaries that count as trimap.
       passes: 1 = the coarse grid only; each further pass halves the steps around the best.
       exhaustive: every setting on every image.
+      thin: names of thin classes, whose bilateral weight is searched as a multiple of the others': what smooths large
+        regions wipes out poles and signs.
       learn: passes over the images in which one weight per kernel and class is then learned; kept if it is better.
       iterations: of the mean field.
       bilateral: its filter.
@@ -56,7 +59,7 @@ def search_workdir(
       (the best as a preset, the table's best lines).
 
     Raises:
-      UserError: the data or the workdir cannot be read, or the images have no labels.
+      UserError: the data or the workdir cannot be read, the images have no labels, or no class has a name in `thin`.
     """
     workdir = Path(workdir)
     split = split or ("holdout" if config.data.holdout else config.eval.split)
@@ -65,6 +68,8 @@ def search_workdir(
     if dataset.num_classes != meta["num_classes"]:
         raise UserError(f"{workdir}: its network has {meta['num_classes']} classes, the data of --config has "
                         f"{dataset.num_classes}; give the config of that run")  # fmt: skip
+    flags = search.thin_flags(thin, meta["class_names"])
+    grid = {**grid, "thin": (flags,)} if thin else {**grid, "thin_factor": (1.0,)}
     count = min(images, len(dataset))
     indices = [round(i) for i in np.linspace(0, len(dataset) - 1, count)]
     first = next((e for e in (read(dataset, i) for i in indices) if e is not None), None)
@@ -110,6 +115,8 @@ def search_workdir(
     notes[None] = "network alone"
     value = next(row.scores[objective] for row in result.rows if row.setting == result.best)
     learned = "weights learned per class, " if isinstance(result.best.bilateral_weight, tuple) else ""
+    if any(result.best.thin):
+        learned = f"{', '.join(thin)} x {result.best.thin_factor:g}, "
     source = f"crf_search: {learned}{objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
     preset = Preset(result.best.params, iterations, result.best.normalization, source)
     search_report.write(folder, result, objective, notes)
@@ -124,10 +131,11 @@ def _remembered(
 
     def once(start: search.Setting) -> search.Setting:
         asked = json.loads(json.dumps({**about, "start": start}))
+        uniform = start._replace(thin_factor=1.0, thin=())
         if path.is_file():
             known = json.loads(path.read_text())
             if known["about"] == asked:
-                return start._replace(**{name: tuple(values) for name, values in known["weights"].items()})
+                return uniform._replace(**{name: tuple(values) for name, values in known["weights"].items()})
         found = learn(start)
         weights = {name: getattr(found, name) for name in WEIGHTS}
         write_text(path, json.dumps({"about": asked, "weights": weights}))

@@ -115,6 +115,8 @@ def _search_alone(config: ConfigDict, workdir: Path) -> None:
         grid | {"normalization": (config.crf.normalization,)},
         images=config.crf.search_images,
         passes=config.crf.search_passes,
+        objective=config.crf.search_objective,
+        thin=config.crf.search_thin,
         learn=config.crf.search_learn,
         iterations=config.crf.iterations,
         bilateral=config.crf.bilateral,

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import fields
 from deeplab_jax.data import early_steps, open_dataset, prefetch, train_batches
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.search import OBJECTIVES, thin_flags
 from deeplab_jax.models import create_model
 from deeplab_jax.training import distributed
 from deeplab_jax.training.checkpoints import Checkpoints, CheckpointWriteError, flatten_state, unflatten_state
@@ -60,6 +61,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     # --- open ---------------------------------------------------------------------------------------------------
     check(config)
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
+    thin_flags(config.crf.search_thin, dataset.class_names)  # a misspelt name is told now, not after the training
     apply_recorded_settings(config)
     if first:
         open_workdir(workdir, config, say)
@@ -252,6 +254,10 @@ def check(config: ConfigDict) -> None:
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
     check_crop(config)
+    if config.crf.search_objective not in OBJECTIVES:
+        raise UserError(
+            f"config.crf.search_objective={config.crf.search_objective}: must be among {', '.join(OBJECTIVES)}"
+        )
     model = config.model
     norm = model.backbone.startswith("resnet") and model.batch_norm == "frozen"
     if norm and not config.init_from and not model.allow_random_frozen:

@@ -58,6 +58,16 @@ def test_another_architecture_in_the_workdir_is_refused(runs, tmp_path):
         loop.train(runs.config(*SHORT, "model.widths=8,8,8,16"), tmp_path)
 
 
+def test_mistakes_in_the_search_are_told_before_the_training(runs, tmp_path):
+    from deeplab_jax.errors import UserError
+
+    with pytest.raises(UserError, match="thin class 'pole': no such class; there are background, ball, "):
+        loop.train(runs.config(*SHORT, "crf.search_thin=pole,"), tmp_path / "w")
+    with pytest.raises(UserError, match=r"config\.crf\.search_objective=iou: must be among mean_iou, trimap, both"):
+        loop.train(runs.config(*SHORT, "crf.search_objective=iou"), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 def test_the_crf_sees_the_photograph_and_not_the_normalized_input(monkeypatch):
     """The CRF's image inside the model is the untouched RGB 0..255, sampled by its stride."""
     import jax
