@@ -81,19 +81,10 @@ def searched_preset(config: ConfigDict, workdir: Path, images: int) -> str:
             "the CRF's parameters are searched for on images that are not trained on; set some aside with "
             "--config.data.holdout=N, or search with deeplab_jax.crf_search first"
         )
-    from deeplab_jax.training.crf_search import search_workdir
+    from deeplab_jax.training.crf_search import search_as_configured
 
     print(f"--- searching CRF parameters for {workdir}", flush=True)
-    grid = {name: tuple(values) for name, values in config.crf.search_grid.items()}
-    _, text = search_workdir(
-        config,
-        workdir,
-        grid | {"normalization": (config.crf.normalization,)},
-        images=images,
-        iterations=config.crf.iterations or 10,
-        bilateral=config.crf.bilateral,
-        say=lambda line: print(line, flush=True),
-    )
+    _, text = search_as_configured(config, workdir, images, say=lambda line: print(line, flush=True))
     print(text, flush=True)
     return str(workdir / "crf_preset.json")
 

@@ -124,6 +124,25 @@ def search_workdir(
     return preset, search_report.table(result.rows, notes, limit=10)
 
 
+def search_as_configured(config, workdir: str | Path, images: int = 0, say=print) -> tuple[Preset, str]:
+    """`search_workdir` as `config.crf` says, on `images` images; 0 = `config.crf.search_images`."""
+    crf = config.crf
+    grid = {name: tuple(values) for name, values in crf.search_grid.items()}
+    return search_workdir(
+        config,
+        workdir,
+        grid | {"normalization": (crf.normalization,)},
+        images=images or crf.search_images,
+        objective=crf.search_objective,
+        passes=crf.search_passes,
+        thin=crf.search_thin,
+        learn=crf.search_learn,
+        iterations=crf.iterations or 10,
+        bilateral=crf.bilateral,
+        say=say,
+    )
+
+
 def _remembered(
     learn: Callable[[search.Setting], search.Setting], path: Path, about: Mapping
 ) -> Callable[[search.Setting], search.Setting]:

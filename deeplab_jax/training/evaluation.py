@@ -106,20 +106,6 @@ def _search(config: ConfigDict, workdir: Path) -> Preset:
 
 
 def _search_alone(config: ConfigDict, workdir: Path) -> None:
-    from deeplab_jax.training.crf_search import search_workdir
+    from deeplab_jax.training.crf_search import search_as_configured
 
-    grid = {name: tuple(values) for name, values in config.crf.search_grid.items()}
-    _, table = search_workdir(
-        config,
-        workdir,
-        grid | {"normalization": (config.crf.normalization,)},
-        images=config.crf.search_images,
-        passes=config.crf.search_passes,
-        objective=config.crf.search_objective,
-        thin=config.crf.search_thin,
-        learn=config.crf.search_learn,
-        iterations=config.crf.iterations,
-        bilateral=config.crf.bilateral,
-        say=say,
-    )
-    say(table)
+    say(search_as_configured(config, workdir, say=say)[1])
