@@ -1,5 +1,6 @@
 """Searching a run's CRF parameters: its network, held-out images of its data, results in its workdir."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -151,10 +152,10 @@ def _remembered(
     def once(start: search.Setting) -> search.Setting:
         asked = json.loads(json.dumps({**about, "start": start}))
         uniform = start._replace(thin_factor=1.0, thin=())
-        if path.is_file():
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file: learned again
             known = json.loads(path.read_text())
             if known["about"] == asked:
-                return uniform._replace(**{name: tuple(values) for name, values in known["weights"].items()})
+                return uniform._replace(**{name: tuple(known["weights"][name]) for name in WEIGHTS})
         found = learn(start)
         weights = {name: getattr(found, name) for name in WEIGHTS}
         write_text(path, json.dumps({"about": asked, "weights": weights}))
