@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     config.data.val_list = ""
 
     config.loss = ConfigDict()
-    config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or another of losses.RULES
+    config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or another of class_weights.RULES
     config.loss.unary_weight = 1.0  # end_to_end: weight of the loss on the scores before the CRF
     config.loss.at = "scores"  # scores (labels subsampled, the papers) or pixels (scores upsampled)
 

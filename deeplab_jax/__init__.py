@@ -8,7 +8,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str):
     # `load` brings Pillow and orbax with it; the CRF alone must not need them.
     if name == "load":
-        from deeplab_jax.segment import load
+        from deeplab_jax.inference.load import load
 
         return load
     raise AttributeError(f"module 'deeplab_jax' has no attribute '{name}'")

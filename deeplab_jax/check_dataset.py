@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def report(result) -> str:
     """The audit in words and a table of classes."""
-    from deeplab_jax.training.losses import RULES, class_weights_from_counts
+    from deeplab_jax.data.class_weights import RULES, class_weights_from_counts
 
     images = ", ".join(f"{n} in {split}" for split, n in result.images.items())
     lines = [f"Images: {images}. Sizes: {_sizes(result.sizes)}. Classes: {len(result.class_names)}."]

@@ -18,7 +18,7 @@ from absl import flags
 from deeplab_jax import cli, crf_flags
 from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.search import GRIDS, OBJECTIVES
+from deeplab_jax.search.grid import GRIDS, OBJECTIVES
 
 FLAGS = flags.FLAGS
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     for name in grid["normalization"]:
         if name not in NORMALIZATIONS:
             raise UserError(f"--normalization={name}: must be among {', '.join(NORMALIZATIONS)}")
-    from deeplab_jax.training.crf_search import search_workdir  # needs the extra [train]
+    from deeplab_jax.search.workdir import search_workdir  # needs the extra [train]
 
     preset, table = search_workdir(
         config,

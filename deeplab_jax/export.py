@@ -19,15 +19,6 @@ FLAGS = flags.FLAGS
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def __getattr__(name: str):
-    # `Artifact`, `load_artifact` and `write_artifact` bring Pillow; the command must be able to say that it lacks.
-    if name in ("Artifact", "load_artifact", "write_artifact"):
-        from deeplab_jax.evaluation import artifacts
-
-        return getattr(artifacts, name)
-    raise AttributeError(f"module 'deeplab_jax.export' has no attribute '{name}'")
-
-
 def define_flags() -> None:
     """Defines the command's flags; not on import, as several commands have flags of one name."""
     flags.DEFINE_string("workdir", None, "folder of a training run")
@@ -50,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
     unknown = sorted(set(FLAGS.platforms) - set(PLATFORMS))
     if unknown or not FLAGS.platforms:
         raise UserError(f"--platforms={','.join(FLAGS.platforms)}: choose from {', '.join(PLATFORMS)}")
-    from deeplab_jax.evaluation.artifacts import write_artifact
-    from deeplab_jax.segment import load
+    from deeplab_jax.inference.export_artifact import write_artifact
+    from deeplab_jax.inference.load import load
 
     if not (Path(FLAGS.workdir) / "config.json").is_file():
         raise UserError(f"--workdir={FLAGS.workdir}: is not a training workdir (it has no config.json)")

@@ -32,17 +32,17 @@ def main(argv: Sequence[str]) -> int:
     config = cli.config_from_flags(FLAGS.config)
     workdir = FLAGS.workdir or f"runs/{config.name}"
     print(f"workdir: {workdir}", flush=True)
-    from deeplab_jax.training import distributed
+    from deeplab_jax.runs import processes
 
-    distributed.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.process_id, FLAGS.num_processes)
+    processes.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.process_id, FLAGS.num_processes)
     if "train" in FLAGS.mode:
         from deeplab_jax.training import loop
 
         loop.train(config, workdir)
     if "eval" in FLAGS.mode:
-        from deeplab_jax.training import evaluation
+        from deeplab_jax.evaluation.workdir import evaluate_workdir
 
-        print(evaluation.evaluate_workdir(config, workdir))
+        print(evaluate_workdir(config, workdir))
     return 0
 
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(FLAGS.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: is a file; name a folder")
-    from deeplab_jax.evaluation.prediction import Options, predict
+    from deeplab_jax.inference.photographs import Options, predict
 
     segment = open_model()
     options = Options(
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def open_model():
     """Opens what the flags name: a workdir, an artifact, or a config with weights."""
-    from deeplab_jax.segment import load, load_weights
+    from deeplab_jax.inference.load import load, load_weights
 
     given = [name for name in ("workdir", "artifact", "init_from") if FLAGS[name].value]
     if len(given) != 1 or (FLAGS.init_from and not FLAGS.config):

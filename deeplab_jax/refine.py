@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give either --probs P.npy or --labels L.png, the one to start from")
     if not 0 < FLAGS.confidence < 1:
         raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
-    from deeplab_jax.evaluation.refine_files import Options, refine_file, refine_folder  # needs the extra [predict]
+    from deeplab_jax.refinement.files import Options, refine_file, refine_folder  # needs the extra [predict]
 
     options = Options(
         crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(_PRESET)),

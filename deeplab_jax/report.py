@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{argv[0]}: not understood; all arguments are flags (see --help)")
     if not FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder of a training run")
-    from deeplab_jax.pages.run_report import write_report
+    from deeplab_jax.pages.report import write_report
 
     print(write_report(FLAGS.workdir, FLAGS.out))
     return 0

@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--workdir={FLAGS.workdir or ''}: give a training workdir (a folder with config.json)")
     from waitress import create_server
 
+    from deeplab_jax.inference.load import load
     from deeplab_jax.pages.local import MAX_BYTES, create_app
-    from deeplab_jax.segment import load
 
     app = create_app(load(FLAGS.workdir, step=FLAGS.step))
     try:

@@ -93,9 +93,9 @@ def picture(image: np.ndarray, beliefs: np.ndarray, iterations: Sequence[int], n
 def main(argv: Sequence[str]) -> None:
     del argv
     from deeplab_jax.data import open_dataset
-    from deeplab_jax.evaluation.segmenters import create_segmenter
     from deeplab_jax.imaging.files import read_photograph, write_png
-    from deeplab_jax.training.checkpoints import load_workdir
+    from deeplab_jax.inference.from_config import create_segmenter
+    from deeplab_jax.runs.checkpoints import load_workdir
     from experiments.runs import own_preset, trained
 
     config, out = common.load_config(), Path(FLAGS.out)

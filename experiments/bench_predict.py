@@ -120,8 +120,8 @@ def our_network(config, variables: dict, folder: Path) -> Callable:
 
 def our_predict(config, variables: dict, folder: Path) -> Callable:
     """From photograph.jpg to ours.png."""
-    from deeplab_jax.evaluation.segmenters import create_segmenter
     from deeplab_jax.imaging import files, palettes
+    from deeplab_jax.inference.from_config import create_segmenter
 
     palette = palettes.voc_palette()
     segment = create_segmenter(config, variables, [str(i) for i in range(CLASSES)], palette)

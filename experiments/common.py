@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import cli
 from deeplab_jax.config import set_field
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging.files import write_atomically, write_text
+from deeplab_jax.files import write_atomically, write_text
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # the flags below belong to the experiment that defines them
@@ -191,11 +191,12 @@ def run(config: ConfigDict, workdir: Path) -> list[dict]:
     Returns:
       One dict per number of CRF iterations; see `deeplab_jax.evaluation.evaluate`.
     """
-    from deeplab_jax.training import evaluation, loop
+    from deeplab_jax.evaluation.workdir import evaluate_workdir
+    from deeplab_jax.training import loop
 
     print(f"--- {workdir}", flush=True)
     loop.train(config, workdir)
-    print(evaluation.evaluate_workdir(config, workdir), flush=True)
+    print(evaluate_workdir(config, workdir), flush=True)
     return results_of(config, workdir) or []
 
 

@@ -27,7 +27,7 @@ def reads(size: tuple[int, int], rate: int, kernel: int = 3) -> np.ndarray:
     import jax
     import jax.numpy as jnp
 
-    from deeplab_jax.models.convolution import conv
+    from deeplab_jax.models.cpu.convolution import conv
 
     ones = jnp.ones((kernel, kernel, 1, 1))
     center = lambda x: conv(x, ones, rate=rate)[0, size[0] // 2, size[1] // 2, 0]  # noqa: E731

@@ -30,8 +30,8 @@ def measure(config: ConfigDict, workdir: Path, folder: Path, *, preset: str | No
     Returns:
       One dict per number of iterations in `config.eval.crf_iterations`; see `deeplab_jax.evaluation.evaluate`.
     """
-    from deeplab_jax.training.checkpoints import load_workdir
-    from deeplab_jax.training.evaluation import evaluate_split
+    from deeplab_jax.evaluation.workdir import evaluate_split
+    from deeplab_jax.runs.checkpoints import load_workdir
 
     own, _, variables, meta = load_workdir(workdir)
     config = copy.deepcopy(config)
@@ -81,7 +81,7 @@ def searched_preset(config: ConfigDict, workdir: Path, images: int) -> str:
             "the CRF's parameters are searched for on images that are not trained on; set some aside with "
             "--config.data.holdout=N, or search with deeplab_jax.crf_search first"
         )
-    from deeplab_jax.training.crf_search import search_as_configured
+    from deeplab_jax.search.workdir import search_as_configured
 
     print(f"--- searching CRF parameters for {workdir}", flush=True)
     _, text = search_as_configured(config, workdir, images, say=lambda line: print(line, flush=True))
@@ -100,7 +100,7 @@ def continued(config: ConfigDict, start: Path, workdir: Path, *, steps: int, rat
       rate: learning rate at their beginning.
       end_to_end: whether the loss comes after the mean field and its parameters learn too.
     """
-    from deeplab_jax.training.checkpoints import read_config
+    from deeplab_jax.runs.checkpoints import read_config
 
     config = copy.deepcopy(config)
     config.model = read_config(start).model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax import cli
+from deeplab_jax import startup
 
 ROOT = Path(__file__).parents[1]
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
@@ -16,7 +16,7 @@ TWO = "--xla_force_host_platform_device_count=2"
 CODE = """
 import os
 from deeplab_jax import cli
-cli.set_xla_defaults()
+startup.set_xla_defaults()
 import jax, jax.numpy as jnp
 jnp.ones(2).sum().block_until_ready()
 print(jax.device_count(), os.environ["XLA_FLAGS"])
@@ -46,7 +46,7 @@ def test_when_defaults_are_set(monkeypatch, environment, jaxlib, expected):
     for name, value in ({"XLA_FLAGS": "", "DEEPLAB_XLA_DEFAULTS": "", "JAX_PLATFORMS": "cpu"} | environment).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: jaxlib)
-    cli.set_xla_defaults()
+    startup.set_xla_defaults()
     assert os.environ["XLA_FLAGS"] == expected
 
 

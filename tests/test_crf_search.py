@@ -10,14 +10,15 @@ import deeplab_jax.data
 from deeplab_jax import crf, crf_search
 from deeplab_jax.crf import layer
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import search, search_scores
-from deeplab_jax.evaluation.search import Counts, Ledger, Row, Setting
 from deeplab_jax.imaging.palettes import voc_palette
-from deeplab_jax.training.crf_learning import learn_weights
-from deeplab_jax.training.crf_search import search_workdir
+from deeplab_jax.search import grid
+from deeplab_jax.search.grid import Counts, Ledger, Row, Setting
+from deeplab_jax.search.learning import learn_weights
+from deeplab_jax.search.scores import CRFScorer, ScoreStore
+from deeplab_jax.search.workdir import search_workdir
 from tests.toy_workdir import NAMES, photograph, toy_config, write_toy_workdir
 
-GRID = dict(search.GRIDS["v2"]) | {"normalization": ("after",)}
+GRID = dict(grid.GRIDS["v2"]) | {"normalization": ("after",)}
 BEST = Setting(4.5, 55.0, 3.5, 3.0, 3.0, "after")
 
 
@@ -49,9 +50,9 @@ def ledger(tmp_path, **about) -> Ledger:
 
 def test_finds_the_best_between_the_coarse_values(tmp_path):
     scorer = Landscape()
-    result = search.search(scorer, ledger(tmp_path), GRID, say=str)
+    result = grid.search(scorer, ledger(tmp_path), GRID, say=str)
     assert result.best == BEST
-    every = len(search.settings_of(GRID)) * 40
+    every = len(grid.settings_of(GRID)) * 40
     assert len(scorer.measured) < every / 3  # most settings were dropped early
     assert len(scorer.measured) == len(set(scorer.measured))  # nothing was measured twice
     assert result.rows[0].setting == BEST and result.rows[0].images == 40
@@ -61,41 +62,41 @@ def test_finds_the_best_between_the_coarse_values(tmp_path):
 
 def test_exhaustive_measures_all_on_all(tmp_path):
     scorer = Landscape(6)
-    search.search(scorer, ledger(tmp_path), GRID, passes=1, exhaustive=True, say=str)
+    grid.search(scorer, ledger(tmp_path), GRID, passes=1, exhaustive=True, say=str)
     assert len(scorer.measured) == (128 + 1) * 6
 
 
 def test_a_stopped_search_goes_on(tmp_path):
     whole = Landscape()
-    expected = search.search(whole, ledger(tmp_path / "whole"), GRID, say=str)
+    expected = grid.search(whole, ledger(tmp_path / "whole"), GRID, say=str)
     first = Landscape(stop_after=700)
     with pytest.raises(KeyboardInterrupt):
-        search.search(first, ledger(tmp_path, step=1), GRID, say=str)
+        grid.search(first, ledger(tmp_path, step=1), GRID, say=str)
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('["[3.0, 30.0, 3.0, 3.0, 3.0, \\"after\\"]", 0, {"mean')  # torn by a kill
     second = Landscape()
-    result = search.search(second, ledger(tmp_path, step=1), GRID, say=str)
+    result = grid.search(second, ledger(tmp_path, step=1), GRID, say=str)
     assert result.best == expected.best and result.rows == expected.rows
     assert len(first.measured) + len(second.measured) == len(whole.measured)
 
 
 def test_results_of_another_checkpoint_are_not_used(tmp_path):
-    search.search(Landscape(4), ledger(tmp_path, step=1), GRID, passes=1, say=str)
+    grid.search(Landscape(4), ledger(tmp_path, step=1), GRID, passes=1, say=str)
     assert ledger(tmp_path, step=1).results
     assert not ledger(tmp_path, step=2).results
 
 
 def test_a_reference_outside_the_grid_may_win(tmp_path):
-    grid = GRID | {"bilateral_xy_std": (30.0, 40.0), "bilateral_weight": (3.0, 3.5)}
-    result = search.search(Landscape(5), ledger(tmp_path), grid, references=[BEST], say=str)
+    axes = GRID | {"bilateral_xy_std": (30.0, 40.0), "bilateral_weight": (3.0, 3.5)}
+    result = grid.search(Landscape(5), ledger(tmp_path), axes, references=[BEST], say=str)
     assert result.best == BEST
 
 
 @pytest.mark.parametrize(("offset", "wins"), [(0.2, True), (-2.0, False)])
 def test_an_improved_setting_counts_only_where_it_is_better(tmp_path, offset, wins):
-    grid = GRID | {"bilateral_xy_std": (50.0,), "bilateral_weight": (4.0,)}
+    axes = GRID | {"bilateral_xy_std": (50.0,), "bilateral_weight": (4.0,)}
     improve = lambda best: best._replace(bilateral_weight=best.bilateral_weight + offset)  # noqa: E731
-    result = search.search(Landscape(5), ledger(tmp_path), grid, passes=1, improve=improve, say=str)
+    result = grid.search(Landscape(5), ledger(tmp_path), axes, passes=1, improve=improve, say=str)
     assert result.best.bilateral_weight == (4.0 + offset if wins else 4.0)
     assert sum(row.images == 5 and row.setting is not None for row in result.rows) >= 2
 
@@ -104,16 +105,16 @@ def test_an_improved_setting_counts_only_where_it_is_better(tmp_path, offset, wi
 def test_progress_ends_at_its_total(tmp_path, monkeypatch, stop_after):
     meters = []
 
-    class Meter(search._Meter):
+    class Meter(grid._Meter):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             meters.append(self)
 
-    monkeypatch.setattr(search, "_Meter", Meter)
+    monkeypatch.setattr(grid, "_Meter", Meter)
     if stop_after:
         with pytest.raises(KeyboardInterrupt):
-            search.search(Landscape(stop_after=stop_after), ledger(tmp_path), GRID, say=str)
-    search.search(Landscape(), ledger(tmp_path), GRID, say=str)
+            grid.search(Landscape(stop_after=stop_after), ledger(tmp_path), GRID, say=str)
+    grid.search(Landscape(), ledger(tmp_path), GRID, say=str)
     # The best of the coarse pass is in the fine one too, and measured already.
     assert meters[-1].total - 40 <= meters[-1].done <= meters[-1].total
     assert meters[-1].measured == meters[-1].done - (stop_after or 0)
@@ -131,7 +132,7 @@ def test_both_objectives_can_count(tmp_path, objective, best):
 
     scorer = TwoPeaks(5)
     scorer.objective = objective
-    result = search.search(scorer, ledger(tmp_path), GRID | {"bilateral_xy_std": (50.0,)}, passes=1, say=str)
+    result = grid.search(scorer, ledger(tmp_path), GRID | {"bilateral_xy_std": (50.0,)}, passes=1, say=str)
     assert result.best.bilateral_weight == best
     scores = result.rows[0].scores
     assert scores["both"] == pytest.approx((scores["mean_iou"] + scores["trimap"]) / 2)
@@ -140,31 +141,31 @@ def test_both_objectives_can_count(tmp_path, objective, best):
 def test_mean_iou_is_of_the_sum():
     one = Counts(np.array([10, 0]), np.array([10, 0]), np.array([10, 5]))
     two = Counts(np.array([0, 20]), np.array([10, 20]), np.array([0, 30]))
-    assert search.mean_iou([one, two]) == pytest.approx((10 / 20 + 20 / 35) / 2)
+    assert grid.mean_iou([one, two]) == pytest.approx((10 / 20 + 20 / 35) / 2)
 
 
 def test_finer_grids_stay_positive():
     axes = GRID | {"bilateral_rgb_std": (1.0, 3.0), "gaussian_weight": (0.0, 2.0)}
-    fine = search.around(Setting(3.0, 30.0, 1.0, 0.0, 3.0, "after"), axes)
+    fine = grid.around(Setting(3.0, 30.0, 1.0, 0.0, 3.0, "after"), axes)
     assert fine["bilateral_rgb_std"] == (1.0, 2.0) and fine["gaussian_weight"] == (0.0, 1.0)
     assert fine["thin_factor"] == (1.0,) and fine["thin"] == ((),)  # fields with a default need no axis
 
 
 def test_thin_classes_have_a_multiple_of_the_weight():
-    flags = search.thin_flags(["pole", "sign"], ["sky", "pole", "sign"])
+    flags = grid.thin_flags(["pole", "sign"], ["sky", "pole", "sign"])
     assert flags == (False, True, True)
     axes = {"bilateral_weight": (1.0, 2.0), "thin_factor": (1.0, 2.0, 4.0), "thin": (flags,)}
     axes |= {"bilateral_xy_std": (30.0,), "bilateral_rgb_std": (3.0,), "gaussian_weight": (0.5,)}
     axes |= {"gaussian_xy_std": (1.0,), "normalization": ("after",)}
-    settings = search.settings_of(axes)
+    settings = grid.settings_of(axes)
     assert len(settings) == 6 and settings[5] == Setting(2.0, 30.0, 3.0, 0.5, 1.0, "after", 4.0, flags)
     np.testing.assert_array_equal(settings[5].params.bilateral_weight, [2, 8, 8])
     assert settings[5].params.gaussian_weight == 0.5 and settings[5].params.bilateral_xy_std == 30.0
-    assert search.around(settings[5], axes)["thin_factor"] == (3.0, 4.0, 5.0)
-    assert search.around(settings[5], axes)["thin"] == (flags,)
+    assert grid.around(settings[5], axes)["thin_factor"] == (3.0, 4.0, 5.0)
+    assert grid.around(settings[5], axes)["thin"] == (flags,)
     assert settings[5]._replace(thin=()).params.bilateral_weight == 2.0  # nothing is thin: a factor says nothing
     with pytest.raises(UserError, match="thin class 'poles': no such class; there are sky, pole, sign"):
-        search.thin_flags(["poles"], ["sky", "pole", "sign"])
+        grid.thin_flags(["poles"], ["sky", "pole", "sign"])
 
 
 # ---- on a network ----------------------------------------------------------------------------------------------------
@@ -200,11 +201,11 @@ def trained(tmp_path_factory):
 def test_search_of_a_workdir(trained, monkeypatch):
     workdir, images = trained
     monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: images)
-    grid = GRID | {"bilateral_weight": (2.0, 4.0), "bilateral_xy_std": (6.0, 12.0), "bilateral_rgb_std": (10.0,)}
-    grid |= {"gaussian_weight": (2.0,), "gaussian_xy_std": (1.5,)}
+    axes = GRID | {"bilateral_weight": (2.0, 4.0), "bilateral_xy_std": (6.0, 12.0), "bilateral_rgb_std": (10.0,)}
+    axes |= {"gaussian_weight": (2.0,), "gaussian_xy_std": (1.5,)}
     lines = []
     arguments = {"passes": 1, "iterations": 4, "say": lines.append}
-    preset, table = search_workdir(toy_config(), workdir, grid, **arguments)
+    preset, table = search_workdir(toy_config(), workdir, axes, **arguments)
     assert lines[0] == "searching on 5 of 5 images of split 'val'" and "network: 5 of 5 images" in lines
     assert "network alone" in table and "best" in table
     saved = crf.read_preset(workdir / "crf_preset.json")
@@ -220,20 +221,20 @@ def test_search_of_a_workdir(trained, monkeypatch):
     assert scores.dtype == np.float16 and scores.shape == (33, 41, 4)
 
     lines.clear()  # again: the network is not needed, nothing is measured
-    monkeypatch.setattr(search_scores.CRFScorer, "count", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr("deeplab_jax.training.crf_search.create_segmenter", lambda *_: pytest.fail("computed again"))
-    assert search_workdir(toy_config(), workdir, grid, **arguments)[1] == table
+    monkeypatch.setattr(CRFScorer, "count", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("deeplab_jax.search.workdir.create_segmenter", lambda *_: pytest.fail("computed again"))
+    assert search_workdir(toy_config(), workdir, axes, **arguments)[1] == table
 
 
 def test_counts_are_mean_fields(trained):
     workdir, images = trained
     segmenter = deeplab_jax.load(workdir).segmenter
-    store = search_scores.ScoreStore(workdir / "again", images, [0, 1], {})
+    store = ScoreStore(workdir / "again", images, [0, 1], {})
     store.complete(lambda: segmenter, say=str)
     settings = [
         Setting(w, 12.0, 10.0, g, 1.5, n) for w, g, n in ((4.0, 2.0, "after"), (2.0, 1.0, "after"), (4.0, 2.0, "none"))
     ]
-    found = dict(search_scores.CRFScorer(store, iterations=3).count(1, [None, *settings]))
+    found = dict(CRFScorer(store, iterations=3).count(1, [None, *settings]))
     log_probs, image, label = store[1]
     for setting in settings:
         q = crf.mean_field(-log_probs, image, setting.params, 3, normalization=setting.normalization)
@@ -246,7 +247,7 @@ def test_counts_are_mean_fields(trained):
 
 def test_learned_weights_make_the_labels_likelier(trained, tmp_path):
     workdir, images = trained
-    store = search_scores.ScoreStore(tmp_path / "scores", images, range(5), {})
+    store = ScoreStore(tmp_path / "scores", images, range(5), {})
     store.complete(lambda: deeplab_jax.load(workdir).segmenter, say=str)
     start = Setting(1.0, 12.0, 10.0, 1.0, 1.5, "after")
     lines = []
@@ -274,21 +275,21 @@ def test_a_learned_setting_is_kept_in_preset_and_table(trained, monkeypatch):
     workdir, images = trained
     monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: images)
     weak = {"bilateral_weight": (0.5,), "bilateral_xy_std": (12.0,), "bilateral_rgb_std": (10.0,)}
-    grid = GRID | weak | {"gaussian_weight": (0.5,), "gaussian_xy_std": (1.5,)}
+    axes = GRID | weak | {"gaussian_weight": (0.5,), "gaussian_xy_std": (1.5,)}
     config = toy_config()
     config.crf.update({"bilateral_weight": 0.5, "gaussian_weight": 0.5})  # its own weights made the truth
-    preset, table = search_workdir(config, workdir, grid, passes=1, learn=2, iterations=4, say=str)
+    preset, table = search_workdir(config, workdir, axes, passes=1, learn=2, iterations=4, say=str)
     assert "weights learned per class, mean_iou" in preset.source and ".." in table
     assert np.shape(preset.params.bilateral_weight) == (4,)
     with monkeypatch.context() as patch:  # again: nothing is learned anew
-        patch.setattr("deeplab_jax.training.crf_search.learn_weights", lambda *_, **__: pytest.fail("learned again"))
-        again = search_workdir(config, workdir, grid, passes=1, learn=2, iterations=4, say=str)
+        patch.setattr("deeplab_jax.search.workdir.learn_weights", lambda *_, **__: pytest.fail("learned again"))
+        again = search_workdir(config, workdir, axes, passes=1, learn=2, iterations=4, say=str)
         assert again[1] == table
         with pytest.raises(pytest.fail.Exception, match="learned again"):
-            search_workdir(config, workdir, grid, passes=1, learn=3, iterations=4, say=str)
+            search_workdir(config, workdir, axes, passes=1, learn=3, iterations=4, say=str)
     for damage in ("{", "[]", '{"about": 1}'):
         (workdir / "crf_search/learned.json").write_text(damage)
-        assert search_workdir(config, workdir, grid, passes=1, learn=2, iterations=4, say=str)[1] == table
+        assert search_workdir(config, workdir, axes, passes=1, learn=2, iterations=4, say=str)[1] == table
     saved = crf.read_preset(workdir / "crf_preset.json").params
     np.testing.assert_array_equal(saved.gaussian_weight, preset.params.gaussian_weight)
     segment = deeplab_jax.load(workdir, crf=workdir / "crf_preset.json")
@@ -312,18 +313,18 @@ def test_the_multiple_that_made_the_truth_is_found(trained, monkeypatch):
     uneven_images.examples = [truth(example) for example in images.examples]
     uneven_images.fingerprint = "uneven"
     monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: uneven_images)
-    grid = {"bilateral_weight": (3.0, 5.0), "bilateral_xy_std": (12.0,), "bilateral_rgb_std": (10.0,)}
-    grid |= {"gaussian_weight": (0.5,), "gaussian_xy_std": (1.5,), "thin_factor": (1.0, 3.0)}
-    grid |= {"normalization": ("symmetric",)}
-    preset, table = search_workdir(toy_config(), workdir, grid, passes=1, thin=[NAMES[2]], iterations=4, say=str)
+    axes = {"bilateral_weight": (3.0, 5.0), "bilateral_xy_std": (12.0,), "bilateral_rgb_std": (10.0,)}
+    axes |= {"gaussian_weight": (0.5,), "gaussian_xy_std": (1.5,), "thin_factor": (1.0, 3.0)}
+    axes |= {"normalization": ("symmetric",)}
+    preset, table = search_workdir(toy_config(), workdir, axes, passes=1, thin=[NAMES[2]], iterations=4, say=str)
     np.testing.assert_array_equal(preset.params.bilateral_weight, uneven)
     assert f"{NAMES[2]} x 3, mean_iou" in preset.source and "thin" in table.splitlines()[0]
     saved = crf.read_preset(workdir / "crf_preset.json").params
     np.testing.assert_array_equal(saved.bilateral_weight, uneven)
-    alike, _ = search_workdir(toy_config(), workdir, grid, passes=1, iterations=4, say=str)  # none named
+    alike, _ = search_workdir(toy_config(), workdir, axes, passes=1, iterations=4, say=str)  # none named
     assert alike.params.bilateral_weight in (3.0, 5.0)
     with pytest.raises(UserError, match="thin class 'wire'"):
-        search_workdir(toy_config(), workdir, grid, passes=1, thin=["wire"], iterations=4, say=str)
+        search_workdir(toy_config(), workdir, axes, passes=1, thin=["wire"], iterations=4, say=str)
 
 
 def test_numbers_of_a_flag():

@@ -15,8 +15,9 @@ import pytest
 import deeplab_jax
 from deeplab_jax import export
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import artifacts
 from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.inference import export_artifact
+from deeplab_jax.inference.artifact import load_artifact
 from tests.toy_workdir import NAMES, photograph, write_toy_workdir
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def segment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def artifact_dir(segment, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "artifact"
-    artifacts.write_artifact(segment.segmenter, out, [(64, 90)], source={"step": 7})
+    export_artifact.write_artifact(segment.segmenter, out, [(64, 90)], source={"step": 7})
     return out
 
 
@@ -115,26 +116,26 @@ def test_damage_is_found(artifact_dir, tmp_path):
             (copy / path.name).write_bytes(path.read_bytes())
         (copy / name).write_bytes(text)
         with pytest.raises(UserError, match="export it again"):
-            export.load_artifact(copy)
+            load_artifact(copy)
     with pytest.raises(UserError, match="neither a training workdir nor"):
-        export.load_artifact(tmp_path)
+        load_artifact(tmp_path)
 
 
 def test_folder_with_other_things_is_not_replaced(segment, artifact_dir, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not an exported artifact"):
-        artifacts.write_artifact(segment.segmenter, tmp_path, [SIZE])
+        export_artifact.write_artifact(segment.segmenter, tmp_path, [SIZE])
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
 def test_failure_leaves_the_old_artifact(segment, artifact_dir, monkeypatch):
     before = sorted(p.name for p in artifact_dir.parent.iterdir())
-    monkeypatch.setattr(artifacts, "_digest", lambda path: 1 / 0)
+    monkeypatch.setattr(export_artifact, "digest_of_file", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        artifacts.write_artifact(segment.segmenter, artifact_dir, [(9, 9)])
+        export_artifact.write_artifact(segment.segmenter, artifact_dir, [(9, 9)])
     monkeypatch.undo()
     assert sorted(p.name for p in artifact_dir.parent.iterdir()) == before
-    assert export.load_artifact(artifact_dir).class_names == NAMES
+    assert load_artifact(artifact_dir).class_names == NAMES
 
 
 def test_command_states_what_is_missing():
@@ -145,7 +146,7 @@ def test_command_states_what_is_missing():
 
 def test_saved_model_gives_the_same(segment, tmp_path):
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
-    artifacts.write_artifact(segment.segmenter, tmp_path / "a", [(33, 33)], platforms=("cpu",), saved_model=True)
+    export_artifact.write_artifact(segment.segmenter, tmp_path / "a", [(33, 33)], platforms=("cpu",), saved_model=True)
     script = (
         "import tensorflow as tf, numpy as np\n"
         "run = tf.saved_model.load('a/saved_model').signatures['segment_33x33']\n"
@@ -156,5 +157,5 @@ def test_saved_model_gives_the_same(segment, tmp_path):
     image = photograph((33, 33), seed=5)
     np.save(tmp_path / "image.npy", image)
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300, capture_output=True)
-    found = export.load_artifact(tmp_path / "a")(image, 4)
+    found = load_artifact(tmp_path / "a")(image, 4)
     np.testing.assert_allclose(np.load(tmp_path / "q.npy"), found.marginals, atol=1e-4)

@@ -12,7 +12,7 @@ from deeplab_jax.crf import CRFParams, Preset
 from deeplab_jax.crf.params import write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
-from deeplab_jax.segment import load_weights
+from deeplab_jax.inference.load import load_weights
 from tests.toy_workdir import NAMES, photograph, toy_config, write_weights
 
 SIZE = (44, 60)

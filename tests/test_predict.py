@@ -13,10 +13,10 @@ from PIL import Image
 
 import deeplab_jax
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import prediction, video
-from deeplab_jax.evaluation.prediction import Options, predict
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.inference import photographs, video
+from deeplab_jax.inference.photographs import Options, predict
 from tests.toy_workdir import NAMES, photograph, write_weights
 
 ROOT = Path(__file__).parents[1]
@@ -91,9 +91,9 @@ def test_a_rerun_skips_what_is_done_and_only_that(segment, tmp_path, monkeypatch
         save(tmp_path / f"in/{name}.png", photograph(SIZE, ord(name)))
     options = Options(tmp_path / "out")
     computed = []
-    compute = prediction._compute
+    compute = photographs._compute
     monkeypatch.setattr(
-        prediction, "_compute", lambda s, b, *o: computed.extend(t.source.path.stem for t, _ in b) or compute(s, b, *o)
+        photographs, "_compute", lambda s, b, *o: computed.extend(t.source.path.stem for t, _ in b) or compute(s, b, *o)
     )
 
     def run(options=options) -> list[str]:
@@ -180,9 +180,9 @@ def test_reading_computing_and_writing_overlap(tmp_path, monkeypatch):
             ahead["computed"] = computing.wait(60)
         return write_whole(computed, i, task, *rest)
 
-    read_whole, write_whole = files.read_photograph, prediction._write
+    read_whole, write_whole = files.read_photograph, photographs._write
     monkeypatch.setattr(files, "read_photograph", read_photograph)
-    monkeypatch.setattr(prediction, "_write", write)
+    monkeypatch.setattr(photographs, "_write", write)
     names = {"class_names": NAMES, "palette": voc_palette(), "identity": [], "remark": lambda size: ""}
     segment = SimpleNamespace(many=many, batch_size=1, workers=1, **names)
     assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=str) == 0
@@ -205,8 +205,8 @@ def test_batches_and_single_photographs_agree(workdir, segment, tmp_path):
 
 def test_probabilities_then_refine_gives_predicts_labels(segment, tmp_path):
     from deeplab_jax.crf_flags import Settings
-    from deeplab_jax.evaluation.refine_files import Options as RefineOptions
-    from deeplab_jax.evaluation.refine_files import refine_folder
+    from deeplab_jax.refinement.files import Options as RefineOptions
+    from deeplab_jax.refinement.files import refine_folder
 
     different = total = 0
     for n in range(3):

@@ -12,11 +12,11 @@ from deeplab_jax.crf import CRFParams, Preset, mean_field
 from deeplab_jax.crf.params import write_preset
 from deeplab_jax.crf_flags import Settings
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import refinement
-from deeplab_jax.evaluation.refine_files import Options, find_partner, refine_file, refine_folder
-from deeplab_jax.evaluation.rough import PROBABILITY_FLOOR, Probabilities, RoughLabels
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.refinement import pieces
+from deeplab_jax.refinement.files import Options, find_partner, refine_file, refine_folder
+from deeplab_jax.refinement.rough import PROBABILITY_FLOOR, Probabilities, RoughLabels
 from tests.toy_workdir import photograph
 
 PARAMS = CRFParams(4.0, 8.0, 12.0, 2.0, 1.5)
@@ -108,16 +108,16 @@ def test_frames_are_samples_of_all_iterations(folder):
         mean_field(rough.unary((slice(None), slice(None))), image, PARAMS, 3, normalization="after", return_all=True)
     )
     options = {"iterations": 3, "normalization": "after", "frame_width": 20}
-    labels, frames = refinement.refine_frames(rough, image, PARAMS, **options)
+    labels, frames = pieces.refine_frames(rough, image, PARAMS, **options)
     np.testing.assert_allclose(frames, whole[:, ::3, ::3], atol=1e-3)
     np.testing.assert_array_equal(labels, whole[-1].argmax(-1))
-    in_pieces = refinement.refine_frames(rough, image, PARAMS, max_pixels=900, **options)
+    in_pieces = pieces.refine_frames(rough, image, PARAMS, max_pixels=900, **options)
     assert np.abs(in_pieces[1].astype(float) - frames).mean() < 0.01
 
 
 @pytest.mark.parametrize("size", [(300, 400), (1, 90000), (90000, 1), (301, 397)])
 def test_pieces_cover_the_photograph_once(size):
-    cut = refinement.pieces(size, 10_000, 25)
+    cut = pieces.pieces(size, 10_000, 25)
     covered = np.zeros(size, np.uint8)
     for piece in cut:
         covered[piece.core] += 1
@@ -133,8 +133,8 @@ def test_pieces_give_the_labels_of_the_whole():
     image, p = photograph(size, 3), probabilities(size, 4, 5)
     rough = Probabilities(np.arange(4, dtype=np.uint8), voc_palette(), p, Path("p.npy"))
     options = {"iterations": 5, "normalization": "after", "bilateral": "exact"}
-    whole = refinement.refine(rough, image, PARAMS, **options)
-    cut = refinement.refine(rough, image, PARAMS, max_pixels=4000, **options)
+    whole = pieces.refine(rough, image, PARAMS, **options)
+    cut = pieces.refine(rough, image, PARAMS, max_pixels=4000, **options)
     assert (whole != p.argmax(-1)).mean() > 0.01
     assert (whole != cut).mean() <= 0.005
 
@@ -146,9 +146,9 @@ def test_pieces_of_a_photograph_give_the_labels_of_the_whole_on_lattices(test_da
     rough = Probabilities(np.arange(21, dtype=np.uint8), voc_palette(), p / p.sum(-1, keepdims=True), Path("p.npy"))
     params = CRFParams(4.0, 20.0, 3.0, 3.0, 3.0)  # reaches as far in this small photograph as 67 pixels in a large one
     options = {"iterations": 10, "normalization": "after", "bilateral": "permutohedral"}
-    whole = refinement.refine(rough, case["image"], params, **options)
-    cut = refinement.refine(rough, case["image"], params, max_pixels=60_000, **options)
-    assert len(refinement.pieces(whole.shape, 60_000, refinement.margin_of(params))) > 3
+    whole = pieces.refine(rough, case["image"], params, **options)
+    cut = pieces.refine(rough, case["image"], params, max_pixels=60_000, **options)
+    assert len(pieces.pieces(whole.shape, 60_000, pieces.margin_of(params))) > 3
     assert (whole != p.argmax(-1)).mean() > 0.01
     assert (whole != cut).mean() <= 0.005
 
@@ -269,7 +269,7 @@ def test_a_preset_file_and_the_message_about_pieces(folder):
     flags = (f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png")
     done = run(*flags, f"--preset={folder}/mine.json", "--crf_max_pixels=900")
     assert done.returncode == 0, done.stderr
-    count = len(refinement.pieces(SIZE, 900, refinement.margin_of(PARAMS)))
+    count = len(pieces.pieces(SIZE, 900, pieces.margin_of(PARAMS)))
     assert count > 2
     assert f"above --crf_max_pixels: in {count} overlapping pieces" in done.stdout
     settings = Settings(PARAMS, 2, "symmetric", "auto")

@@ -10,7 +10,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.pages import charts
-from deeplab_jax.pages.run_report import build_report, write_report
+from deeplab_jax.pages.report import build_report, write_report
 from tests.browser import complaints, headless_browser, keep_screenshot
 from tests.toy_workdir import photograph
 

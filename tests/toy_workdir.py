@@ -7,10 +7,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.configs.base import get_config
+from deeplab_jax.files import write_json
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.models import create_model
-from deeplab_jax.training.checkpoints import Checkpoints
-from deeplab_jax.training.provenance import write_json
+from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.weights import files as weight_files
 from deeplab_jax.weights import transfer
 

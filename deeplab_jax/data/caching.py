@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from deeplab_jax.data.builders.base import SegmentationBuilder, Source, unpacked_folder
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import files
+from deeplab_jax.files import write_text
 
 
 def cache_folder(configured: str) -> Path:
@@ -103,7 +103,7 @@ def contents(paths: Iterable[Path], cache: Path) -> str:
             pool.map(_digest, paths), total=len(paths), desc="reading the raw files", disable=not many, leave=False
         ):
             digest.update(part)
-    files.write_text(memo, digest.hexdigest())
+    write_text(memo, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from deeplab_jax.crf.kernels import BILATERALS, choose_bilateral
 from deeplab_jax.data import reading
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import confusion as metrics
-from deeplab_jax.evaluation import trimap
 from deeplab_jax.evaluation.gallery import Gallery
-from deeplab_jax.evaluation.inference import Segmenter
-from deeplab_jax.imaging import files
+from deeplab_jax.files import write_text
+from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.metrics import confusion as metrics
+from deeplab_jax.metrics import trimap
 
 
 @dataclass
@@ -221,8 +221,8 @@ def write_results(out_dir: Path, split: str, results: list[dict], per_image, nam
         "images": images,
         "pictures": pictures,
     }
-    files.write_text(out_dir / f"{split}_images.json", json.dumps(about, indent=1) + "\n")
-    files.write_text(out_dir / f"{split}.json", json.dumps(results, indent=1) + "\n")
+    write_text(out_dir / f"{split}_images.json", json.dumps(about, indent=1) + "\n")
+    write_text(out_dir / f"{split}.json", json.dumps(results, indent=1) + "\n")
 
 
 def format_results(results: Sequence[dict]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging import files, palettes
 
 FORMATS = ("voc", "cityscapes")
@@ -59,7 +60,7 @@ class Submission:
     def close(self, names: Sequence[str]) -> Path:
         """Packs the PNGs of these images, which this or another process has added; returns the archive's path."""
         members = sorted({self._stem(name) for name in names})
-        files.write_atomically(self.archive, lambda temporary: self._pack(temporary, members))
+        write_atomically(self.archive, lambda temporary: self._pack(temporary, members))
         return self.archive
 
     def _stem(self, name: str) -> str:

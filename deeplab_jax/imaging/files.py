@@ -1,17 +1,15 @@
-"""Reading any photograph or label map, and writing files that are never half there."""
+"""Reading any photograph or label map, and writing pictures."""
 
 import io
 import os
-import secrets
-import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging.palettes import voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -157,34 +155,6 @@ def read_note(path: str | os.PathLike) -> str | None:
     except (OSError, SyntaxError, ValueError, EOFError):
         return None
     return text.removeprefix("deeplab_jax ") if text.startswith("deeplab_jax ") else None
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary path)` and renames the result to `path`: readers see the old file or the whole new one.
-
-    Args:
-      path: the file to write; its folder is made.
-      write: writes the temporary file, which has the same suffix and folder.
-
-    Raises:
-      UserError: the folder cannot be made or written to.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}"
-                               f"{path.suffix}")  # fmt: skip
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose a folder you may write to") from e
-    finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 
 
 def _open(source: str | os.PathLike | bytes, name: str, load: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:

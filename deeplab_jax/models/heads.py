@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.models import convolution
 from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models.cpu import convolution
 from deeplab_jax.models.layers import (
     BatchNorm,
     Conv,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deeplab_jax.models import convolution, sums
+from deeplab_jax.models.cpu import convolution, sums
 
 # The released ResNets' batch norm; torchvision's is the same.
 BATCH_NORM_EPSILON = 1e-5

@@ -21,9 +21,9 @@ from PIL import Image
 from werkzeug.exceptions import HTTPException
 
 from deeplab_jax import crf
+from deeplab_jax.crf.adjustable import mean_field_any, radius_for
 from deeplab_jax.crf.params import FIELDS, CRFParams
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.adjustable import mean_field_any, radius_for
 from deeplab_jax.imaging import files
 from deeplab_jax.version import __version__
 

@@ -10,18 +10,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import fields
+from deeplab_jax.console import say
 from deeplab_jax.data import early_steps, open_dataset, prefetch, train_batches
+from deeplab_jax.data.class_weights import class_weights_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.search import OBJECTIVES, thin_flags
 from deeplab_jax.models import create_model
-from deeplab_jax.training import distributed
-from deeplab_jax.training.checkpoints import Checkpoints, CheckpointWriteError, flatten_state, unflatten_state
-from deeplab_jax.training.class_weights import class_weights_for
+from deeplab_jax.runs import processes
+from deeplab_jax.runs.checkpoints import Checkpoints, CheckpointWriteError, flatten_state, unflatten_state
+from deeplab_jax.runs.provenance import open_workdir, record_run
+from deeplab_jax.runs.reporting import Reporter, read_record
+from deeplab_jax.search.grid import OBJECTIVES, thin_flags
 from deeplab_jax.training.crops import check_crop
 from deeplab_jax.training.observation import Pictures
 from deeplab_jax.training.optimizer import create_optimizer, create_schedule
-from deeplab_jax.training.provenance import open_workdir, record_run
-from deeplab_jax.training.reporting import Reporter, read_record, say
 from deeplab_jax.training.state import TrainState, create_state
 from deeplab_jax.training.step import AXIS, create_train_step, replicate, to_devices, unreplicate
 from deeplab_jax.training.termination import TERMINATED, Terminated, TermSignal
@@ -47,7 +48,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         with TermSignal() as stop:
             _train(config, Path(workdir), stop)
     except jax.errors.JaxRuntimeError as e:
-        if not distributed.lost_peer(e):
+        if not processes.lost_peer(e):
             raise
         raise UserError(
             f"process {jax.process_index()} of {jax.process_count()}: another process of the job ended "
@@ -56,7 +57,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
 
 
 def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
-    first = distributed.is_first()
+    first = processes.is_first()
 
     # --- open ---------------------------------------------------------------------------------------------------
     check(config)
@@ -66,7 +67,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     if first:
         open_workdir(workdir, config, say)
         record_run(workdir, data_fingerprint=dataset.fingerprint, train_images=len(dataset))
-    distributed.barrier("workdir")
+    processes.barrier("workdir")
     say(f"training on {len(dataset)} images, {dataset.num_classes} classes, {jax.device_count()} device(s)")
 
     # --- build --------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
                 say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {saved}")
                 written = False
         reporter.flush()
-        if distributed.from_first(written):
+        if processes.from_first(written):
             saved = step
         return host_state
 
@@ -161,12 +162,12 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
         if waiting:
             settle()
         last = step == config.num_steps
-        stopping = distributed.any_process(stop.arrived, ask=waiting)  # all of them stop at one step
+        stopping = processes.any_process(stop.arrived, ask=waiting)  # all of them stop at one step
         periodic = config.checkpoint.every and step % config.checkpoint.every == 0
         if not (stopping or last or periodic or select.due(step)):
             continue
         host_state = save(step)
-        if stopping or distributed.any_process(stop.arrived, ask=True):
+        if stopping or processes.any_process(stop.arrived, ask=True):
             end()
         if select.due(step) and saved == step:
             evaluate(step, host_state)
@@ -188,8 +189,8 @@ def resume(checkpoints: Checkpoints, state: TrainState, config: ConfigDict, data
     Raises:
       UserError: the checkpoint is of another architecture.
     """
-    newest = checkpoints.newest_whole(say) if distributed.is_first() else None
-    done = distributed.from_first(newest or 0)
+    newest = checkpoints.newest_whole(say) if processes.is_first() else None
+    done = processes.from_first(newest or 0)
     if not done:
         return 0, state
     flat, meta = checkpoints.restore(done)
@@ -219,14 +220,14 @@ class Selection:
 
         The best mark is put back as the record has it: a kill may have come between a row and its mark.
         """
-        rows = read_record(self._workdir / "metrics.jsonl") if distributed.is_first() else []
+        rows = read_record(self._workdir / "metrics.jsonl") if processes.is_first() else []
         recorded = {row["step"]: row["select/mean_iou"] for row in rows if "select/mean_iou" in row}
         for earlier in sorted({*recorded} & {*self._checkpoints.steps()}):
             self._checkpoints.mark_best(earlier, recorded[earlier])
-        return bool(distributed.from_first(self.due(step) and step not in recorded))
+        return bool(processes.from_first(self.due(step) and step not in recorded))
 
     def __call__(self, step: int, state: TrainState) -> None:
-        from deeplab_jax.training.evaluation import evaluate_split
+        from deeplab_jax.evaluation.workdir import evaluate_split
 
         result = evaluate_split(
             self._config, state.variables(), self._meta, self._config.eval.select_split, None, crf_iterations=(0,)

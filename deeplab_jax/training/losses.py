@@ -1,7 +1,5 @@
 """Cross-entropy over score positions, as sums and counts that add up over devices and micro-batches."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -88,27 +86,3 @@ def loss_sums(maps: dict[str, Array], labels: Array, at: str, class_weights: Arr
         target = labels_for(labels, log_probs.shape[1:3], at)
         sums[name] = cross_entropy_sum(log_probs, target, class_weights)
     return sums
-
-
-# Class weights by the power of 1 / frequency that they are.
-RULES = {"sqrt": 0.5, "fourth_root": 0.25, "median": 1.0}
-
-
-def class_weights_from_counts(counts: Sequence[float], rule: str) -> list[float]:
-    """Class weights from pixel counts, scaled so that the mean weight over valid pixels is 1.
-
-    "sqrt": 1 / sqrt(frequency). "fourth_root": 1 / frequency^(1/4). "median": median frequency / frequency (Eigen and
-    Fergus 2015). Classes that never occur get weight 0.
-
-    >>> class_weights_from_counts([75, 25], "median")
-    [0.666..., 2.0]
-    """
-    total = float(sum(counts))
-    frequency = [c / total for c in counts]
-    present = sorted(f for f in frequency if f > 0)
-    power = RULES[rule]
-    raw = [(f**-power if f > 0 else 0.0) for f in frequency]
-    if not present:
-        return raw
-    mean = sum(w * f for w, f in zip(raw, frequency))
-    return [w / mean for w in raw]

@@ -5,9 +5,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.data import reading
-from deeplab_jax.evaluation.segmenters import create_segmenter
 from deeplab_jax.imaging import overlay
-from deeplab_jax.training.reporting import Reporter
+from deeplab_jax.inference.from_config import create_segmenter
+from deeplab_jax.runs.reporting import Reporter
 from deeplab_jax.training.state import TrainState
 
 

@@ -73,7 +73,7 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
       UserError: no finished checkpoint lies there.
     """
     # commands and training import this package, so it reaches for training only when a workdir is asked for
-    from deeplab_jax.training.checkpoints import load_workdir
+    from deeplab_jax.runs.checkpoints import load_workdir
 
     config, _, variables, _ = load_workdir(workdir)
     source = Source(str(workdir), "a workdir", ours=True, settings=settings_of(config.model))

@@ -10,14 +10,14 @@ import pytest
 from deeplab_jax import data
 from deeplab_jax.crf import CRFParams
 from deeplab_jax.data import audit, reading
+from deeplab_jax.data.class_weights import class_weights_for, count_pixels
 from deeplab_jax.data.contact_sheet import contact_sheet
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
-from deeplab_jax.evaluation.inference import Segmenter
-from deeplab_jax.evaluation.search_scores import ScoreStore
 from deeplab_jax.evaluation.submission import read_submission
+from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.search.scores import ScoreStore
 from deeplab_jax.training import observation
-from deeplab_jax.training.class_weights import class_weights_for, count_pixels
 from tests.data.miniatures import blocks, write_image, write_label
 from tests.evaluation.fakes import PALETTE, ColorNetwork, Example, Memory, network_variables
 from tests.evaluation.fakes import config as evaluation_config

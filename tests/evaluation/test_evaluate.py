@@ -14,9 +14,9 @@ import pytest
 from deeplab_jax.crf import CRFParams
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import evaluate as module
-from deeplab_jax.evaluation import trimap
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
-from deeplab_jax.evaluation.inference import Segmenter
+from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.metrics import trimap
 from tests.evaluation.fakes import PALETTE, ColorNetwork, Example, Memory, config, network_variables, scene
 
 NAMES = ("sky", "tree", "road", "car")
@@ -271,7 +271,7 @@ def test_no_or_negative_counts_are_refused(dataset):
 def test_the_filter_that_auto_chose_is_recorded(monkeypatch):
     """Exact for small images and the lattice for large ones; both, with a comma, where a set has both."""
     from deeplab_jax.crf import kernels
-    from deeplab_jax.evaluation import inference
+    from deeplab_jax.inference import segmenter as inference
 
     used = []
 
@@ -306,7 +306,7 @@ def test_the_table_shows_a_few_of_many_trimaps(dataset):
 
 def test_the_report_calls_counts_what_they_are(tmp_path):
     """Off only where the fewest iterations are none."""
-    from deeplab_jax.pages.run_report import build_report
+    from deeplab_jax.pages.report import build_report
 
     (tmp_path / "config.json").write_text("{}")
     for counts, fewest, most, before in (((10, 1), "×1", "×10", "0.0"), ((10, 0), "off", "on", "12.5")):

@@ -8,7 +8,7 @@ import pytest
 from deeplab_jax.config import load_config
 from deeplab_jax.describe import describe
 from deeplab_jax.errors import UserError
-from deeplab_jax.training.checkpoints import load_workdir
+from deeplab_jax.runs.checkpoints import load_workdir
 from experiments import common, crf_iterations, field_of_view, runs
 
 
@@ -24,7 +24,7 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch, capsys):
     assert float(variables["end_to_end"]["crf"]["bilateral_weight"]) != tiny_config.crf.bilateral_weight
 
     # Again: nothing is trained or evaluated anew.
-    monkeypatch.setattr("deeplab_jax.training.evaluation.evaluate_split", None)
+    monkeypatch.setattr("deeplab_jax.evaluation.workdir.evaluate_split", None)
     assert crf_iterations.experiment(tiny_config, tmp_path) == systems
     tables = crf_iterations.tables(systems, 3, "shapes")
     common.write(tmp_path, "crf_iterations", tables, {}, crf_iterations.plot(systems, 3))

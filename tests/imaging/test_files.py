@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.imaging import files, palettes
 
 
@@ -99,18 +100,18 @@ def test_damaged_and_missing_files(tmp_path, photograph):
 
 def test_writing_is_all_or_nothing(tmp_path):
     path = tmp_path / "new" / "a.txt"
-    files.write_text(path, "old")
+    write_text(path, "old")
 
     def fails(temporary: Path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"a.txt: cannot be written \(No space left on device\)"):
-        files.write_atomically(path, fails)
+        write_atomically(path, fails)
     assert path.read_text() == "old" and os.listdir(path.parent) == ["a.txt"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written"):
-        files.write_text(tmp_path / "file" / "b.txt", "x")
+        write_text(tmp_path / "file" / "b.txt", "x")
 
 
 def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path, photograph):

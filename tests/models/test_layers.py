@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models import convolution, layers
+from deeplab_jax.models import layers
+from deeplab_jax.models.cpu import convolution
 
 
 def caffe_pool(x, window, stride, pad, kind):

@@ -86,7 +86,7 @@ def whole_run(runs, tmp_path_factory) -> Path:
 
 def same_result(a: Path, b: Path) -> None:
     """Asserts that two workdirs ended with the same bits: all state, evaluation, and logged values."""
-    from deeplab_jax.training.checkpoints import Checkpoints
+    from deeplab_jax.runs.checkpoints import Checkpoints
 
     newest = [Checkpoints(w, read_only=True).restore_newest() for w in (a, b)]
     assert newest[0][0] == newest[1][0]

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from deeplab_jax.training.checkpoints import Checkpoints
-from deeplab_jax.training.reporting import read_record
+from deeplab_jax.runs.checkpoints import Checkpoints
+from deeplab_jax.runs.reporting import read_record
 
 SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5")
 

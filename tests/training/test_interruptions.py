@@ -13,10 +13,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from deeplab_jax.training import checkpoints, evaluation, loop, reporting
-from deeplab_jax.training.checkpoints import Checkpoints, flatten_state
+from deeplab_jax.evaluation import workdir as evaluation
+from deeplab_jax.runs import checkpoints, reporting
+from deeplab_jax.runs.checkpoints import Checkpoints, flatten_state
+from deeplab_jax.runs.reporting import read_record
+from deeplab_jax.training import loop
 from deeplab_jax.training.observation import Pictures
-from deeplab_jax.training.reporting import read_record
 from deeplab_jax.training.step import finite_leaves
 from deeplab_jax.training.termination import Terminated
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from deeplab_jax.runs.checkpoints import Checkpoints, load_workdir
+from deeplab_jax.runs.reporting import read_record
 from deeplab_jax.training import loop
-from deeplab_jax.training.checkpoints import Checkpoints, load_workdir
-from deeplab_jax.training.reporting import read_record
 
 SHORT = ("num_steps=6", "checkpoint.every=2", "log.every=2", "eval.every=0", "eval.select_split=")
 

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from deeplab_jax.training.checkpoints import Checkpoints
-from deeplab_jax.training.reporting import read_record
+from deeplab_jax.runs.checkpoints import Checkpoints
+from deeplab_jax.runs.reporting import read_record
 
 # Where to die: before the n-th call of a function (of those with a path that holds a word, if one is given). The
 # process kills itself with SIGKILL, so nothing is tidied up.
@@ -56,7 +56,7 @@ MOMENTS = {
     "in a checkpoint's write": ("os", "rename", "orbax-checkpoint-tmp", (1, 4)),
     "before the rename that commits": ("os", "replace", "digests", (1, 4)),
     "in training": ("deeplab_jax.training.loop", "report", "", (2, 6)),
-    "in an evaluation": ("deeplab_jax.evaluation.inference", "Segmenter.labels", "", (2, 4)),
+    "in an evaluation": ("deeplab_jax.inference.segmenter", "Segmenter.labels", "", (2, 4)),
 }
 
 

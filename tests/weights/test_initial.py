@@ -118,7 +118,7 @@ def test_unknown_files_are_named(tmp_path):
 
 def test_a_workdir_is_converted_with_its_crf_left_to_the_config(tmp_path, small, monkeypatch):
     """A run's checkpoint goes out as safetensors and comes back the same."""
-    from deeplab_jax.training import checkpoints
+    from deeplab_jax.runs import checkpoints
 
     config = base.get_config()
     config.model = small_config()

@@ -9,6 +9,7 @@ import numpy as np
 from deeplab_jax.data import caching
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_text
 from deeplab_jax.imaging import files, palettes
 
 # Endings that tools add to a mask's name.
@@ -159,7 +160,7 @@ class Builder(base.SegmentationBuilder):
         if memo.is_file():
             return tuple(json.loads(memo.read_text()))
         names = tuple(str(i) for i in range(max(base.in_threads(self._largest_id, sources)) + 1))
-        files.write_text(memo, json.dumps(names))
+        write_text(memo, json.dumps(names))
         return names
 
     def _largest_id(self, source: base.Source) -> int:

@@ -1,0 +1,112 @@
+"""Evaluating a run: which split, which checkpoint, which CRF parameters."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from deeplab_jax.console import say
+from deeplab_jax.crf.params import Preset, read_preset
+from deeplab_jax.data import open_dataset
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.evaluate import evaluate, format_results
+from deeplab_jax.inference.from_config import create_segmenter
+from deeplab_jax.runs import processes
+from deeplab_jax.runs.checkpoints import load_workdir
+from deeplab_jax.runs.reporting import show_evaluation
+
+
+def evaluate_split(
+    config: ConfigDict,
+    variables: dict,
+    meta: dict,
+    split: str,
+    out_dir: Path | None,
+    crf_iterations: Sequence[int] | None = None,
+) -> list[dict]:
+    """Evaluates variables on a split; see `deeplab_jax.evaluation.evaluate.evaluate` for the result.
+
+    Args:
+      config: the run's config.
+      variables: host arrays.
+      meta: `class_names` and `palette`.
+      split: of `config.data`.
+      out_dir: where results are written; None = nowhere.
+      crf_iterations: in place of `config.eval.crf_iterations`.
+    """
+    config = copy.deepcopy(config)
+    if crf_iterations is not None:
+        config.eval.crf_iterations = tuple(crf_iterations)
+        config.eval.trimap_widths = ()
+        config.eval.overlays = 0
+    dataset = open_dataset(config.data, split, seed=config.seed)
+    if dataset.num_classes != len(meta["class_names"]):
+        raise UserError(
+            f"config.data: split '{split}' has {dataset.num_classes} classes, the checkpoint {len(meta['class_names'])}"
+        )
+    segmenter = create_segmenter(config, variables, meta["class_names"], meta["palette"], devices=jax.local_devices())
+    return evaluate(
+        segmenter,
+        dataset,
+        config,
+        out_dir,
+        split=split,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
+    """Evaluates a workdir's best (or newest) checkpoint on `config.eval.split`.
+
+    With `config.crf.search_images`, the CRF's parameters are first searched for on the images set aside
+    (`config.data.holdout`), once; the search is remembered in the workdir.
+
+    Returns:
+      The table to print.
+
+    Raises:
+      UserError: there is no checkpoint, or the data cannot be used.
+    """
+    workdir = Path(workdir)
+    # Process 0 may have been the only one to see the last mark; all evaluate the checkpoint that it chose.
+    trained, _, variables, meta = load_workdir(workdir) if processes.is_first() else (None,) * 4
+    step = processes.from_first(meta["step"] if meta else 0)
+    if meta is None:
+        trained, _, variables, meta = load_workdir(workdir, step)
+    config = copy.deepcopy(config)
+    config.model = trained.model  # the network is what was trained; evaluation may differ
+    if config.crf.search_images and config.crf.iterations and not variables["params"].get("crf"):
+        preset = _search(config, workdir)
+        config.crf.preset = str(workdir / "crf_preset.json")
+        say(f"CRF parameters: {preset.source}")
+    results = evaluate_split(config, variables, meta, config.eval.split, workdir / "eval")
+    processes.barrier("evaluated")
+    if results and processes.is_first():
+        show_evaluation(workdir, meta["step"], config.eval.split, results)
+    lines = [
+        f"step {meta['step']}, split '{config.eval.split}', {results[0]['images']} images" if results else "no labels",
+        format_results(results) if results else "",
+    ]
+    if processes.is_first():
+        lines.append(f"open: {workdir / 'eval'} (results and overlays), tensorboard --logdir {workdir / 'tensorboard'}")
+    return "\n".join(line for line in lines if line)
+
+
+def _search(config: ConfigDict, workdir: Path) -> Preset:
+    """Chooses the CRF's parameters on `config.crf.search_images` images set aside; goes on where it was stopped.
+
+    Process 0 searches and writes; the others wait and read.
+    """
+    if processes.is_first():
+        _search_alone(config, workdir)
+    processes.wait_long("crf_search")
+    return read_preset(workdir / "crf_preset.json")
+
+
+def _search_alone(config: ConfigDict, workdir: Path) -> None:
+    from deeplab_jax.search.workdir import search_as_configured
+
+    say(search_as_configured(config, workdir, say=say)[1])

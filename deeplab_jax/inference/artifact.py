@@ -1,0 +1,168 @@
+"""An exported artifact, read: network and CRF as a folder of compiled programs.
+
+manifest.json        what the rest of the folder is, with the SHA-256 of each file
+program_HxW.stablehlo  (weights, image, size, iterations) -> marginals, one for each size, from `jax.export`
+weights.npz          the arrays that all programs take
+"""
+
+import hashlib
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from PIL import Image
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import MAX_PIXELS
+from deeplab_jax.inference.base import Segmenting
+
+FORMAT = "deeplab_jax artifact 1"
+PLATFORMS = ("cpu", "cuda", "tpu")
+MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
+
+
+class Artifact(Segmenting):
+    """An exported network with its CRF: `artifact(photograph)`, as `deeplab_jax.load` gives it for a workdir.
+
+    A photograph goes through the smallest program that holds it; one that is larger than all is scaled down to fit the
+    one that keeps most of it, and its marginals are scaled up again.
+
+    Attributes:
+      class_names: C names.
+      palette: uint8 [256, 3].
+      crf_iterations: what is used where no number is given.
+      max_pixels: files with more pixels are refused.
+      batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
+      manifest: what manifest.json says.
+    """
+
+    def __init__(self, folder: Path, manifest: dict):
+        self.manifest = manifest
+        self.class_names = tuple(manifest["labels"])
+        self.palette = np.asarray(manifest["palette"], np.uint8)
+        self.crf_iterations = int(manifest["crf"]["iterations"])
+        self.max_pixels = MAX_PIXELS
+        self._folder = folder
+        self._programs = {tuple(p["size"]): p for p in manifest["programs"]}
+        self._calls: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+        with np.load(folder / manifest["weights"], allow_pickle=False) as weights:
+            self._weights = {name: jax.device_put(weights[name]) for name in weights.files}
+
+    @property
+    def identity(self) -> list:
+        """JSON values that tell this model and its settings from others."""
+        return [self.manifest["sha256"], self.crf_iterations]
+
+    def many(
+        self, images: Sequence[np.ndarray], iterations: int | None = None, marginals: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Segments photographs, uint8 [H, W, 3] each; (labels uint8, marginals if asked for, else None) for each."""
+        iterations = self.crf_iterations if iterations is None else iterations
+        return [self._one(self._image(image), iterations, marginals) for image in images]
+
+    def remark(self, size: tuple[int, ...]) -> str:
+        """What to say about how a photograph of size (H, W) is segmented; "" where it is as it is."""
+        _, (height, width) = fit((size[0], size[1]), list(self._programs))
+        return "" if (height, width) == tuple(size[:2]) else f"  (at {width}x{height}, as the artifact's sizes allow)"
+
+    def _one(self, image: np.ndarray, iterations: int, marginals: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        size, fitted = fit(image.shape[:2], list(self._programs))
+        scaled = image
+        if fitted != image.shape[:2]:
+            scaled = np.asarray(Image.fromarray(image).resize(fitted[::-1], Image.Resampling.BICUBIC))
+        padding = [(0, size[0] - fitted[0]), (0, size[1] - fitted[1]), (0, 0)]
+        padded = np.pad(scaled, padding, mode="edge")
+        q = self._call(size)(self._weights, padded, np.int32(fitted), np.int32(iterations))
+        q = np.asarray(q)[: fitted[0], : fitted[1]]
+        if fitted == image.shape[:2]:
+            return q.argmax(-1).astype(np.uint8), q if marginals else None
+        return _enlarge(q, image.shape[:2], marginals)
+
+    def _call(self, size: tuple[int, int]):
+        with self._lock:
+            if size not in self._calls:
+                exported = jax.export.deserialize(bytearray((self._folder / self._programs[size]["file"]).read_bytes()))
+                here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+                if here not in exported.platforms:
+                    raise UserError(
+                        f"{self._folder}: was exported for {', '.join(exported.platforms)}, not for {here}; export it "
+                        "again for this platform"
+                    )
+                self._calls[size] = jax.jit(exported.call)
+            return self._calls[size]
+
+
+def load_artifact(path: str | os.PathLike) -> Artifact:
+    """Opens a folder that `write_artifact` wrote.
+
+    Raises:
+      UserError: it is not an artifact, or a file in it is not what was written.
+    """
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{folder}: is of format '{manifest['format']}', this version reads '{FORMAT}'")
+        digests = dict(manifest["sha256"])
+        needed = [manifest["weights"], *(p["file"] for p in manifest["programs"])]
+    except FileNotFoundError as e:
+        raise UserError(f"{folder}: is neither a training workdir nor an exported artifact (no {MANIFEST})") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{folder / MANIFEST}: cannot be read as an artifact's; export it again") from e
+    for name in needed:
+        if (
+            Path(name).name != name
+            or not (folder / name).is_file()
+            or digest_of_file(folder / name) != digests.get(name)
+        ):
+            raise UserError(f"{folder / name}: is missing or not what was exported; export it again")
+    try:
+        return Artifact(folder, manifest)
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+        raise UserError(f"{folder}: cannot be read as an artifact; export it again") from e
+
+
+def fit(size: tuple[int, ...], sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Chooses a program for a photograph; returns (the program's size, the photograph's size within it).
+
+    >>> fit((300, 300), [(321, 321), (513, 513)]), fit((513, 1026), [(321, 321), (513, 513)])
+    (((321, 321), (300, 300)), ((513, 513), (256, 513)))
+    """
+    height, width = size
+    holding = [s for s in sizes if height <= s[0] and width <= s[1]]
+    if holding:
+        return min(holding, key=lambda s: s[0] * s[1]), (height, width)
+    scale, best = max((min(s[0] / height, s[1] / width), s) for s in sizes)
+    return best, (max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def _enlarge(q: np.ndarray, size: tuple[int, ...], marginals: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Marginals [h, w, C] at a photograph's size, class by class, so that only what is asked for is held.
+
+    Returns:
+      labels uint8 [H, W], and marginals float16 [H, W, C] if asked for.
+    """
+    labels = np.zeros(size, np.uint8)
+    best = np.full(size, -1, np.float32)
+    kept = np.empty((*size, q.shape[-1]), np.float16) if marginals else None
+    for label in range(q.shape[-1]):
+        channel = Image.fromarray(np.ascontiguousarray(q[..., label]))
+        large = np.asarray(channel.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        labels[large > best] = label
+        np.maximum(best, large, out=best)
+        if kept is not None:
+            kept[..., label] = large
+    return labels, kept
+
+
+def digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,76 @@
+"""What a workdir's network and an exported artifact share: a photograph in, a `Segmentation` out."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import read_photograph
+from deeplab_jax.inference.segmenter import Segmentation
+
+
+class Segmenting(ABC):
+    """`segment(photograph)`; see `Segment` and `Artifact`.
+
+    Attributes:
+      class_names: C names.
+      palette: uint8 [256, 3].
+      crf_iterations: what is used where no number is given.
+      max_pixels: files with more pixels are refused.
+      batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
+    """
+
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+    crf_iterations: int
+    max_pixels: int
+    batch_size: int = 1
+    workers: int = 1
+
+    def __call__(self, photograph: str | os.PathLike | np.ndarray, iterations: int | None = None) -> Segmentation:
+        """Segments a photograph.
+
+        Args:
+          photograph: a file, or RGB uint8 [H, W, 3].
+          iterations: of the CRF; 0 = network alone, None = the model's.
+
+        Returns:
+          `labels` [H, W], `marginals` [H, W, C], `entropy` [H, W], `class_names`, `palette`, at the photograph's size.
+
+        Raises:
+          UserError: the file cannot be read or is too large, or the array is not a photograph.
+        """
+        ((labels, marginals),) = self.many([self._image(photograph)], iterations, marginals=True)
+        assert marginals is not None
+        return Segmentation(labels, marginals, self.class_names, self.palette)
+
+    @abstractmethod
+    def many(
+        self, images: Sequence[np.ndarray], iterations: int | None = None, marginals: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Segments several photographs, uint8 [H, W, 3] each, together.
+
+        Returns:
+          For each (labels uint8 [H, W], marginals [H, W, C] if asked for else None: float32, of a large one float16).
+        """
+
+    @property
+    @abstractmethod
+    def identity(self) -> list:
+        """JSON values that distinguish this model and its settings from others."""
+
+    @abstractmethod
+    def remark(self, size: tuple[int, ...]) -> str:
+        """What to say about how a photograph of size (H, W) is segmented; "" where it goes through as it is."""
+
+    def _image(self, photograph: str | os.PathLike | np.ndarray) -> np.ndarray:
+        if isinstance(photograph, str | os.PathLike):
+            return read_photograph(photograph, max_pixels=self.max_pixels)
+        image = np.asarray(photograph)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UserError(
+                f"photograph: is {image.dtype} {list(image.shape)}; give a file, or RGB as uint8 [H, W, 3] in 0..255"
+            )
+        return image

@@ -1,0 +1,76 @@
+"""From a run's config and variables to the `Segmenter` that evaluates, predicts, searches and serves."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from deeplab_jax import crf
+from deeplab_jax.errors import UserError
+from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.models import create_model
+
+
+def create_segmenter(
+    config: ConfigDict, variables: dict, class_names: Sequence[str], palette: np.ndarray, **options
+) -> Segmenter:
+    """Builds the segmenter of a run.
+
+    The CRF's parameters are those the variables learned, where `config.crf.train` is end_to_end, else those of
+    `config.crf`.
+
+    Args:
+      config: the run's config; `model`, `crf`, `eval` and `data.mirror_swaps` are read.
+      variables: Flax variables, host arrays.
+      class_names: C names.
+      palette: [256, 3] RGB.
+      **options: further arguments of `Segmenter`, in place of `config.eval`'s.
+
+    Raises:
+      UserError: `config.crf` names no known parameters or filter, or `config.data.mirror_swaps` classes that are not
+        there.
+    """
+    try:
+        params, normalization = crf.params_from_config(config.crf)
+    except (ValueError, OSError) as e:
+        raise UserError(f"config.crf: {e}") from e
+    compatibility = None
+    learned = variables["params"].get("crf")
+    if learned:
+        params, compatibility = jax.tree.map(np.asarray, crf.learned(learned, params))
+    network = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
+    model = create_model(config.model, len(class_names))
+    defaults = {
+        "crf_iterations": config.crf.iterations,
+        "compatibility": compatibility,
+        "scales": config.eval.scales,
+        "mirror": config.eval.mirror,
+        "mirror_swaps": _mirror_swaps(config, len(class_names)),
+        "tile": config.eval.tile,
+        "batch_size": config.eval.batch_size,
+        "size_multiple": config.eval.size_multiple,
+        "size_extra": model.architecture.size_extra,
+    }
+    return Segmenter(
+        model,
+        network,
+        params,
+        normalization,
+        config.crf.bilateral,
+        class_names,
+        np.asarray(palette, np.uint8),
+        **(defaults | options),
+    )
+
+
+def _mirror_swaps(config: ConfigDict, num_classes: int) -> tuple[tuple[int, int], ...]:
+    """`config.data.mirror_swaps`, checked; empty where the config says nothing of the data."""
+    given = config.data.mirror_swaps if "data" in config and "mirror_swaps" in config.data else ()
+    try:
+        pairs = tuple((int(a), int(b)) for a, b in given)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"config.data.mirror_swaps={given}: must be pairs of class ids, as in ((3,4),(5,6))") from e
+    if any(not 0 <= i < num_classes for pair in pairs for i in pair):
+        raise UserError(f"config.data.mirror_swaps={given}: must name classes between 0 and {num_classes - 1}")
+    return pairs

@@ -1,0 +1,153 @@
+"""`deeplab_jax.load`: a trained network and its CRF, ready for photographs."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.crf.params import Preset, preset_named
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import MAX_PIXELS
+from deeplab_jax.imaging.palettes import camvid_palette, cityscapes_palette, voc_palette
+from deeplab_jax.inference.artifact import Artifact, load_artifact
+from deeplab_jax.inference.from_config import create_segmenter
+from deeplab_jax.inference.segment import Segment, digest_of
+from deeplab_jax.runs.checkpoints import load_workdir
+from deeplab_jax.weights import conversion, files, transfer
+from deeplab_jax.weights.initial import load_initial, recorded_settings
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    step: int | None = None,
+    crf_iterations: int | None = None,
+    crf: str | os.PathLike | Preset | None = None,
+    tile_above: int = 4_000_000,
+    max_pixels: int = MAX_PIXELS,
+    **options: Any,
+) -> Segment | Artifact:
+    """Opens a training workdir or an exported artifact.
+
+    Args:
+      path: a folder that `main` or `export` wrote.
+      step: which checkpoint of a workdir; None = the best, or the newest.
+      crf_iterations: of the mean field; 0 = network alone, None = the config's.
+      crf: a name in `crf.PRESETS`, a preset file, or a `Preset`, in place of the model's own, which are those that
+        the run learned or searched for, else its config's.
+      tile_above: larger photographs are segmented in overlapping pieces of at most this many pixels, fewer with many
+        classes.
+      max_pixels: files with more pixels are refused.
+      **options: further arguments of `inference.segmenter.Segmenter`, such as `batch_size`, `scales`, `mirror`.
+
+    Returns:
+      A callable: `segment(photograph)` gives labels, marginals, entropy, class_names, palette. An artifact's
+      programs fix all but the photograph, so it takes no other argument.
+
+    Raises:
+      UserError: it is neither, or has no whole checkpoint, or an option does not fit.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a workdir that deeplab_jax.main wrote, or an exported artifact")
+    if not (path / "config.json").is_file():
+        if step is not None or crf is not None or options:
+            raise UserError(
+                f"{path}: step, crf and options are fixed in an exported artifact; load its workdir instead"
+            )
+        artifact = load_artifact(path)
+        artifact.max_pixels = max_pixels
+        if crf_iterations is not None:
+            artifact.crf_iterations = crf_iterations
+        return artifact
+    config, _, variables, meta = load_workdir(path, step)
+    searched = path / "crf_preset.json"
+    if crf is None and config.crf.search_images and not variables["params"].get("crf") and searched.is_file():
+        crf = searched  # what the run's own evaluation uses
+    identity = [str(path.resolve()), meta["step"], digest_of(variables)]
+    names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
+    chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
+    segment = from_variables(config, variables, names, palette, identity, **chosen, **options)
+    segment.max_pixels = max_pixels
+    return segment
+
+
+def load_weights(
+    config: Any,
+    weights: str | os.PathLike,
+    *,
+    crf_iterations: int | None = None,
+    crf: str | os.PathLike | Preset | None = None,
+    tile_above: int = 4_000_000,
+    **options: Any,
+) -> Segment:
+    """Like `load`, from a config and converted weights (what `config.init_from` takes).
+
+    Class names and colors are the data set's that the config names, where its number of classes is that of the weights.
+
+    Raises:
+      UserError: the weights cannot be read, or leave a layer of the network without values.
+    """
+    if Path(weights).is_dir():
+        raise UserError(f"{weights}: is a folder; give a workdir with --workdir, or a converted .safetensors")
+    with config.unlocked():
+        config.model.update(recorded_settings(weights))
+    classes = conversion.classes_of(files.read(weights))
+    if classes is None:
+        raise UserError(f"{weights}: has no classifier, only a trunk; train it first with --config.init_from={weights}")
+    shapes = conversion.network_shapes(config.model, classes)
+    zeros = transfer.unflatten({name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()})
+    variables, report = load_initial(weights, config.model, zeros)
+    if report.missing:
+        name, reason = next(iter(report.missing.items()))
+        raise UserError(
+            f"{weights}: leaves {len(report.missing)} arrays of this config's network without values, first {name} "
+            f"({reason}); give the config that the weights were converted for"
+        )
+    names, palette = names_of(config, classes)
+    identity = [str(Path(weights).resolve()), digest_of(variables)]
+    chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
+    return from_variables(config, variables, names, palette, identity, **chosen, **options)
+
+
+def from_variables(
+    config: Any,
+    variables: dict,
+    class_names: Sequence[str],
+    palette: np.ndarray,
+    identity: Any = None,
+    *,
+    crf_iterations: int | None = None,
+    crf: str | os.PathLike | Preset | None = None,
+    tile_above: int = 4_000_000,
+    **options: Any,
+) -> Segment:
+    """Like `load`, from a run's config and variables in memory."""
+    if crf_iterations is not None:
+        options["crf_iterations"] = crf_iterations
+    segmenter = create_segmenter(config, variables, class_names, palette, **options)
+    segment = Segment(segmenter, identity, tile_above)
+    if crf is None:
+        return segment
+    try:
+        preset = crf if isinstance(crf, Preset) else preset_named(str(crf))
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    return segment.use_crf(preset if crf_iterations is None else replace(preset, iterations=crf_iterations))
+
+
+def names_of(config: Any, classes: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and palette of the config's data set if it has this many classes, else numbers and VOC's palette."""
+    palette = {"camvid": camvid_palette, "cityscapes": cityscapes_palette}.get(config.data.name, voc_palette)()
+    try:
+        from deeplab_jax.data.dataset import builder_class  # needs the extra [train]; names are a courtesy here
+
+        names = builder_class(config.data.name).CLASS_NAMES
+    except (ModuleNotFoundError, UserError):
+        names = ()
+    if len(names) != classes:
+        return tuple(f"class {i}" for i in range(classes)), voc_palette()
+    return tuple(names), palette

@@ -1,0 +1,202 @@
+"""Many photographs through a segmenter: read, segmented and written at the same time; what is done is skipped."""
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
+from deeplab_jax.imaging import files, listing
+from deeplab_jax.imaging.overlay import overlay
+from deeplab_jax.inference import video
+
+_AHEAD = 4  # photographs that are decoded before their turn
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write.
+
+    Attributes:
+      out: the folder.
+      iterations: of the CRF; 0 = off, None = the model's.
+      probabilities: also writes `_probs.npy`, [H, W, C] float16.
+      overwrite: does again what is done.
+      max_pixels: larger photographs are refused.
+    """
+
+    out: Path
+    iterations: int | None = None
+    probabilities: bool = False
+    overwrite: bool = False
+    max_pixels: int = files.MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Task:
+    """One photograph or video: where it is, the stem of its results, and the digest of all that determines them."""
+
+    source: listing.Input
+    stem: Path
+    digest: str
+
+    @property
+    def result(self) -> Path:
+        return Path(f"{self.stem}.{'mp4' if self.source.is_video else 'png'}")
+
+    def is_done(self, probabilities: bool) -> bool:
+        """Whether the results are there and were made from this very file by this model and these settings."""
+        if self.source.is_video:
+            return video.read_note(self.result) == self.digest
+        others = [f"{self.stem}_overlay.png"] + [f"{self.stem}_probs.npy"] * probabilities
+        return files.read_note(self.result) == self.digest and all(os.path.isfile(path) for path in others)
+
+
+def plan(paths: Sequence[str | Path], segment, options: Options) -> list[Task]:
+    """Lists what there is to do, in order, named so that no two results meet.
+
+    Raises:
+      UserError: a path does not exist, or a result would overwrite a photograph.
+    """
+    same = next((path for path in paths if Path(path).is_dir() and Path(path).resolve() == options.out.resolve()), None)
+    if same is not None:
+        raise UserError(f"--out={options.out}: is the folder of the photographs, where results would be taken for more "
+                        "of them; choose another")  # fmt: skip
+    inputs = listing.find_inputs(paths, exclude=options.out)
+    made_by = [segment.identity, options.iterations]
+    tasks = []
+    sources = {item.path.resolve() for item in inputs}
+    for item, stem in zip(inputs, listing.result_stems(inputs)):
+        stat = item.path.stat()
+        facts = [str(item.path.resolve()), stat.st_size, stat.st_mtime_ns, *made_by]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        task = Task(item, options.out / stem, digest)
+        for path in (task.result, Path(f"{task.stem}_overlay.png")):
+            if path.resolve() in sources:
+                raise UserError(f"{path}: the result would overwrite a photograph; choose another --out")
+        tasks.append(task)
+    return tasks
+
+
+def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -> int:
+    """Segments photographs, folders and videos; a bad file is reported on stderr and the rest go on.
+
+    Args:
+      segment: what `deeplab_jax.load` returns.
+      paths: files and folders.
+      say: takes a line for each result.
+
+    Returns:
+      The number of files that failed.
+    """
+    tasks = plan(paths, segment, options)
+    todo = tasks if options.overwrite else [t for t in tasks if not t.is_done(options.probabilities)]
+    if len(todo) < len(tasks):
+        say(f"{len(tasks) - len(todo)} of {len(tasks)} are done and skipped (--overwrite does them again)")
+    progress = _Progress(len(todo), say)
+    failed = 0
+    with closing(_outcomes(segment, todo, options, say)) as outcomes:
+        for task, outcome in outcomes:
+            if isinstance(outcome, UserError):
+                failed += 1
+                progress.step(f"{task.source.path}: failed")
+                print(f"error: {outcome}", file=sys.stderr, flush=True)
+            else:
+                progress.step(f"{task.result}{outcome}")
+    if failed:
+        print(f"error: {failed} of {len(tasks)} files failed", file=sys.stderr)
+    return failed
+
+
+def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Iterator[tuple[Task, str | UserError]]:
+    """Yields each task, in order, with a remark or with what went wrong.
+
+    Reading, computing and writing have threads of their own, so that network and CRF never wait for a disk. A bounded
+    number of photographs is under way, and a large one goes alone through the network.
+    """
+    size = segment.batch_size
+    with (
+        ThreadPoolExecutor(2) as readers,
+        ThreadPoolExecutor(segment.workers) as workers,
+        ThreadPoolExecutor(2) as writers,
+    ):
+        remaining = iter(tasks)
+        reading = deque(_read(readers, task, options) for task in itertools.islice(remaining, size + _AHEAD))
+        writing: deque[tuple[Task, Future]] = deque()
+        while reading or writing:
+            batch = [reading.popleft() for _ in range(min(size, len(reading)))]
+            reading.extend(_read(readers, task, options) for task in itertools.islice(remaining, len(batch)))
+            if batch:
+                computed = workers.submit(_compute, segment, batch, options, say)
+                for i, (task, _) in enumerate(batch):
+                    writing.append((task, writers.submit(_write, computed, i, task, segment, options)))
+            # One batch more than there are workers is under way; the results of the oldest are awaited.
+            while len(writing) > segment.workers * size or (writing and not reading):
+                task, future = writing.popleft()
+                yield task, future.result()
+
+
+def _read(readers: ThreadPoolExecutor, task: Task, options: Options) -> tuple[Task, Future | None]:
+    if task.source.is_video:
+        return task, None
+    return task, readers.submit(files.read_photograph, task.source.path, max_pixels=options.max_pixels)
+
+
+def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options, say) -> list:
+    """Segments a batch: for each task (image, labels, marginals or None), a UserError, or None for a video."""
+    results: list = []
+    for task, future in batch:
+        try:
+            results.append(
+                future.result()
+                if future
+                else video.segment_video(segment, task.source.path, task.result, task.digest, options.iterations, say)
+            )
+        except UserError as e:
+            results.append(e)
+    photographs = [i for i, r in enumerate(results) if isinstance(r, np.ndarray)]
+    found = segment.many([results[i] for i in photographs], options.iterations, marginals=options.probabilities)
+    for i, (labels, marginals) in zip(photographs, found):
+        results[i] = results[i], labels, marginals
+    return results
+
+
+def _write(computed: Future, i: int, task: Task, segment, options: Options) -> str | UserError:
+    """Writes the results of one task; the label map, which says that all is done, comes last."""
+    result = computed.result()[i]
+    if isinstance(result, UserError | str):
+        return result
+    image, labels, marginals = result
+    try:
+        files.write_png(f"{task.stem}_overlay.png", overlay(image, labels, segment.palette, segment.class_names))
+        if marginals is not None:
+            half = marginals.astype(np.float16, copy=False)
+            write_atomically(f"{task.stem}_probs.npy", lambda path: np.save(path, half))
+        files.write_palette_png(task.result, labels, segment.palette, note=task.digest)
+    except UserError as e:
+        return e
+    return segment.remark(labels.shape)
+
+
+class _Progress:
+    """Numbers the results and tells how long the rest will take."""
+
+    def __init__(self, total: int, say):
+        self.total, self.say, self.done, self.start = total, say, 0, time.monotonic()
+
+    def step(self, line: str) -> None:
+        self.done += 1
+        seconds = (time.monotonic() - self.start) / self.done * (self.total - self.done)
+        left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left" if self.done < self.total else ""
+        self.say(f"[{self.done}/{self.total}{left}] {line}")

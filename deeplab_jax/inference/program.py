@@ -1,0 +1,44 @@
+"""The function that an artifact and a SavedModel hold: a photograph in, marginals out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from deeplab_jax.crf.adjustable import exact_radius, mean_field_any
+from deeplab_jax.inference.segmenter import Segmenter, network_scores
+
+
+def flat_weights(segmenter: Segmenter) -> dict[str, np.ndarray]:
+    """The network's variables as {"params/backbone/conv1/kernel": array, ...}."""
+    return {name: np.asarray(leaf) for name, leaf in flatten_dict(segmenter.variables, sep="/").items()}
+
+
+def program(segmenter: Segmenter, bilateral: str):
+    """The function that is exported: (weights, image, size, iterations) -> marginals [H, W, C] float32."""
+
+    def marginals(weights: dict, image: jax.Array, size: jax.Array, iterations: jax.Array) -> jax.Array:
+        (log_probs,) = network_scores(
+            segmenter.model,
+            unflatten_dict(weights, sep="/"),
+            image[None],
+            size[None],
+            scales=segmenter.scales,
+            mirror=segmenter.mirror,
+            swaps=segmenter.mirror_swaps if segmenter.mirror else (),
+            extra=segmenter.size_extra,
+        )
+        y, x = jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])
+        return mean_field_any(
+            -log_probs,
+            image,
+            segmenter.crf_params,
+            iterations,
+            (y < size[0]) & (x < size[1]),
+            segmenter.compatibility,
+            bilateral=bilateral,
+            normalization=segmenter.normalization,
+            radius=exact_radius(segmenter.crf_params),
+        )
+
+    return marginals

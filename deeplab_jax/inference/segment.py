@@ -1,0 +1,151 @@
+"""A workdir's network and its CRF, on photographs of any size."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from deeplab_jax.crf.params import FIELDS, Preset
+from deeplab_jax.imaging.files import MAX_PIXELS
+from deeplab_jax.inference.base import Segmenting
+from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.inference.tiling import STRIDE
+from deeplab_jax.refinement.pieces import Piece, margin_of
+from deeplab_jax.refinement.pieces import pieces as overlapping_pieces
+
+# A piece of a large photograph sees at least this many pixels around the part that it labels.
+_MARGIN = 128
+# Pixels times classes of a piece: 50 megapixels with 21 classes and their probabilities then take less than 8 GB.
+_PIECE_VALUES = 30_000_000
+
+
+class Segment(Segmenting):
+    """A network and its CRF: `segment(photograph)`. Safe to call from several threads.
+
+    Attributes:
+      class_names: C names.
+      palette: uint8 [256, 3].
+      crf_iterations: what is used where no number is given.
+      tile_above: photographs with more pixels go through network and CRF in overlapping pieces of at most this size,
+        smaller with many classes.
+      max_pixels: files with more pixels are refused.
+      batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        identity: Any = None,
+        tile_above: int = 4_000_000,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self._segmenter, self._made_from = segmenter, identity
+        self.class_names, self.palette = segmenter.class_names, segmenter.palette
+        self.crf_iterations = segmenter.crf_iterations
+        self.tile_above, self.max_pixels = tile_above, max_pixels
+        self.batch_size = segmenter.batch_size
+        on_host = segmenter.devices[0].platform == "cpu"
+        self.workers = 1 if on_host else 2 * len(segmenter.devices)  # one computes while the other copies
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The parts of the work: scores, and mean field with other parameters."""
+        return self._segmenter
+
+    @property
+    def crf(self) -> Preset:
+        """The CRF's parameters, iterations and normalization."""
+        return Preset(self._segmenter.crf_params, self.crf_iterations, self._segmenter.normalization)
+
+    @property
+    def bilateral(self) -> str:
+        """The CRF's filter."""
+        return self._segmenter.bilateral
+
+    @property
+    def identity(self) -> list:
+        """JSON values that tell this model and its settings from others."""
+        learned = None if self._segmenter.compatibility is None else digest_of(self._segmenter.compatibility)
+        values = [np.asarray(getattr(self.crf.params, name), np.float64).tolist() for name in FIELDS]
+        rest = [self.crf_iterations, self.crf.normalization, self.bilateral, self.tile_above, self._segmenter.scales]
+        return [self._made_from, learned, values, *rest, self._segmenter.mirror]
+
+    def use_crf(self, preset: Preset, bilateral: str | None = None, keep_compatibility: bool = False) -> "Segment":
+        """Changes the CRF's parameters, iterations and normalization in place, and its filter; returns itself.
+
+        Args:
+          keep_compatibility: keeps a label compatibility that was learned with the parameters.
+        """
+        self._segmenter.crf_params, self._segmenter.normalization = preset.params, preset.normalization
+        self.crf_iterations = preset.iterations
+        if not keep_compatibility:
+            self._segmenter.compatibility = None
+        self._segmenter.bilateral = bilateral or self._segmenter.bilateral
+        self._segmenter.programs.clear()  # normalization, filter and compatibility are compiled in
+        return self
+
+    def many(
+        self, images: Sequence[np.ndarray], iterations: int | None = None, marginals: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Segments several photographs, uint8 [H, W, 3] each, together.
+
+        Returns:
+          For each (labels uint8 [H, W], marginals [H, W, C] if asked for else None: float32, of a large one float16).
+        """
+        iterations = self.crf_iterations if iterations is None else iterations
+        images = [self._image(image) for image in images]
+        large = [self.pieces(image.shape[:2]) > 1 for image in images]
+        whole = [image for image, is_large in zip(images, large) if not is_large]
+        if marginals:
+            found = self._segmenter.scores(whole) if whole else []
+            found = [self._segmenter.refine(s, image, iterations) for s, image in zip(found, whole)]
+            results = iter([(q.argmax(-1).astype(np.uint8), q) for q in found])
+        else:
+            found = self._segmenter.labels(whole, (iterations,)) if whole else []
+            results = iter([(labels, None) for (labels,) in found])
+        return [
+            self._in_pieces(image, iterations, marginals) if is_large else next(results)
+            for image, is_large in zip(images, large)
+        ]
+
+    def pieces(self, size: tuple[int, ...]) -> int:
+        """In how many overlapping pieces a photograph of size (H, W) is segmented."""
+        return len(self._pieces(size))
+
+    def remark(self, size: tuple[int, ...]) -> str:
+        """What to say about how a photograph of size (H, W) is segmented; "" where it is in one piece."""
+        count = self.pieces(size)
+        return f"  ({size[0] * size[1] / 1e6:.0f} megapixels, in {count} overlapping pieces)" if count > 1 else ""
+
+    def _pieces(self, size: tuple[int, ...]) -> list[Piece]:
+        margin = max(margin_of(self.crf.params), _MARGIN)
+        limit = self.tile_above
+        if size[0] * size[1] > limit:
+            limit = min(limit, max(_PIECE_VALUES // len(self.class_names), 1))
+        return overlapping_pieces((size[0], size[1]), limit, margin, align=STRIDE)
+
+    def _in_pieces(self, image: np.ndarray, iterations: int, marginals: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """Network and CRF piece by piece, so that memory is bounded by a piece's, and the results'."""
+        size = image.shape[:2]
+        labels = np.empty(size, np.uint8)
+        kept = np.empty((*size, len(self.class_names)), np.float16) if marginals else None
+        for piece in self._pieces(size):
+            part = image[piece.window]
+            if kept is None:
+                ((found,),) = self._segmenter.labels([part], (iterations,))
+                labels[piece.core] = found[piece.inside]
+                continue
+            q = self._segmenter.refine(self._segmenter.scores([part])[0], part, iterations)[piece.inside]
+            kept[piece.core] = q
+            labels[piece.core] = q.argmax(-1)
+        return labels, kept
+
+
+def digest_of(arrays: Any) -> str:
+    """Tells one set of weights from another."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,360 @@
+"""Photograph -> marginals: the one path that evaluation, prediction, parameter search and the local page share."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax import crf
+from deeplab_jax.imaging.mirror import swap_table
+from deeplab_jax.inference import tiling
+from deeplab_jax.models.layers import resize_bilinear
+
+LOG_FLOOR = -30.0  # log-probabilities are not below this: exp(-30) is nothing, and stays finite in every sum
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What is known about one photograph.
+
+    Attributes:
+      labels: [H, W] uint8, the most probable class.
+      marginals: [H, W, C] float32 (float16 for a large photograph), non-negative, sums to 1 over C.
+      class_names: C names.
+      palette: [256, 3] uint8 RGB.
+    """
+
+    labels: np.ndarray
+    marginals: np.ndarray
+    class_names: tuple[str, ...]
+    palette: np.ndarray = field(repr=False)
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """Entropy of the marginals, [H, W] float32, in nats: 0 where certain, log C where all classes are equal."""
+        rows = np.empty(self.labels.shape, np.float32)
+        for y, q in enumerate(self.marginals):  # row by row: no second copy of the marginals
+            q = q.astype(np.float32)
+            rows[y] = -(q * np.log(np.maximum(q, 1e-12))).sum(-1)
+        return rows
+
+
+class Segmenter:
+    """Runs a network and its CRF on photographs of any size.
+
+    Images are padded at the bottom and right to `size_multiple * k + size_extra`, with a mask that makes the padding
+    mean colour for the network and leaves it out of the CRF, so that photographs of many sizes share a few compiled
+    programs. The padding depends on an image's own size alone: which images are batched together changes nothing. Safe
+    to call from several threads.
+
+    Attributes:
+      programs: (kind, shape, device) of the programs used; their number is what a data set of many sizes costs to
+        compile.
+    """
+
+    def __init__(
+        self,
+        model,
+        variables: dict,
+        crf_params: "crf.CRFParams",
+        normalization: str = "after",
+        bilateral: str = "auto",
+        class_names: Sequence[str] = (),
+        palette: np.ndarray | None = None,
+        *,
+        crf_iterations: int = 10,
+        compatibility: np.ndarray | None = None,
+        scales: Sequence[float] = (1.0,),
+        mirror: bool = False,
+        mirror_swaps: Sequence[tuple[int, int]] = (),
+        tile: int = 0,
+        batch_size: int = 1,
+        size_multiple: int = 32,
+        size_extra: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Keeps a copy of `variables` on each device.
+
+        Args:
+          model: a module whose `apply(variables, images, train=False, valid=valid)` returns (scores, out).
+          variables: its variables.
+          crf_params: of photographs at their own size.
+          normalization: of the CRF's kernels: none, before, after, symmetric.
+          bilateral: the CRF's filter: auto, permutohedral, exact, separable.
+          class_names: C names.
+          palette: [256, 3] uint8.
+          crf_iterations: what `__call__` uses by default; 0 = network alone.
+          compatibility: [C, C] label compatibility; None = Potts.
+          scales: test-time scales whose probabilities are averaged.
+          mirror: averages with the mirrored image.
+          mirror_swaps: pairs of classes that trade places in a mirror (left and right parts).
+          tile: side of the overlapping tiles in which larger images go through the network; 0 = whole images.
+          batch_size: images of one padded shape that go through the network together.
+          size_multiple: see the class; a multiple of 8.
+          size_extra: the network's `Architecture.size_extra`.
+          devices: work is spread over these; default the first local device.
+        """
+        if size_multiple % tiling.STRIDE:
+            raise ValueError(f"size_multiple={size_multiple} must be a multiple of {tiling.STRIDE}")
+        self.model = model
+        self.crf_params = crf_params
+        self.normalization, self.bilateral, self.compatibility = normalization, bilateral, compatibility
+        self.crf_iterations = crf_iterations
+        self.class_names, self.palette = tuple(class_names), palette
+        self.scales, self.mirror = tuple(float(s) for s in scales), mirror
+        self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
+        self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
+        self.batch_size, self.size_multiple, self.size_extra = batch_size, size_multiple, size_extra
+        self.devices = list(devices) if devices else jax.local_devices()[:1]
+        self.programs: set[tuple] = set()
+        self._compiling: dict[tuple, threading.Lock] = {}
+        self._variables = [jax.device_put(variables, d) for d in self.devices]
+        self._lock = threading.Lock()
+        self._next_device = 0
+
+    # ---- what callers use ------------------------------------------------------------------------------------------
+
+    def __call__(self, image: np.ndarray, iterations: int | None = None) -> Segmentation:
+        """Segments one photograph.
+
+        Args:
+          image: [H, W, 3] uint8 RGB.
+          iterations: of the CRF; default `crf_iterations`, 0 = network alone.
+        """
+        iterations = self.crf_iterations if iterations is None else iterations
+        marginals = self.refine(self.scores([image])[0], image, iterations)
+        return Segmentation(marginals.argmax(-1).astype(np.uint8), marginals, self.class_names, self.palette)
+
+    def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The network's log-probabilities, float32 [H, W, C], of each [H, W, 3] uint8 RGB image at its own size."""
+        padded = self._padded_scores(images, self._device())
+        return [np.asarray(s)[: i.shape[0], : i.shape[1]] for s, i in zip(padded, images, strict=True)]
+
+    def refine(
+        self,
+        log_probs: np.ndarray,
+        image: np.ndarray,
+        iterations: int | Sequence[int],
+        params: "crf.CRFParams | None" = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Mean field on the photograph, at its own size.
+
+        Args:
+          log_probs: [H, W, C] float32, as `scores` gives them.
+          image: [H, W, 3] uint8 RGB.
+          iterations: one number, or several: all are read from one pass.
+          params: instead of the segmenter's own.
+
+        Returns:
+          Marginals [H, W, C] float32, or a list of them where `iterations` is a sequence.
+        """
+        counts = (iterations,) if isinstance(iterations, int) else tuple(iterations)
+        h, w = image.shape[:2]
+        found = self._mean_field(log_probs, image, counts, self._device(), params)
+        found = [np.asarray(q)[:h, :w] for q in found]
+        return found[0] if isinstance(iterations, int) else found
+
+    def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
+        """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
+
+        One network pass per image and one CRF pass; the marginals never leave the device.
+        """
+        device = self._device()
+        result = []
+        for scores, image in zip(self._padded_scores(images, device), images, strict=True):
+            found = [_most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
+            result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels in found])
+        return result
+
+    @property
+    def variables(self) -> dict:
+        """The network's variables, on the first device."""
+        return self._variables[0]
+
+    def padded_shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) to which an image of this size is padded."""
+        return tuple(tiling.padded_size(n, self.size_multiple, self.size_extra) for n in size)
+
+    # ---- the network -----------------------------------------------------------------------------------------------
+
+    def _padded_scores(self, images: Sequence[np.ndarray], device: int) -> list:
+        """Log-probabilities of each image at its padded shape: device arrays, or host arrays where it was tiled."""
+        groups = defaultdict(list)
+        result = [None] * len(images)
+        for i, image in enumerate(images):
+            if self.tile and max(image.shape[:2]) > self.tile:
+                result[i] = self._tiled_scores(image, device)
+            else:
+                groups[self.padded_shape(image.shape[:2])].append(i)
+        for members in groups.values():
+            for start in range(0, len(members), self.batch_size):
+                batch = members[start : start + self.batch_size]
+                shape = self.padded_shape(images[batch[0]].shape[:2])
+                for i, scores in zip(batch, self._network([images[j] for j in batch], shape, device), strict=True):
+                    result[i] = scores
+        return result
+
+    def _network(self, images: Sequence[np.ndarray], shape: tuple[int, int], device: int) -> list[jax.Array]:
+        """At most `batch_size` images, padded to `shape`, through the network; empty images fill a short batch."""
+        batch = np.zeros((self.batch_size, *shape, 3), np.uint8)
+        sizes = np.ones((self.batch_size, 2), np.int32)
+        for i, image in enumerate(images):
+            batch[i] = _pad(image, shape, mode="edge")
+            sizes[i] = image.shape[:2]
+        kind = ("network", *batch.shape)
+        run = partial(
+            network_scores,
+            self.model,
+            scales=self.scales,
+            mirror=self.mirror,
+            swaps=self.mirror_swaps if self.mirror else (),
+            extra=self.size_extra,
+        )
+        return list(self._run(kind, device, run, self._variables[device], batch, sizes))[: len(images)]
+
+    def _tiled_scores(self, image: np.ndarray, device: int) -> np.ndarray:
+        """The same for a large image, in overlapping tiles whose probabilities are blended."""
+        size, overlap = image.shape[:2], tiling.default_overlap(self.tile)
+        rows, columns = (tiling.spans(n, self.tile, overlap) for n in size)
+        windows = [(r, c) for r in rows for c in columns]
+        shape = tuple(min(self.tile, n) for n in self.padded_shape(size))
+        total = None
+        for start in range(0, len(windows), self.batch_size):
+            batch = windows[start : start + self.batch_size]
+            tiles = [image[r.start : r.stop, c.start : c.stop] for r, c in batch]
+            for (r, c), tile, scores in zip(batch, tiles, self._network(tiles, shape, device), strict=True):
+                probs = np.exp(np.asarray(scores)[: tile.shape[0], : tile.shape[1]])
+                weight = tiling.blend_weights(r, size[0], overlap)[:, None]
+                weight = weight * tiling.blend_weights(c, size[1], overlap)[None]
+                if total is None:
+                    total = np.zeros((*self.padded_shape(size), probs.shape[-1]), np.float32)
+                total[r.start : r.stop, c.start : c.stop] += weight[..., None] * probs
+        valid = total[: size[0], : size[1]]
+        valid /= valid.sum(-1, keepdims=True)
+        np.log(valid, out=valid, where=valid > 0)
+        np.maximum(valid, LOG_FLOOR, out=valid)
+        return total
+
+    # ---- the CRF ---------------------------------------------------------------------------------------------------
+
+    def _mean_field(self, log_probs, image, counts: tuple[int, ...], device: int, params=None) -> list[jax.Array]:
+        """Marginals at the padded shape after each number of iterations, from one run of the longest."""
+        h, w = image.shape[:2]
+        shape = self.padded_shape((h, w))
+        if log_probs.shape[:2] != shape:
+            log_probs = _pad(np.asarray(log_probs, np.float32), shape)
+        log_probs = jax.device_put(log_probs, self.devices[device])
+        last = max(counts)
+        found = {0: jnp.exp(log_probs)} if 0 in counts else {}
+        if last:
+            mask = np.zeros(shape, bool)
+            mask[:h, :w] = True
+            several = len(set(counts) - {0}) > 1
+            bilateral = crf.choose_bilateral(self.bilateral, h, w, self.devices[device].platform)
+            # Not under a jit of ours: mean_field chooses its own programs by the parameters' values.
+            run = partial(
+                crf.mean_field,
+                iterations=last,
+                bilateral=bilateral,
+                normalization=self.normalization,
+                compatibility=self.compatibility,
+                return_all=several,
+                prune=True,
+            )
+            image = jax.device_put(_pad(image, shape), self.devices[device])
+            params = self.crf_params if params is None else params
+            kind = ("crf", bilateral, last, several, *log_probs.shape)
+            q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
+            found |= {n: q[n] for n in counts if n} if several else {last: q}
+        return [found[n] for n in counts]
+
+    # ---- programs --------------------------------------------------------------------------------------------------
+
+    def _device(self) -> int:
+        """The next device in turn."""
+        with self._lock:
+            self._next_device = (self._next_device + 1) % len(self.devices)
+            return self._next_device
+
+    def _run(self, kind: tuple, device: int, function, *args, **kwargs):
+        """Calls `function`; of several threads that need a program not compiled yet, one compiles and the rest wait."""
+        key = (*kind, device)
+        with self._lock:
+            mine = self._compiling.setdefault(key, threading.Lock())
+        if key in self.programs:
+            return function(*args, **kwargs)
+        with mine:
+            result = function(*args, **kwargs)
+            self.programs.add(key)
+            return result
+
+
+@partial(jax.jit, static_argnames=("model", "scales", "mirror", "swaps", "extra"))
+def network_scores(
+    model,
+    variables: dict,
+    images: jax.Array,
+    sizes: jax.Array,
+    *,
+    scales: tuple[float, ...],
+    mirror: bool,
+    swaps: tuple[tuple[int, int], ...] = (),
+    extra: int = 1,
+) -> tuple[jax.Array, ...]:
+    """Log-probabilities at the padded size, averaged over scales and mirroring.
+
+    Args:
+      images: [B, H, W, 3] uint8, padded with the border's own colours, so that resizing blends nothing foreign in.
+      sizes: [B, 2] int32, the part that is photograph.
+      scales: see `Segmenter`, as for the rest.
+      mirror: averages with the mirrored images.
+      swaps: pairs of classes that trade places in the mirrored images.
+      extra: what sizes exceed a multiple of the output stride by, at every scale.
+
+    Returns:
+      B arrays [H, W, C] float32.
+    """
+    size = images.shape[1:3]
+    y, x = jnp.arange(size[0]), jnp.arange(size[1])
+    valid = (y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None, :]
+    images = images.astype(jnp.float32)
+    # Column of the mirrored photograph; its padding stays at the right.
+    width = sizes[:, 1:]
+    flipped = jnp.where(x < width, width - 1 - x, x)
+
+    views = []
+    for flip in (False, True) if mirror else (False,):
+        view = jnp.take_along_axis(images, flipped[:, None, :, None], axis=2) if flip else images
+        for scale in scales:
+            target = tuple(round((n - extra) * scale / tiling.STRIDE) * tiling.STRIDE + extra for n in size)
+            scaled, inside = view, valid
+            if target != size:
+                scaled = resize_bilinear(view, target)
+                rows = jnp.round(jnp.linspace(0, size[0] - 1, target[0])).astype(jnp.int32)
+                columns = jnp.round(jnp.linspace(0, size[1] - 1, target[1])).astype(jnp.int32)
+                inside = valid[:, rows][:, :, columns]
+            logits, _ = model.apply(variables, scaled, train=False, valid=inside)
+            log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size))
+            if flip:
+                log_probs = jnp.take_along_axis(log_probs, flipped[:, None, :, None], axis=2)
+                if swaps:
+                    log_probs = log_probs[..., swap_table(swaps)[: log_probs.shape[-1]]]
+            views.append(log_probs)
+    mean = views[0] if len(views) == 1 else jax.nn.logsumexp(jnp.stack(views), axis=0) - jnp.log(len(views))
+    mean = jnp.maximum(mean, LOG_FLOOR)
+    return tuple(mean[i] for i in range(images.shape[0]))
+
+
+@jax.jit
+def _most_probable(marginals: jax.Array) -> jax.Array:
+    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8)
+
+
+def _pad(array: np.ndarray, shape: tuple[int, int], mode: str = "constant") -> np.ndarray:
+    """Pads [H, W, D] at the bottom and right to `shape`."""
+    return np.pad(array, [(0, shape[0] - array.shape[0]), (0, shape[1] - array.shape[1]), (0, 0)], mode=mode)

@@ -1,0 +1,114 @@
+"""Video in and out, by the ffmpeg that imageio-ffmpeg brings: every frame segmented on its own."""
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
+from deeplab_jax.imaging.overlay import overlay
+
+_NOTE = "deeplab_jax "
+_SAID_EVERY = 25  # frames
+
+
+def segment_video(segment, source: Path, result: Path, note: str, iterations: int | None = None, say=None) -> str:
+    """Writes the overlay of each frame as an H.264 `.mp4` of the source's size and frame rate, without sound.
+
+    Args:
+      segment: what `deeplab_jax.load` returns.
+      source: any video that ffmpeg reads.
+      result: the `.mp4`; an odd width or height grows by one pixel, which H.264 needs.
+      note: kept in the file; see `read_note`.
+      iterations: of the CRF; None = the model's.
+      say: takes a line of progress every so many frames.
+
+    Returns:
+      A remark: the number of frames.
+
+    Raises:
+      UserError: `source` is not a video, or `result` cannot be written.
+    """
+    rate, size, expected, frames = open_video(source)
+    count, start = 0, time.monotonic()
+
+    def write(path: Path) -> None:
+        nonlocal count
+        writer = imageio_ffmpeg.write_frames(
+            str(path),
+            size,
+            fps=rate,
+            quality=7,
+            macro_block_size=1,
+            ffmpeg_log_level="error",
+            output_params=["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-metadata", f"comment={_NOTE}{note}"],
+        )
+        writer.send(None)
+        try:
+            for batch in _batches(frames, segment.batch_size):
+                for frame, (labels, _) in zip(batch, segment.many(batch, iterations)):
+                    writer.send(np.ascontiguousarray(overlay(frame, labels, segment.palette, segment.class_names)))
+                    count += 1
+                    if say and count % _SAID_EVERY == 0:
+                        per_second = count / (time.monotonic() - start)
+                        left = max(expected - count, 0) / per_second
+                        say(f"{source}: frame {count} of {expected}, {per_second:.1f} frames/s, "
+                            f"{int(left) // 60}:{int(left) % 60:02d} left")  # fmt: skip
+        finally:
+            writer.close()
+
+    write_atomically(result, write)
+    return f"  ({count} frames)"
+
+
+def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.ndarray]]:
+    """Opens a video: frames per second, (width, height), about how many frames, uint8 [H, W, 3] RGB frames.
+
+    Raises:
+      UserError: ffmpeg cannot read it.
+    """
+    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    try:
+        meta = next(reader)
+        width, height = meta["size"]
+        first = next(reader)
+    except (OSError, RuntimeError, StopIteration, KeyError, IndexError, ValueError) as e:
+        raise UserError(f"{path}: cannot be decoded as a video; replace or remove it") from e
+
+    def frames() -> Iterator[np.ndarray]:
+        try:
+            for data in itertools.chain([first], reader):
+                yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        except (OSError, RuntimeError, ValueError) as e:
+            raise UserError(f"{path}: cannot be decoded to its end; replace or remove it") from e
+
+    frame_count = round(meta.get("duration", 0) * meta["fps"])
+    return meta["fps"], (width, height), frame_count, frames()
+
+
+def read_note(path: Path) -> str | None:
+    """The note that `segment_video` left in a file, or None."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - 1_000_000, 0))  # mp4 keeps it at the end
+            tail = file.read()
+    except OSError:
+        return None
+    at = tail.rfind(_NOTE.encode())
+    return tail[at + len(_NOTE) :][:32].decode("ascii", "replace") if at >= 0 else None
+
+
+def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    batch: list[np.ndarray] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

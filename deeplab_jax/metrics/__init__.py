@@ -1,0 +1,1 @@
+"""Confusion matrices, mean IoU, and accuracy in trimaps."""

@@ -1,0 +1,1 @@
+"""The CRF alone, on rough labels or probabilities that come as files."""

@@ -1,0 +1,168 @@
+"""The CRF alone, for a photograph of any size: whole where it fits, in overlapping pieces above a stated size."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplab_jax.crf import CRFParams, mean_field
+from deeplab_jax.errors import UserError
+from deeplab_jax.refinement.rough import Rough, Slices
+
+# A piece sees this many standard deviations of the widest kernel beyond the part that it labels.
+MARGIN_STDS = 2.0
+
+# Pixels x labels x iterations of marginals that are held at once when those of every iteration are asked for.
+_HELD_VALUES = 1_000_000_000
+
+
+class Piece(NamedTuple):
+    """A piece of a photograph: `window` is what the CRF sees, `core` the part of the photograph that it labels."""
+
+    window: Slices
+    core: Slices
+
+    @property
+    def inside(self) -> Slices:
+        """The core in coordinates of the window."""
+        y, x = (slice(c.start - w.start, c.stop - w.start) for c, w in zip(self.core, self.window))
+        return y, x
+
+
+def pieces(size: tuple[int, int], max_pixels: int, margin: int, align: int = 1) -> list[Piece]:
+    """Cuts [H, W] into cores of at most `max_pixels` pixels, each seen in a window with `margin` pixels around it.
+
+    All windows have one shape, so that one compiled program serves them; at the borders a window is moved inwards.
+    Of the grids that are fine enough, the one with the fewest pixels in its windows is taken. With `align`, windows
+    start at its multiples and are up to `align` - 1 pixels longer.
+
+    >>> [len(pieces((3000, 4000), pixels, 134)) for pixels in (12_000_000, 4_000_000, 500_000)]
+    [1, 3, 25]
+    """
+    height, width = size
+    if height * width <= max_pixels:
+        whole = (slice(0, height), slice(0, width))
+        return [Piece(whole, whole)]
+
+    def grid(rows: int) -> tuple[int, Slices, Slices]:
+        core_h = math.ceil(height / rows)
+        core_w = math.ceil(width / math.ceil(width / max(max_pixels // core_h, 1)))
+        window = min(height, core_h + 2 * margin), min(width, core_w + 2 * margin)
+        cost = math.ceil(height / core_h) * math.ceil(width / core_w) * window[0] * window[1]
+        return cost, (core_h, core_w), window
+
+    enough = min(height, 2 * math.ceil(height * width / max_pixels))
+    _, core, window = min(grid(rows) for rows in range(1, enough + 1) if math.ceil(height / rows) <= max_pixels)
+    return [
+        Piece((_window(y, core[0], window[0], height, align), _window(x, core[1], window[1], width, align)), (y, x))
+        for y in _cuts(height, core[0])
+        for x in _cuts(width, core[1])
+    ]
+
+
+def _cuts(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _window(core: slice, step: int, window: int, length: int, align: int) -> slice:
+    start = min(max(core.start - (window - step) // 2, 0), length - window)
+    return slice(start // align * align, start + window)
+
+
+def margin_of(params: CRFParams) -> int:
+    """Returns the margin in pixels that a piece needs under these parameters."""
+    return math.ceil(MARGIN_STDS * max(float(np.max(params.bilateral_xy_std)), float(np.max(params.gaussian_xy_std))))
+
+
+def marginals_by_piece(
+    rough: Rough,
+    image: np.ndarray,
+    params: CRFParams,
+    *,
+    iterations: int,
+    bilateral: str = "auto",
+    normalization: str = "after",
+    max_pixels: int = 4_000_000,
+    return_all: bool = False,
+) -> Iterator[tuple[Slices, np.ndarray]]:
+    """Runs the CRF on each piece of a photograph and yields (core, marginals of the core).
+
+    Args:
+      rough: gives -log P of a window; asked once per piece, so a memory-mapped file is read piece by piece.
+      image: RGB, uint8 [H, W, 3].
+      max_pixels: a larger photograph is cut into cores of at most this size. The labels differ from those of the whole
+        by less than 0.5 % of the pixels (see tests/test_refine.py).
+      return_all: yields marginals [iterations + 1, h, w, C], after 0 to `iterations` iterations.
+
+    Raises:
+      UserError: the parameters do not fit the labels.
+
+    Yields:
+      (core, q): where in the photograph, and float32 [h, w, C] marginals (sum 1 over C).
+    """
+    for piece in pieces(image.shape[:2], max_pixels, margin_of(params)):
+        try:
+            q = mean_field(
+                rough.unary(piece.window),
+                image[piece.window],
+                params,
+                iterations=iterations,
+                bilateral=bilateral,
+                normalization=normalization,
+                return_all=return_all,
+                prune=True,
+            )
+        except ValueError as e:  # such as weights for another number of classes
+            raise UserError(str(e)) from e
+        y, x = piece.inside
+        yield piece.core, np.asarray(q[..., y, x, :])
+
+
+def refine(
+    rough: Rough, image: np.ndarray, params: CRFParams, *, iterations: int, max_pixels: int = 4_000_000, **options
+) -> np.ndarray:
+    """Returns the most probable class id of every pixel, uint8 [H, W]; of equals the lowest wins.
+
+    The arguments are those of `marginals_by_piece`.
+    """
+    labels = np.zeros(image.shape[:2], np.uint8)
+    results = marginals_by_piece(rough, image, params, iterations=iterations, max_pixels=max_pixels, **options)
+    for core, q in results:
+        labels[core] = rough.ids[q.argmax(-1)]
+    return labels
+
+
+def refine_frames(
+    rough: Rough,
+    image: np.ndarray,
+    params: CRFParams,
+    *,
+    iterations: int,
+    max_pixels: int = 4_000_000,
+    frame_width: int = 320,
+    **options,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Like `refine`, and also returns the marginals after every iteration, sampled to a width for a picture.
+
+    Pieces are made smaller where the marginals of all iterations would not fit in memory.
+
+    Returns:
+      (labels uint8 [H, W], frames float16 [iterations + 1, h, w, C]), w at most `frame_width`.
+    """
+    height, width = image.shape[:2]
+    count = len(rough.ids)
+    max_pixels = min(max_pixels, max(_HELD_VALUES // ((iterations + 1) * count), 1))
+    step = math.ceil(max(height, width) / frame_width)
+    labels = np.zeros((height, width), np.uint8)
+    frames = np.zeros((iterations + 1, math.ceil(height / step), math.ceil(width / step), count), np.float16)
+    results = marginals_by_piece(
+        rough, image, params, iterations=iterations, max_pixels=max_pixels, return_all=True, **options
+    )
+    for (y, x), q in results:
+        labels[y, x] = rough.ids[q[-1].argmax(-1)]
+        rows, cols = -y.start % step, -x.start % step  # the first sampled row and column of this core
+        sampled = q[:, rows::step, cols::step]
+        top, left = (y.start + rows) // step, (x.start + cols) // step
+        frames[:, top : top + sampled.shape[1], left : left + sampled.shape[2]] = sampled
+    return labels, frames

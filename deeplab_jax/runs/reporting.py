@@ -1,0 +1,261 @@
+"""What a run tells while it runs: metrics.jsonl is the record, TensorBoard (through clu) a view of it.
+
+The only module that imports TensorFlow, through clu's metric writer and progress; where TensorFlow is not installed,
+the record alone is written, and that is said once.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.console import clock, say
+from deeplab_jax.errors import UserError
+
+
+class Reporter:
+    """Writes scalars and pictures of one run; after a resume, what lay beyond the checkpoint is taken back.
+
+    Args:
+      workdir: the run's folder.
+      first_step: steps already done: 0, or the resumed checkpoint's.
+      num_steps: steps of the whole run.
+      active: false on all processes but the first: nothing is written.
+      early: how many of the first steps are cheaper, and the cost of one of them as a share of a later one's.
+
+    Raises:
+      UserError: the record cannot be written (here only; a disk that fills up later does not stop training).
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        first_step: int,
+        num_steps: int,
+        active: bool = True,
+        early: tuple[int, float] = (0, 1.0),
+    ):
+        self._active, self._early = active, early
+        self._record = Path(workdir) / "metrics.jsonl"
+        self._pictures = Path(workdir) / "pictures"
+        self._writer, self._progress = None, None
+        self._unwritten: list[bytes] = []  # rows that a full disk did not take
+        self._size = 0  # of the record without them
+        self._full = False  # whether that was said
+        self._start = (time.perf_counter(), first_step)
+        self._num_steps = num_steps
+        if not active:
+            return
+        rows = [row for row in read_record(self._record) if row["step"] <= first_step]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        try:
+            _replace_text(self._record, text)
+        except OSError as e:
+            raise UserError(
+                f"{self._record}: cannot be written ({e.strerror or e}); free disk space or give another --workdir"
+            ) from e
+        self._size = len(text.encode())
+        try:
+            self._open_tensorboard(Path(workdir) / "tensorboard", rows, first_step)
+        except Exception as e:
+            self._end_view(e)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Records scalars of a step, e.g. {"train/loss": 0.7}."""
+        if not self._active:
+            return
+        row = {"step": step} | {name: float(value) for name, value in values.items()}
+        self._unwritten.append((json.dumps(row) + "\n").encode())
+        self._write_rows()
+        self._view(lambda w: w.write_scalars(step, {k: v for k, v in row.items() if k != "step"}))
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Records a picture [H, W, 3] uint8, as PNG in `pictures/` and in TensorBoard; a full disk goes without it."""
+        if not self._active:
+            return
+        from PIL import Image
+
+        path = self._pictures / f"{step:08d}_{name.replace('/', '_')}.png"
+        temporary = path.with_suffix(".tmp")
+        try:
+            self._pictures.mkdir(exist_ok=True)
+            Image.fromarray(image).save(temporary, "PNG")
+            os.replace(temporary, path)
+        except OSError as e:
+            temporary.unlink(missing_ok=True)
+            self._say_full(path, e)
+        self._view(lambda w: w.write_images(step, {name: image[None]}))
+
+    def hyperparameters(self, values: dict) -> None:
+        """Shows the config's fields in TensorBoard's hyperparameter page."""
+        if self._writer:
+            plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
+            self._view(lambda w: w.write_hparams(plain))
+
+    def line(self, step: int, values: dict[str, float], images_per_step: int) -> None:
+        """Prints the progress line of a step: values, images per second, time left."""
+        seconds, done = time.perf_counter() - self._start[0], step - self._start[1]
+        if self._progress:
+            self._view(lambda w: self._progress(step))
+        if not self._active or done <= 0:
+            return
+        left = seconds / self._work(self._start[1], step) * self._work(step, self._num_steps)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        rate = f"{done * images_per_step / seconds:.2f} images/s"
+        say(f"step {step}/{self._num_steps}  {numbers}  {rate}  {clock(left)} left")
+
+    def _work(self, start: int, end: int) -> float:
+        """What the steps after `start` up to `end` cost, in units of a late step."""
+        count, cost = self._early
+        return (end - start) - (1 - cost) * (min(end, count) - min(start, count))
+
+    def restart_clock(self, step: int) -> None:
+        """Starts the rate anew after something that was not training (compilation, evaluation)."""
+        self._start = (time.perf_counter(), step)
+
+    def flush(self) -> None:
+        """Writes out what is buffered."""
+        self._write_rows()
+        self._view(lambda w: w.flush())
+
+    def close(self) -> None:
+        """Writes out what is buffered and closes the TensorBoard log."""
+        self._write_rows()
+        self._view(lambda w: w.close())
+        self._writer = self._progress = None
+
+    def _write_rows(self) -> None:
+        """Appends the rows that wait; where the disk does not take them they wait on, and training with them."""
+        if not self._unwritten:
+            return
+        try:
+            append(self._record, self._size, b"".join(self._unwritten))
+        except OSError as e:
+            self._say_full(self._record, e)
+            return
+        self._size += sum(map(len, self._unwritten))
+        self._unwritten.clear()
+        if self._full:
+            say(f"{self._record}: could be written again")
+        self._full = False
+
+    def _say_full(self, path: Path, error: OSError) -> None:
+        if not self._full:
+            reason = error.strerror or error
+            say(f"warning: {path}: cannot be written ({reason}); metrics are kept in memory, training goes on")
+        self._full = True
+
+    def _view(self, write: Callable[[Any], None]) -> None:
+        """Writes to TensorBoard's log if there is one; after a failure no more, for the record is what counts."""
+        if not self._writer:
+            return
+        try:
+            write(self._writer)
+        except Exception as e:  # TensorFlow reports a full disk with exceptions of its own
+            self._end_view(e)
+
+    def _end_view(self, error: Exception) -> None:
+        self._writer = self._progress = None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        say(f"warning: TensorBoard logs cannot be written ({reason}); the next run writes them from the record")
+
+    def _open_tensorboard(self, folder: Path, rows: list[dict], first_step: int) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+        try:
+            from clu import metric_writers, periodic_actions
+        except ImportError as e:
+            say(f"TensorBoard logs are not written ({e.name} is not installed); metrics go to {self._record}")
+            return
+        # An event file cannot be shortened, so the view is written again from the record.
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = metric_writers.SummaryWriter(str(folder))
+        for row in rows:
+            self._writer.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
+        for path in sorted(self._pictures.glob("*.png")):
+            step, name = path.stem.split("_", 1)
+            if int(step) > first_step:
+                path.unlink()
+                continue
+            from PIL import Image
+
+            self._writer.write_images(int(step), {name: np.asarray(Image.open(path).convert("RGB"))[None]})
+        self._progress = periodic_actions.ReportProgress(
+            num_train_steps=self._num_steps, writer=self._writer, every_steps=None, every_secs=30.0
+        )
+
+
+def show_evaluation(workdir: str | Path, step: int, split: str, results: list[dict]) -> None:
+    """Adds an evaluation to the workdir's TensorBoard log; without TensorFlow, nothing happens.
+
+    Args:
+      workdir: the run's folder, with `eval/` as the evaluation left it.
+      step: of the checkpoint that was evaluated.
+      split: its name; scalars are `<split>/crf<n>/...`, pictures `<split>/...`.
+      results: as `evaluation.evaluate.evaluate` returns them.
+    """
+    from deeplab_jax.metrics.trimap import shown
+
+    writer = _tensorboard_writer(Path(workdir) / "tensorboard")
+    if writer is None:
+        return
+    for result in results:
+        values = {name: result[name] for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+        values |= {f"iou/{name}": value for name, value in result["per_class_iou"].items()}
+        values |= {f"trimap{width}/mean_iou": result["trimap"][width]["mean_iou"] for width in shown(result["trimap"])}
+        prefix = f"{split}/crf{result['crf_iterations']}"
+        writer.write_scalars(step, {f"{prefix}/{n}": float(v) for n, v in values.items() if v is not None})
+    from PIL import Image
+
+    folder = Path(workdir) / "eval"
+    paths = [*folder.glob(f"{split}_*.png"), *(folder / "overlays").glob(f"{split}_*.png")]
+    for path in sorted(paths):
+        name = f"{split}/{path.stem.removeprefix(split + '_')}"
+        writer.write_images(step, {name: np.asarray(Image.open(path).convert("RGB"))[None]})
+    writer.flush()
+    writer.close()
+
+
+def _tensorboard_writer(folder: Path):
+    """clu's writer of TensorBoard logs, or None where TensorFlow is not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        from clu import metric_writers
+    except ImportError:
+        return None
+    return metric_writers.SummaryWriter(str(folder))
+
+
+def read_record(path: str | Path) -> list[dict]:
+    """The rows of a metrics.jsonl, each {"step": n, name: value, ...}; a last line cut short by a kill is left out."""
+    rows = []
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return rows
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def append(path: Path, size: int, data: bytes) -> None:
+    """Appends to a file after its first `size` bytes; what a full disk left of an earlier try is cut off first."""
+    with path.open("ab") as file:
+        if file.tell() > size:
+            file.truncate(size)
+        file.write(data)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,172 @@
+"""The network's scores of the held-out images, computed once and kept, and the CRF measured on them."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.crf.gaussian import TRUNCATE
+from deeplab_jax.crf.kernels import choose_bilateral
+from deeplab_jax.crf.layer import WEIGHTS
+from deeplab_jax.crf.mean_field import Options, image_kernels, solve
+from deeplab_jax.crf.params import truncation_radius
+from deeplab_jax.data import reading
+from deeplab_jax.files import write_atomically, write_text
+from deeplab_jax.inference.tiling import padded_size
+from deeplab_jax.metrics import trimap
+from deeplab_jax.metrics.confusion import confusion_matrix
+from deeplab_jax.search.grid import Counts, Setting
+
+
+class ScoreStore:
+    """Log-probabilities of some images of a data set, float16 [H, W, C], one file each.
+
+    Args:
+      folder: where they lie.
+      dataset: the images.
+      indices: which of them; `complete` takes those off that cannot be decoded and are to be skipped.
+      about: what the scores were computed with; scores of something else are computed anew.
+    """
+
+    def __init__(self, folder: Path, dataset, indices: Sequence[int], about: Mapping):
+        self.folder, self.dataset, self.indices = folder, dataset, list(indices)
+        text = json.dumps(about, sort_keys=True) + "\n"
+        head = folder / "about.json"
+        if not head.is_file() or head.read_text() != text:
+            for old in folder.glob("*.npy"):
+                old.unlink()
+            write_text(head, text)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def path(self, i: int) -> Path:
+        return self._file(self.indices[i])
+
+    def complete(self, segmenter: Callable[[], object], say: Callable[[str], None] = print) -> None:
+        """Computes the scores that are missing; `segmenter` is made only if there are any.
+
+        Raises:
+          UserError: an image cannot be decoded and is not to be skipped, or none can.
+        """
+        network, start, said = None, time.monotonic(), 0.0
+        missing = [index for i, index in enumerate(self.indices) if not self.path(i).is_file()]
+        stored = len(self) - len(missing)
+        damaged = set()
+        for done, index in enumerate(missing, 1):
+            example = reading.read(self.dataset, index)
+            if example is None:
+                damaged.add(index)
+                continue
+            network = segmenter() if network is None else network
+            scores = network.scores([example.image])[0].astype(np.float16)
+            write_atomically(self._file(index), lambda path, scores=scores: np.save(path, scores))
+            now = time.monotonic()
+            if now - said >= 5 or done == len(missing):
+                said, seconds = now, int((now - start) / done * (len(missing) - done))
+                left = f", {seconds // 60}:{seconds % 60:02d} left" if done < len(missing) else ""
+                say(f"network: {stored + done} of {len(self)} images{left}")
+        self.indices = [index for index in self.indices if index not in damaged]
+        if damaged:
+            say(f"{len(damaged)} images cannot be decoded and are left out; {len(self)} remain")
+        if not self.indices:
+            raise reading.all_corrupt(self.dataset)
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.npy"
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(log-probabilities float32 [H, W, C], image uint8 [H, W, 3], label uint8 [H, W])."""
+        example = self.dataset[self.indices[i]]
+        return np.load(self.path(i), allow_pickle=False).astype(np.float32), example.image, example.label
+
+
+def padded(
+    log_probs: np.ndarray, image: np.ndarray, label: np.ndarray, size_multiple: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """An example of a `ScoreStore` at a size that many share: a multiple of `size_multiple`, plus one.
+
+    Returns:
+      (unary [H', W', C], image [H', W', 3], label [H', W'] with 255 added, mask [H', W'] of the example's own pixels).
+    """
+    padding = [(0, padded_size(n, size_multiple) - n) for n in label.shape]
+    mask = np.pad(np.ones(label.shape, bool), padding)
+    label = np.pad(label, padding, constant_values=255)
+    return np.pad(-log_probs, [*padding, (0, 0)]), np.pad(image, [*padding, (0, 0)]), label, mask
+
+
+class CRFScorer:
+    """Measures settings on stored scores (see `search.Scorer`).
+
+    Args:
+      store: the scores.
+      objective: "mean_iou", or "trimap": mean IoU within `trimap_width` pixels of the true boundaries, or "both".
+      iterations: of the mean field.
+      bilateral: the filter.
+      trimap_width: pixels.
+      size_multiple: images are padded to a multiple of this plus one, so that few shapes are compiled.
+    """
+
+    def __init__(
+        self,
+        store: ScoreStore,
+        objective: str = "mean_iou",
+        iterations: int = 10,
+        bilateral: str = "auto",
+        trimap_width: int = 5,
+        size_multiple: int = 32,
+    ):
+        self.store, self.objective = store, objective
+        self.iterations, self.bilateral = iterations, bilateral
+        self.trimap_width, self.size_multiple = trimap_width, size_multiple
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def count(self, image: int, settings: Sequence[Setting | None]) -> Iterator[tuple[Setting | None, dict]]:
+        """Yields (setting, {"mean_iou": counts, "trimap": counts}); settings of the same widths share one lattice."""
+        log_probs, photograph, label = self.store[image]
+        height, width, classes = log_probs.shape
+        band = (~trimap.trimap(label, self.trimap_width)).astype(np.uint8)
+
+        def counts(labels: np.ndarray) -> dict[str, Counts]:
+            inside, outside = confusion_matrix(label, labels, classes, band, 2)
+            return {"mean_iou": Counts.of(inside + outside), "trimap": Counts.of(inside)}
+
+        if None in settings:
+            yield None, counts(log_probs.argmax(-1))
+        unary, pixels, _, mask = map(jnp.asarray, padded(log_probs, photograph, label, self.size_multiple))
+        shape = mask.shape
+        unary, mask = unary.reshape(-1, classes), mask.ravel()
+        chosen = choose_bilateral(self.bilateral, *shape)
+        alike = sorted((s for s in settings if s is not None), key=lambda s: (s.widths, s.normalization, s))
+        for _, group in groupby(alike, key=lambda s: (s.widths, s.normalization)):
+            group = list(group)
+            options = Options(
+                iterations=self.iterations,
+                normalization=group[0].normalization,
+                bilateral=chosen,
+                radius=truncation_radius(group[0].gaussian_xy_std, TRUNCATE),
+            )
+            kernels = _kernels(pixels, group[0].params, mask, options)
+            for setting in group:
+                weights = [jnp.float32(getattr(setting.params, name)) for name in WEIGHTS]
+                labels = np.asarray(_labels(unary, kernels, weights, mask, options)).reshape(shape)
+                yield setting, counts(labels[:height, :width])
+
+
+@partial(jax.jit, static_argnames="options")
+def _kernels(image, params, mask, options):
+    return image_kernels(image, params, mask, options, jnp.float32)
+
+
+@partial(jax.jit, static_argnames="options")
+def _labels(unary, kernels, weights, mask, options):
+    kernels = [kernel.replace(weight=weight) for kernel, weight in zip(kernels, weights)]
+    return solve(unary, kernels, None, mask, options).argmax(-1).astype(jnp.uint8)

@@ -1,0 +1,163 @@
+"""Searching a run's CRF parameters: its network, held-out images of its data, results in its workdir."""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from deeplab_jax import data
+from deeplab_jax.crf.layer import WEIGHTS
+from deeplab_jax.crf.params import FIELDS, Preset, params_from_config, write_preset
+from deeplab_jax.data.reading import read
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically, write_text
+from deeplab_jax.inference.from_config import create_segmenter
+from deeplab_jax.runs.checkpoints import load_workdir
+from deeplab_jax.search import report, scores
+from deeplab_jax.search.grid import Axes, Ledger, Setting, search, thin_flags
+from deeplab_jax.search.learning import learn_weights
+
+
+def search_workdir(
+    config,
+    workdir: str | Path,
+    grid: Axes,
+    *,
+    images: int = 100,
+    split: str = "",
+    objective: str = "mean_iou",
+    trimap_width: int = 5,
+    passes: int = 2,
+    exhaustive: bool = False,
+    thin: Sequence[str] = (),
+    learn: int = 0,
+    iterations: int = 10,
+    bilateral: str = "auto",
+    say=print,
+) -> tuple[Preset, str]:
+    """Searches for the run in `workdir` on images of `config`'s data, and writes the results there.
+
+    Args:
+      config: says where the data are, and how photographs are scaled and padded; the network is the workdir's.
+      workdir: of the training run.
+      grid: the coarse values of each parameter; `thin_factor` among them counts only where `thin` names classes.
+      images: how many images, spread over the split.
+      split: which images; "" = those set aside from training, else those of evaluation.
+      objective: what is maximized, one of `grid.OBJECTIVES`.
+      trimap_width: pixels around the true boundaries that count as trimap.
+      passes: 1 = the coarse grid only; each further pass halves the steps around the best.
+      exhaustive: every setting on every image.
+      thin: names of thin classes, whose bilateral weight is searched as a multiple of the others': what smooths large
+        regions wipes out poles and signs.
+      learn: passes over the images in which one weight per kernel and class is then learned; kept if it is better.
+      iterations: of the mean field.
+      bilateral: its filter.
+      say: takes a line of progress.
+
+    Returns:
+      (the best as a preset, the table's best lines).
+
+    Raises:
+      UserError: the data or the workdir cannot be read, the images have no labels, or no class has a name in `thin`.
+    """
+    workdir = Path(workdir)
+    split = split or ("holdout" if config.data.holdout else config.eval.split)
+    run_config, _, variables, meta = load_workdir(workdir)
+    dataset = data.open_dataset(config.data, split, config.seed)
+    if dataset.num_classes != meta["num_classes"]:
+        raise UserError(f"{workdir}: its network has {meta['num_classes']} classes, the data of --config has "
+                        f"{dataset.num_classes}; give the config of that run")  # fmt: skip
+    flags = thin_flags(thin, meta["class_names"])
+    grid = {**grid, "thin": (flags,)} if thin else {**grid, "thin_factor": (1.0,)}
+    count = min(images, len(dataset))
+    indices = [round(i) for i in np.linspace(0, len(dataset) - 1, count)]
+    first = next((e for e in (read(dataset, i) for i in indices) if e is not None), None)
+    if first is None or first.label is None:
+        raise UserError(f"split '{split}': has no labels to compare with; choose another with --split")
+    say(f"searching on {count} of {len(dataset)} images of split '{split}'")
+    with run_config.unlocked():
+        run_config.eval.update({"scales": config.eval.scales, "mirror": config.eval.mirror, "tile": config.eval.tile})
+
+    def segmenter():
+        return create_segmenter(run_config, variables, meta["class_names"], np.asarray(meta["palette"], np.uint8))
+
+    about = {"step": meta["step"], "data": dataset.fingerprint, "split": split, "scales": list(config.eval.scales),
+             "mirror": config.eval.mirror, "tile": config.eval.tile, "seed": config.seed}  # fmt: skip
+    folder = workdir / "crf_search"
+    store = scores.ScoreStore(folder / "scores", dataset, indices, about)
+    store.complete(segmenter, say)
+    scorer = scores.CRFScorer(store, objective, iterations, bilateral, trimap_width, config.eval.size_multiple)
+    about |= {"images": indices, "iterations": iterations, "bilateral": bilateral, "trimap_width": trimap_width}
+    ledger = Ledger(folder / "results.jsonl", about)
+    params, normalization = params_from_config(config.crf)
+    values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
+    now = None if any(v.ndim for v in values) else Setting(*map(float, values), normalization)
+    references = [now] if now else []  # weights per class and widths per axis are not compared
+    improve = partial(
+        learn_weights, store, passes=learn, bilateral=bilateral, size_multiple=config.eval.size_multiple, say=say
+    )
+    improve = _remembered(improve, folder / "learned.json", about | {"learn": learn})
+    try:
+        result = search(
+            scorer,
+            ledger,
+            grid,
+            references=references,
+            passes=passes,
+            exhaustive=exhaustive,
+            improve=improve if learn else None,
+            say=say,
+        )
+    finally:
+        ledger.close()
+    notes = {now: "the config's", result.best: "best" if result.best != now else "best, the config's"}
+    notes[None] = "network alone"
+    value = next(row.scores[objective] for row in result.rows if row.setting == result.best)
+    learned = "weights learned per class, " if isinstance(result.best.bilateral_weight, tuple) else ""
+    if any(result.best.thin):
+        learned = f"{', '.join(thin)} x {result.best.thin_factor:g}, "
+    source = f"crf_search: {learned}{objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
+    preset = Preset(result.best.params, iterations, result.best.normalization, source)
+    report.write(folder, result, objective, notes)
+    write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))
+    return preset, report.table(result.rows, notes, limit=10)
+
+
+def search_as_configured(config, workdir: str | Path, images: int = 0, say=print) -> tuple[Preset, str]:
+    """`search_workdir` as `config.crf` says, on `images` images; 0 = `config.crf.search_images`."""
+    crf = config.crf
+    grid = {name: tuple(values) for name, values in crf.search_grid.items()}
+    return search_workdir(
+        config,
+        workdir,
+        grid | {"normalization": (crf.normalization,)},
+        images=images or crf.search_images,
+        objective=crf.search_objective,
+        passes=crf.search_passes,
+        thin=crf.search_thin,
+        learn=crf.search_learn,
+        iterations=crf.iterations or 10,
+        bilateral=crf.bilateral,
+        say=say,
+    )
+
+
+def _remembered(learn: Callable[[Setting], Setting], path: Path, about: Mapping) -> Callable[[Setting], Setting]:
+    """`learn`, but what it made of the same setting under the same circumstances is taken from `path`."""
+
+    def once(start: Setting) -> Setting:
+        asked = json.loads(json.dumps({**about, "start": start}))
+        uniform = start._replace(thin_factor=1.0, thin=())
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file: learned again
+            known = json.loads(path.read_text())
+            if known["about"] == asked:
+                return uniform._replace(**{name: tuple(known["weights"][name]) for name in WEIGHTS})
+        found = learn(start)
+        weights = {name: getattr(found, name) for name in WEIGHTS}
+        write_text(path, json.dumps({"about": asked, "weights": weights}))
+        return found
+
+    return once

@@ -1,0 +1,85 @@
+"""What is set before JAX starts: XLA flags, huge pages, and where compiled programs are kept."""
+
+import os
+import sys
+from pathlib import Path
+
+# Flags under which XLA's CPU programs train faster (docs/performance.md), and the releases of jaxlib that know them.
+_CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ("", ("0.10.", "0.11."))}
+# What makes a resumed training on GPUs end with the bits of the one never stopped (docs/scaling.md).
+_GPU_TRAINING_FLAGS = {"--xla_gpu_deterministic_ops": ("true", ("0.10.", "0.11."))}
+
+
+def set_xla_defaults(training: bool = False) -> None:
+    """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
+
+    Where only CPUs can be used these are flags that make them faster; where a GPU can be used and `training` is true,
+    one that makes its results repeatable. No flag is added that XLA_FLAGS names already, nor one that the installed
+    jaxlib may not know, for XLA ends the process then.
+    """
+    from importlib import metadata, util
+
+    if os.environ.get("DEEPLAB_XLA_DEFAULTS") == "off":
+        return
+    accelerators = any(util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
+    flags = _CPU_FLAGS
+    if os.environ.get("JAX_PLATFORMS") != "cpu" and accelerators:
+        gpu = any(kind in plugin for plugin in _plugins() for kind in ("cuda", "rocm"))
+        flags = _GPU_TRAINING_FLAGS if training and gpu else {}
+    if not flags:
+        return
+    wanted = os.environ.get("XLA_FLAGS", "").split()
+    try:
+        jaxlib = metadata.version("jaxlib")
+    except metadata.PackageNotFoundError:
+        return
+    for flag, (value, releases) in flags.items():
+        if jaxlib.startswith(releases) and not any(word.partition("=")[0] == flag for word in wanted):
+            wanted.append(f"{flag}={value}")
+    os.environ["XLA_FLAGS"] = " ".join(wanted)
+
+
+def restart_with_huge_pages() -> None:
+    """Starts this process anew with an allocator that asks Linux for huge pages, where they are to be asked for.
+
+    A step's maps are given back to the system after each step, and come again page by page: 350,000 page faults in a
+    step of ResNet-101 (docs/performance.md). glibc can be told otherwise only before a program starts. The new program
+    replaces this one, so process number, arguments and files stay. DEEPLAB_HUGE_PAGES=off leaves the process as it is.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if os.environ.get("DEEPLAB_HUGE_PAGES") == "off" or "glibc.malloc.hugetlb" in tunables or not sys.executable:
+        return
+    try:
+        asked = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    if not asked:
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    sys.stdout.flush()
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError:
+        return
+
+
+def _plugins() -> list[str]:
+    """Names of the installed packages that bring JAX to accelerators, such as xla_cuda12."""
+    from importlib import util
+    from pkgutil import iter_modules
+
+    found = util.find_spec("jax_plugins")
+    return [m.name for m in iter_modules(found.submodule_search_locations or [])] if found else []
+
+
+def persistent_compilation_cache() -> None:
+    """Compiled programs are kept in the user's cache, so that only the first run of a shape compiles."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None and os.environ.get("DEEPLAB_COMPILATION_CACHE") != "off":
+        try:
+            from platformdirs import user_cache_dir
+        except ImportError:
+            return
+        jax.config.update("jax_compilation_cache_dir", os.path.join(user_cache_dir("deeplab_jax"), "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
