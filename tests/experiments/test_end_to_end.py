@@ -85,9 +85,6 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch):
     grid = {"bilateral_weight": (1.0, 3.0), "bilateral_xy_std": (20.0,), "bilateral_rgb_std": (12.0,)}
     config = common.changed(tiny_config, {"data.holdout": 6, "crf.search_images": 2, "crf.search_passes": 1})
     config.crf.search_grid.update(grid | {"gaussian_xy_std": (2.0,)})
-    # Odd names: their config is the workdirs' own, so that the CRF runs on the map of stride 8 here too.
-    monkeypatch.setitem(end_to_end.WITH_CRF, "crf.stride", 8)
-    monkeypatch.setitem(end_to_end.ROWS, "b", {**end_to_end.WITH_CRF, "model.freeze_network": True})
     arguments = {"rows": ("b", "c"), "steps": 2, "equal": "steps"}
     found = end_to_end.experiment(config, tmp_path, **arguments)
     assert [(e["row"], e["parameters"]) for e in found] == [
