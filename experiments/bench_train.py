@@ -5,6 +5,8 @@
 train   images/s of a training step at batch 1 over PyTorch's, same network, weights, batch and threads: channels-last,
         the better of eager and torch.compile (`pip install torch`; left out where missing). Systems in turn, medians.
 crf     a training step with the CRF end to end on the 41 x 41 map, 5 iterations, over one without.
+full    the small network of `camvid` at 241 x 321, 11 classes, batch 6: a step with the CRF at full resolution, 5
+        iterations, over one without; wall and CPU time, peak memory of the process.
 devices images/s on 2 virtual CPU devices over 1, batch 2 in all.
 start   from the start of the process to the end of the first step, with an empty and a filled compilation cache.
 memory  peak memory of a process that makes one step at batch 10, accumulated over micro-batches of 1.
@@ -35,11 +37,11 @@ CLASSES = 21
 
 def define_flags() -> None:
     """Declares the command's flags."""
-    flags.DEFINE_list("only", ["train", "crf", "devices", "start", "memory", "stable"], "rows to measure")
+    flags.DEFINE_list("only", ["train", "crf", "full", "devices", "start", "memory", "stable"], "rows to measure")
     flags.DEFINE_integer("rounds", 7, "rounds in which the systems take turns", lower_bound=1)
     flags.DEFINE_bool("compile_peer", True, "also try torch.compile")
     flags.DEFINE_string("out", "runs/bench", "folder for bench_train.json")
-    flags.DEFINE_string("worker", "", "internal: batch size, micro-batches and `crf` or `plain`, for a child process")
+    flags.DEFINE_string("worker", "", "internal: batch size, micro-batches and a kind of step, for a child process")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -107,7 +109,32 @@ def training_step(batch_size: int, accumulate: int = 1, crf: bool = False) -> Ca
     return run
 
 
-def random_batch(batch_size: int) -> dict:
+def camvid_step(batch_size: int, crf: bool) -> Callable[[], dict]:
+    """As `training_step`, of `camvid`'s network; with `crf` the CRF is on top at full resolution, 5 iterations."""
+    import jax
+
+    from deeplab_jax.config import load_config
+    from deeplab_jax.training import loop
+    from deeplab_jax.training.optimizer import create_optimizer
+    from deeplab_jax.training.state import create_state
+    from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard
+
+    overrides = ["crf.train=end_to_end", "crf.train_iterations=5", "crf.stride=1", "loss.at=pixels"] if crf else []
+    config = load_config("camvid", [f"batch_size={batch_size}", *overrides])
+    model, optimizer = loop.build_model(config, 11), create_optimizer(config)
+    state = replicate(create_state(loop.initial_variables(config, model), config, optimizer))
+    step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
+    batch = shard(random_batch(batch_size, config.data.crop, 11), 1)
+
+    def run() -> dict:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return jax.block_until_ready(metrics)
+
+    return run
+
+
+def random_batch(batch_size: int, size: tuple[int, int] = SIZE, classes: int = CLASSES) -> dict:
     """Smooth noise with labels in blocks, a tenth of them void."""
     import numpy as np
 
@@ -115,11 +142,11 @@ def random_batch(batch_size: int) -> dict:
 
     def blocks(high: int, *channels: int) -> np.ndarray:
         coarse = rng.integers(0, high, (batch_size, 41, 41, *channels))
-        return coarse.repeat(8, 1).repeat(8, 2)[:, : SIZE[0], : SIZE[1]].astype(np.uint8)
+        return coarse.repeat(8, 1).repeat(8, 2)[:, : size[0], : size[1]].astype(np.uint8)
 
-    label = blocks(CLASSES)
+    label = blocks(classes)
     label[blocks(10) == 0] = 255
-    valid, index = np.ones((batch_size, *SIZE), bool), np.arange(batch_size, dtype=np.int32)
+    valid, index = np.ones((batch_size, *size), bool), np.arange(batch_size, dtype=np.int32)
     return {"image": blocks(256, 3), "label": label, "valid": valid, "index": index}
 
 
@@ -196,6 +223,26 @@ def crf() -> dict:
     return _medians(seconds) | {"time_with_over_without": median_ratio(seconds["with CRF"], seconds["plain"])}
 
 
+def full() -> dict:
+    """What the CRF at full resolution adds to a step of the small network, in time and memory."""
+    children = {name: child(f"6,1,{kind}") for name, kind in (("plain", "camvid"), ("with CRF", "camvid_crf"))}
+    before = {name: one.work()["cpu_s"] for name, one in children.items()}
+    try:
+        seconds = in_turn({name: one.work for name, one in children.items()}, FLAGS.rounds)
+        facts = {name: one.work() for name, one in children.items()}
+    finally:
+        for one in children.values():
+            one.close()
+    steps = 2 * FLAGS.rounds + 1  # each turn makes one step to settle and one that counts
+    used = {name: (facts[name]["cpu_s"] - start) / steps for name, start in before.items()}
+    return _medians(seconds) | {
+        "time_with_over_without": median_ratio(seconds["with CRF"], seconds["plain"]),
+        "cpu_s_per_step": {name: round(value, 3) for name, value in used.items()},
+        "cpu_with_over_without": used["with CRF"] / used["plain"],
+        "peak_mib": {name: round(f["peak_mib"]) for name, f in facts.items()},
+    }
+
+
 def devices() -> dict:
     """Throughput on two virtual devices over one, batch 2 in all."""
     children = {n: child("2,1,plain", devices=n) for n in (1, 2)}
@@ -265,7 +312,15 @@ def stable() -> dict:
     return {"log": log}
 
 
-ROWS = {"train": train, "crf": crf, "devices": devices, "start": start, "memory": memory, "stable": stable}
+ROWS = {
+    "train": train,
+    "crf": crf,
+    "full": full,
+    "devices": devices,
+    "start": start,
+    "memory": memory,
+    "stable": stable,
+}
 
 
 # ---- child processes -----------------------------------------------------------------------------------------------
@@ -287,11 +342,18 @@ def worker(batch_size: str, accumulate: str, kind: str) -> None:
             spent["compile"] += seconds
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    run = training_step(int(batch_size), int(accumulate), crf=kind == "crf")
+    if kind.startswith("camvid"):
+        run = camvid_step(int(batch_size), crf=kind == "camvid_crf")
+    else:
+        run = training_step(int(batch_size), int(accumulate), crf=kind == "crf")
     began = time.perf_counter()
     run()
     ready = spent | {"first_step": time.perf_counter() - began}
-    work_when_asked(run, ready, lambda: {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    work_when_asked(
+        run,
+        ready,
+        lambda: {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "cpu_s": time.process_time()},
+    )
 
 
 # ---- results -------------------------------------------------------------------------------------------------------
