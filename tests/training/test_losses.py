@@ -67,3 +67,16 @@ def test_class_weights_have_mean_one_over_pixels():
         assert sum(w * c for w, c in zip(weights, counts)) / 1000 == pytest.approx(1.0)
         assert weights[3] == 0.0
     assert weights[0] / weights[1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("size", [(41, 41), (31, 21)])
+def test_half_pixel_labels_are_the_nearest_of_pillow(size):
+    from PIL import Image
+
+    label = np.random.default_rng(0).integers(0, 256, (321, 321)).astype(np.uint8)
+    wanted = np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(losses.subsample_labels(label[None], size, "half_pixel")[0], wanted)
+    # the CRF's map stands on the image sampled by its stride, in both conventions
+    np.testing.assert_array_equal(
+        losses.labels_for("crf", label[None], (41, 41), "scores", "half_pixel")[0], label[::8, ::8]
+    )
