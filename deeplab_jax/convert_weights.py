@@ -3,10 +3,10 @@
 python -m deeplab_jax.convert_weights SRC --config FILE --out DST.safetensors
 python -m deeplab_jax.convert_weights --describe SRC
 
-SRC is a .caffemodel, a .pth, .safetensors or .npz of torchvision, timm, deeplab-pytorch or another port of DeepLab v2, a
-Keras .h5, .weights.h5 or .keras, or a workdir of a run. The preprocessing that goes with the weights, where the ResNet's
-stride sits and how maps are resized are recorded in DST and applied when it is used. Layers of the file that are neither
-used nor known to be needless are an error. With --describe it is only said what SRC is.
+SRC is a .caffemodel, a .pth, .safetensors or .npz of torchvision, timm, deeplab-pytorch or another port of DeepLab v2,
+a Keras .h5, .weights.h5 or .keras, or a workdir of a run. The preprocessing that goes with the weights, where the
+ResNet's stride sits and how maps are resized are recorded in DST and applied when it is used. Layers of the file that
+are neither used nor known to be needless are an error. With --describe the command only reports what SRC is.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def define_flags() -> None:
     flags.DEFINE_string("config", None, "Config of the network that the weights are for.")
     flags.DEFINE_string("out", None, "The file to write, NAME.safetensors.")
     flags.DEFINE_boolean("describe", False, "Say what the file is and stop; takes neither --config nor --out.")
-    flags.DEFINE_string("leave_out", "", "Layers of the file that are not wanted: a regular expression for their names.")
+    flags.DEFINE_string("leave_out", "", "Regular expression for the names of layers of the file that are not wanted.")
     flags.DEFINE_integer("seed", 0, "Draws the filters that are kept where fc6 and fc7 are slimmed.")
     flags.DEFINE_enum(
         "preprocessing",

@@ -71,7 +71,8 @@ class DeepLab(nn.Module):
                 features = lax.stop_gradient(features)  # the backward pass ends here
             return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
 
-        logits, maps = fuse_scales(network, preprocess(images, a.preprocessing, valid), a.scales, a.size_extra, a.resize)
+        prepared = preprocess(images, a.preprocessing, valid)
+        logits, maps = fuse_scales(network, prepared, a.scales, a.size_extra, a.resize)
         out: dict[str, Any] = {"scales": maps} if maps else {}
         if self.crf is not None:
             out |= self._marginals(logits, images, valid)

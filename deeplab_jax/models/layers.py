@@ -247,9 +247,7 @@ def fold_keys(keys: jax.Array | None, number: int) -> jax.Array | None:
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def resize_bilinear(
-    x: jax.Array, size: Sequence[int], resize: str = "corners", step: float | None = None
-) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: Sequence[int], resize: str = "corners", step: float | None = None) -> jax.Array:
     """Bilinear resize without smoothing, the one resize of this package, in either of the two conventions.
 
     "corners" (Caffe, the papers): output position i of m reads input position i * (n - 1) / (m - 1): zooming by z takes

@@ -1,4 +1,4 @@
-"""What network a source holds: trunk, head, number of classes, and the lines that `convert_weights --describe` prints."""
+"""What network a source holds: trunk, head, classes, and the lines that `convert_weights --describe` prints."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _CONFIGS = {
 
 
 def backbone_of(source: Source) -> str | None:
-    """"vgg16", "resnet50", "resnet101" or "resnet_small" by the layers that are there; None for no such trunk."""
+    """ "vgg16", "resnet50", "resnet101" or "resnet_small" by the layers that are there; None for no such trunk."""
     layers = {canonical(layer) for layer in _layers(source)}
     if "conv5_3" in layers:
         return "vgg16"

@@ -75,10 +75,10 @@ def _check_head(source: Source, model_config: Any, report: transfer.Report) -> N
     if not rest:
         return
     shown = ", ".join(rest[:3]) + (f" and {len(rest) - 3} more" if len(rest) > 3 else "")
-    has = f"its head is {head[0]} ({head[1]}), and the config's is {model_config.head}" if head else "no network has them"
+    has = f"its head is {head[0]} ({head[1]}), and the config's is {model_config.head}" if head else "it has no head"
     raise UserError(
-        f"{source.path}: {len(rest)} arrays of the file and the network do not go together ({shown}): {has}; choose the "
-        "config with that head, or leave layers of the file out with --leave_out=REGEX, such as --leave_out='^(fc1|fc8)'"
+        f"{source.path}: {len(rest)} arrays of the file and the network do not go together ({shown}): {has}; choose "
+        "the config with that head, or leave layers of the file out, as with --leave_out='^(fc1|fc8)'"
     )
 
 

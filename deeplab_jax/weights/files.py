@@ -66,7 +66,7 @@ def read(path: str | os.PathLike, leave_out: str = "") -> Source:
     if suffix in _REFUSED or ".ckpt" in path.name:
         raise UserError(f"{path}: {_REFUSED.get(suffix, _REFUSED['.ckpt'])}")
     raise UserError(
-        f"{path}: '{suffix}' is no known kind of weights; known: .caffemodel, .pth, .pt, .safetensors, .h5, .keras, .npz"
+        f"{path}: '{suffix}' is no known kind of weights; known: .caffemodel, .pth, .safetensors, .h5, .keras, .npz"
     )
 
 

@@ -12,7 +12,6 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights import files, transfer
 from deeplab_jax.weights.source import Source
 
-
 _EARLIER = {"resize": "corners"}  # of runs from before the field existed
 
 

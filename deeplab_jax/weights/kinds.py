@@ -78,9 +78,7 @@ def _vgg(path: str, shapes: Shapes) -> Kind:
         raise UserError(f"{path}: is a VGG-16 with batch normalization (vgg16_bn); DeepLab's is the one without")
     if any(_classes(shapes, layer) == 1000 for layer in ("classifier.6", "head.fc")):
         settings = {"preprocessing": "torch_rgb"}
-        return Kind(
-            "a torchvision or timm checkpoint", settings, names.from_torch_vgg, _classifier_of_images(shapes)
-        )
+        return Kind("a torchvision or timm checkpoint", settings, names.from_torch_vgg, _classifier_of_images(shapes))
     name = "a VGG-16 under torchvision's names, without its ImageNet classifier"
     return Kind(name, {}, names.from_torch_vgg, _classifier_of_images(shapes), ("preprocessing",))
 

@@ -1,4 +1,4 @@
-"""Reads `.npz` archives of a state dict, `np.savez(FILE, **arrays)`: no pickle, and nothing larger than the file says."""
+"""Reads `.npz` archives of a state dict, `np.savez(FILE, **arrays)`: no pickle, and nothing larger than the file."""
 
 import math
 import zipfile

@@ -121,9 +121,7 @@ def from_state_dict(path: Path, tensors: Mapping[str, np.ndarray], leave_out: st
         stripped = names.stripped(layer)
         reason = kind.needless(stripped)
         ours = None if reason else kind.rename(stripped)
-        if ours is None or not set(leaves) <= _LEAVES:
-            source.leave(layer, reason)
-        elif leave_out and re.search(leave_out, layer):
+        if ours is None or not set(leaves) <= _LEAVES or (leave_out and re.search(leave_out, layer)):
             source.leave(layer, reason)
         else:
             _add_layer(source, layer, ours, leaves)

@@ -116,8 +116,8 @@ def vgg(x, w, rates=(12,), pool5a=False, wrong=None):
 def three_scales(x, network, resize, scales=(1.0, 0.75, 0.5)):
     """v2's multi-scale inputs, score maps fused by max, in either convention of resizing.
 
-    "corners": sizes (n - 1) s + 1, aligned corners, as Caffe's Interp layers. "half_pixel": what deeplab-pytorch asks of
-    PyTorch, `scale_factor` and align_corners=False.
+    "corners": sizes (n - 1) s + 1, aligned corners, as Caffe's Interp layers. "half_pixel": what deeplab-pytorch asks
+    of PyTorch, `scale_factor` and align_corners=False.
 
     Args:
       x: [B, 3, H, W], preprocessed.

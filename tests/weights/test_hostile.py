@@ -73,7 +73,7 @@ def test_a_keras_archive_is_read(tmp_path):
     np.testing.assert_array_equal(whole.arrays["res5c_branch2c/kernel"], inner.arrays["res5c_branch2c/kernel"])
     with zipfile.ZipFile(tmp_path / "w.keras", "w") as archive:
         archive.writestr("config.json", "{}")
-    with pytest.raises(UserError, match="model.weights.h5"):
+    with pytest.raises(UserError, match=r"model\.weights\.h5"):
         files.read(tmp_path / "w.keras")
 
 
@@ -131,8 +131,10 @@ def test_a_damaged_npz(tmp_path):
             files.read(path)
 
 
-@pytest.mark.parametrize(("version", "safe"), [("1.13.1", False), ("2.5.1+cu124", False), ("2.6.0", True), ("2.13.0+cpu", True),
-                                               ("3.0", True), ("unknown", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [("1.13.1", False), ("2.5.1+cu124", False), ("2.6.0", True), ("2.13.0+cpu", True), ("3.0", True), ("?", False)],
+)
 def test_torch_is_used_from_the_safe_version_on(tmp_path, version, safe):
     if safe:
         reader.check_version(tmp_path / "w.pth", version)

@@ -95,6 +95,7 @@ def test_test_time_scales_are_resized_by_the_networks_convention(image, resize):
     x = torch.from_numpy(image.astype(np.float32)).permute(0, 3, 1, 2)
     found = {}
     for how in ("corners", "half_pixel"):
+
         def bilinear(x, size, how=how):
             return torch.nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=how == "corners")
 

@@ -181,7 +181,8 @@ def nested(where, state):
 
 
 @pytest.mark.parametrize(
-    "where", [("model",), ("state_dict",), ("module",), ("net",), ("model", "state_dict"), ("student",), ("a", "b", "c")]
+    "where",
+    [("model",), ("state_dict",), ("module",), ("net",), ("model", "state_dict"), ("student",), ("a", "b", "c")],
 )
 def test_a_nested_state_dict_is_found(tmp_path, resnet, where):
     path = tmp_path / "checkpoint.pth"
