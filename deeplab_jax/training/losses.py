@@ -89,13 +89,22 @@ def labels_for(name: str, labels: Array, size: tuple[int, int], at: str, resize:
 
 
 def loss_sums(
-    maps: dict[str, Array], labels: Array, at: str, class_weights: Array | None = None, resize: str = "corners"
+    maps: dict[str, Array],
+    labels: Array,
+    at: str,
+    class_weights: Array | None = None,
+    crf_class_weights: bool = True,
+    resize: str = "corners",
 ) -> dict[str, Array]:
-    """Cross-entropy sum of each score map against its labels; see `labels_for` and `cross_entropy_sum`."""
+    """Cross-entropy sum of each score map against its labels; see `labels_for` and `cross_entropy_sum`.
+
+    Class weights already shift the scores, and so the CRF's unary, towards rare classes; `crf_class_weights` says
+    whether they count in the loss on what the CRF makes of them too.
+    """
     sums = {}
     for name, log_probs in maps.items():
         if at == "pixels":
             log_probs = jax.nn.log_softmax(resize_bilinear(log_probs, labels.shape[1:3], resize))
         target = labels_for(name, labels, log_probs.shape[1:3], at, resize)
-        sums[name] = cross_entropy_sum(log_probs, target, class_weights)
+        sums[name] = cross_entropy_sum(log_probs, target, class_weights if name != "crf" or crf_class_weights else None)
     return sums

@@ -80,3 +80,13 @@ def test_half_pixel_labels_are_the_nearest_of_pillow(size):
     np.testing.assert_array_equal(
         losses.labels_for("crf", label[None], (41, 41), "scores", "half_pixel")[0], label[::8, ::8]
     )
+
+
+def test_class_weights_can_spare_the_loss_after_the_crf():
+    scores = jax.nn.log_softmax(jnp.arange(3.0) * jnp.ones((1, 1, 2, 3)))
+    maps, labels, weights = {"scores": scores, "crf": scores}, np.array([[[0, 2]]], np.uint8), jnp.array([4.0, 1, 1])
+    plain = -float(scores[0, 0, 0, 0] + scores[0, 0, 1, 2])
+    heavy = -float(4 * scores[0, 0, 0, 0] + scores[0, 0, 1, 2])
+    for both, after_crf in ((True, heavy), (False, plain)):
+        sums = losses.loss_sums(maps, labels, "scores", weights, both)
+        assert float(sums["scores"]) == pytest.approx(heavy) and float(sums["crf"]) == pytest.approx(after_crf)
