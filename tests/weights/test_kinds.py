@@ -246,3 +246,21 @@ def test_what_is_not_read_gets_a_sentence(tmp_path, name, says):
     (tmp_path / name).write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=says):
         files.read(tmp_path / name)
+
+
+def test_the_describe_command_needs_neither_config_nor_out(tmp_path, resnet, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from deeplab_jax import convert_weights
+
+    path = tmp_path / "port.npz"
+    np.savez(path, **writers.state_dict(resnet, writers.port_name), **{"fpn.weight": ONES})
+    flags = {"describe": True, "config": None, "out": None, "leave_out": "^fpn"}
+    monkeypatch.setattr(convert_weights, "FLAGS", SimpleNamespace(**flags))
+    convert_weights.main([str(path)])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{path}: a PyTorch port") and "left out: fpn (left out as --leave_out asks)" in printed
+    flags["describe"] = False
+    monkeypatch.setattr(convert_weights, "FLAGS", SimpleNamespace(**flags))
+    with pytest.raises(UserError, match="--out is missing"):
+        convert_weights.main([str(path)])
