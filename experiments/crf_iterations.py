@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
         out,
         workdir=Path(FLAGS.workdir) if FLAGS.workdir else None,
         preset=FLAGS.preset,
-        search_images=FLAGS.search_images or config.crf.search_images,
+        search_images=FLAGS.search_images or config.search.images,
         learn_steps=FLAGS.learn_steps,
         learn_rate=FLAGS.learn_rate,
     )

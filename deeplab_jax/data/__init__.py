@@ -4,14 +4,14 @@
 """
 
 from deeplab_jax.data.dataset import Example, SegmentationDataset, holdout_indices, open_dataset
-from deeplab_jax.data.pipeline import early_steps, prefetch, train_batches
+from deeplab_jax.data.pipeline import prefetch, stages, train_batches
 
 __all__ = [
     "Example",
     "SegmentationDataset",
-    "early_steps",
     "holdout_indices",
     "open_dataset",
     "prefetch",
+    "stages",
     "train_batches",
 ]

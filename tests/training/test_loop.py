@@ -62,9 +62,9 @@ def test_mistakes_in_the_search_are_told_before_the_training(runs, tmp_path):
     from deeplab_jax.errors import UserError
 
     with pytest.raises(UserError, match="thin class 'pole': no such class; there are background, ball, "):
-        loop.train(runs.config(*SHORT, "crf.search_thin=pole,"), tmp_path / "w")
-    with pytest.raises(UserError, match=r"config\.crf\.search_objective=iou: must be among mean_iou, trimap, both"):
-        loop.train(runs.config(*SHORT, "crf.search_objective=iou"), tmp_path / "w")
+        loop.train(runs.config(*SHORT, "search.thin=pole,"), tmp_path / "w")
+    with pytest.raises(UserError, match=r"config\.search\.objective=iou: must be among mean_iou, trimap, both"):
+        loop.train(runs.config(*SHORT, "search.objective=iou"), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
 
