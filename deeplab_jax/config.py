@@ -78,13 +78,11 @@ def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
     Args:
       values: as `json` reads them; lists become tuples, as they were.
     """
-    from deeplab_jax.configs import base  # a file of configs, loaded only where one is read
-
     def merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         groups = {k: merged(v, own.get(k, {})) for k, v in defaults.items() if isinstance(v, Mapping)}
         return {**defaults, **{k: _tuples(v) for k, v in own.items()}, **groups}
 
-    return ConfigDict(merged(base.get_config().to_dict(), old_fields.renamed(values)))
+    return ConfigDict(merged(load_config("base").to_dict(), old_fields.renamed(values)))
 
 
 def _tuples(value: Any) -> Any:
