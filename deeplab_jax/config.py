@@ -78,6 +78,7 @@ def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
     Args:
       values: as `json` reads them; lists become tuples, as they were.
     """
+
     def merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         groups = {k: merged(v, own.get(k, {})) for k, v in defaults.items() if isinstance(v, Mapping)}
         return {**defaults, **{k: _tuples(v) for k, v in own.items()}, **groups}
