@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 5e-4
     config.optimizer.schedule = "poly"  # poly, step, constant, cosine
     config.optimizer.poly_power = 0.9
-    config.optimizer.step_size = 2000  # schedule "step": times 0.1 every so many steps
+    config.optimizer.step_size = 2000  # schedule "step": times 0.1 every this many steps
     config.optimizer.warmup_steps = 0
     config.optimizer.classifier_multiplier = 10.0  # classifier weights; its bias gets twice that
     config.optimizer.bias_multiplier = 2.0  # every other bias; biases have no decay
@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps
-    config.checkpoint.keep = 2  # the newest so many, besides the best
+    config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
 
     config.log = ConfigDict()
     config.log.every = 20  # steps between lines, and between checks that loss and gradient are finite

@@ -66,7 +66,7 @@ def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0
 
 
 def images_per_second(config: ConfigDict, num_classes: int, steps: int) -> float:
-    """Training speed on noise: the median of so many steps, after one that compiles."""
+    """Training speed on noise: the median of this many steps, after one that compiles."""
     import jax
 
     from deeplab_jax.training import loop

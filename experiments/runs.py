@@ -90,7 +90,7 @@ def searched_preset(config: ConfigDict, workdir: Path, images: int) -> str:
 
 
 def continued(config: ConfigDict, start: Path, workdir: Path, *, steps: int, rate: float, end_to_end: bool) -> Path:
-    """Trains a run further for so many steps, with or without the CRF on top; the same batches in both cases.
+    """Trains a run for this many further steps, with or without the CRF on top; the same batches in both cases.
 
     Args:
       config: data and schedule of the run.

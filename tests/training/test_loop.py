@@ -1,4 +1,4 @@
-"""Stopping on numbers that are not finite, what a workdir says, and the end-to-end CRF's input."""
+"""What a run leaves behind, mistakes that are refused before it, and the end-to-end CRF's input."""
 
 import json
 
@@ -29,25 +29,6 @@ def test_a_run_leaves_its_record(runs, tmp_path):
     logits, out = model.apply(variables, np.zeros((1, 33, 33, 3), np.uint8), train=False)
     assert logits.shape == (1, 5, 5, 7)
     np.testing.assert_allclose(np.sum(out["marginals"], -1), 1, atol=1e-5)
-
-
-def test_what_is_not_finite_stops_training_and_is_named(runs, tmp_path):
-    with pytest.raises(loop.NonFiniteError) as e:
-        loop.train(runs.config(*SHORT, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0"), tmp_path)
-    sentence = str(e.value)
-    assert "was not finite at step" in sentence and "parameters concerned: backbone." in sentence
-    for step in Checkpoints(tmp_path).steps():  # whatever was saved before is good
-        flat, _ = Checkpoints(tmp_path).restore(step)
-        assert all(np.isfinite(v).all() for v in flat.values())
-
-
-def test_steps_that_are_not_finite_can_be_skipped(runs, tmp_path, capfd):
-    overrides = ["optimizer.learning_rate=1e30", "optimizer.warmup_steps=0", "optimizer.skip_nonfinite=true"]
-    loop.train(runs.config(*SHORT, *overrides), tmp_path)
-    assert "steps were skipped for a non-finite gradient" in capfd.readouterr().err
-    flat, _ = Checkpoints(tmp_path).restore(6)
-    assert int(flat["skipped"]) >= 1
-    assert all(np.isfinite(v).all() for v in flat.values())
 
 
 def test_another_architecture_in_the_workdir_is_refused(runs, tmp_path):
