@@ -68,7 +68,7 @@ def experiment(
       out: folder for runs and results.
       workdir: a trained run; None = two runs are made, see above.
       preset: the fixed parameters.
-      search_images: parameters are searched for on this many images set aside; 0 = only if the run has searched already.
+      search_images: parameters are searched for on this many images set aside; 0 = only if the run has done so.
       learn_steps: with `workdir`, the length of both continuations; 0 = none.
       learn_rate: at their beginning; 0 = a tenth of the config's.
 
