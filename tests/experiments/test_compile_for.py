@@ -1,10 +1,4 @@
-"""What is read from compiled programs; and, where the compilers are installed, bounds on programs for TPUs and GPUs."""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""What is read from compiled programs, and which targets there are."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +7,6 @@ import pytest
 from deeplab_jax.errors import UserError
 from experiments import compile_for, targets
 from experiments.program_text import costs
-
-ROOT = Path(__file__).parents[2]
 
 # A loop of five steps whose trips only its condition shows, a fusion that slices, an all-reduce, a branch.
 TEXT = """HloModule example
@@ -113,14 +105,3 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(compile_for, "FLAGS", flags)
     with pytest.raises(UserError, match=r"--target=h100:8: needs its compiler; pip install '\.\[aot\]'"):
         compile_for.main([])
-
-
-def compiled(target: str, what: str, *more: str) -> dict:
-    """One row, from a process of its own: the compilers want to be asked for before JAX starts."""
-    if not targets.installed(targets.chip_of(target).platform):
-        pytest.skip(f"{target} needs its compiler: pip install '.[aot]'")
-    command = [sys.executable, "-m", "experiments.compile_for", "--target", target, "--what", what, "--json", *more]
-    env = os.environ | {"DEEPLAB_HUGE_PAGES": "off"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=1200)
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
-    return json.loads(done.stdout)[0]
