@@ -9,16 +9,15 @@ import numpy as np
 
 from deeplab_jax.data import dataset as datasets
 from deeplab_jax.data.builders import base
+from deeplab_jax.data.findings import BOUNDARY_COLOR, KINDS
 from deeplab_jax.data.meaning import Facts
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding, files, masks, photographs
 
-BOUNDARY_COLOR = tuple(files.VOID_COLORS[2].tolist())  # how VOC's void looks in a palette mask converted to RGB
-
 
 @dataclasses.dataclass
 class Inspection:
-    """What one example showed. `problems` and `remarks` are (kind, detail); see `_KINDS`."""
+    """What one example showed. `problems` and `remarks` are (kind, detail); see `KINDS`."""
 
     split: str
     name: str
@@ -60,46 +59,6 @@ class Audit:
     def errors(self) -> list[Finding]:
         """The findings that stop training."""
         return [f for f in self.findings if f.error]
-
-
-# kind -> (is an error, what it means and what to do)
-_KINDS: dict[str, tuple[bool, str]] = {
-    "image missing": (True, "the list names images that are not there"),
-    "label missing": (True, "labels are not there"),
-    "unreadable image": (True, "images cannot be decoded; replace or remove them, or set config.data.on_corrupt=skip"),
-    "unreadable label": (True, "labels cannot be decoded; replace or remove them, or set config.data.on_corrupt=skip"),
-    "size": (True, "labels differ in size from their images; export the labels at the image's size"),
-    "rgb mask": (True, "labels are RGB pictures, not class ids; give R G B for each class in config.data.classes, or "
-                       "convert them to palette or gray PNGs"),
-    "unknown color": (True, "labels hold colors that no class has"),
-    "boundary color": (True, f"labels hold the color {BOUNDARY_COLOR}, PASCAL's boundary: a palette mask was converted "
-                             "to RGB; use the original palette PNGs, where it is 255"),
-    "ids": (True, "labels hold ids outside the classes; correct the labels, or name all classes"),
-    "unusable label": (True, "labels cannot be used"),
-    "skipped image": (False, "images cannot be decoded; they are left out (config.data.on_corrupt=skip)"),
-    "skipped label": (False, "labels cannot be decoded; they are left out with their images (config.data.on_corrupt="
-                             "skip)"),
-    "both splits": (False, "images are in both splits (the same bytes): the evaluation will flatter"),
-    "same twice": (False, "images are in their split more than once"),
-    "one class": (True, "class alone occurs in the labels: there is nothing to learn; check how they are read"),
-    "0 and 255": (False, "labels hold 0 and 255 only: 255 means void and is ignored, so nothing but class 0 would be "
-                         "learned; if 255 marks your object, give its class the color 255 255 255 in the classes "
-                         "file, or renumber it to 1"),
-    "no image": (True, "split holds no image, so there is nothing to evaluate; add images or set config.data."
-                       "val_fraction, or train without evaluation: python -m deeplab_jax.main --mode train"),
-    "reading": (False, "what the masks mean"),
-    "empty": (False, "labels hold one class only (often an empty mask)"),
-    "all void": (False, "labels are void everywhere; they contribute nothing"),
-    "much void": (False, "labels are more than half void (255)"),
-    "boundary void": (False, f"labels hold the color {BOUNDARY_COLOR}, PASCAL's boundary; it is read as void"),
-    "jpeg mask": (False, "labels are JPEGs, whose compression invents ids near edges; use PNG"),
-    "other color": (False, "palette masks show their classes' colors under other ids; they are looked up by color"),
-    "unusable image": (True, "images cannot be used"),
-    **{f"{kind.name} image": (False, f"images {kind.note}") for kind in photographs.IMAGE_KINDS if kind.note},
-    "frames image": (False, "images have several pages or frames; the first is read"),
-    "exif": (False, "images are turned by EXIF; they are fed upright, so their labels must be upright too"),
-    "loose mask": (False, "masks belong to no image and are not used"),
-}  # fmt: skip
 
 
 def sources_of(data_config, splits: tuple[str, ...], seed: int = 0) -> tuple[base.SegmentationBuilder, dict]:
@@ -165,9 +124,9 @@ def audit(
     _void_as_class(inspections)
     findings = _gather(inspections)
     for path in getattr(builder, "loose_masks", [])[:1]:
-        findings.append(Finding(False, "loose mask", _KINDS["loose mask"][1], len(builder.loose_masks), (str(path),)))
+        findings.append(Finding(False, "loose mask", KINDS["loose mask"][1], len(builder.loose_masks), (str(path),)))
     findings += [Finding(False, "reading", note, 1, ()) for note in getattr(builder, "notes", [])]
-    findings += [Finding(True, "no image", f"{_KINDS['no image'][1]}", 1, (s,)) for s, of in splits.items() if not of]
+    findings += [Finding(True, "no image", f"{KINDS['no image'][1]}", 1, (s,)) for s, of in splits.items() if not of]
     return _summarize(builder, class_names, splits, inspections, findings)
 
 
@@ -346,7 +305,7 @@ def _gather(inspections: list[Inspection]) -> list[Finding]:
             by_kind[kind].append(f"{name} ({detail})" if detail else name)
     return [
         Finding(error, kind, sentence, len(by_kind[kind]), tuple(by_kind[kind][:5]))
-        for kind, (error, sentence) in _KINDS.items()
+        for kind, (error, sentence) in KINDS.items()
         if by_kind.get(kind)
     ]
 
@@ -364,7 +323,7 @@ def _summarize(builder, class_names, splits, inspections, findings) -> Audit:
     for split, p in pixels.items():
         if labelled[split] and (p[:count] > 0).sum() <= 1 and split == next(iter(splits)):
             alone = next((n for n, pixels_of in zip(class_names, p) if pixels_of), "no")
-            sentence = f"one {_KINDS['one class'][1]}" if alone != "no" else f"no {_KINDS['one class'][1]}"
+            sentence = f"one {KINDS['one class'][1]}" if alone != "no" else f"no {KINDS['one class'][1]}"
             findings.append(Finding(True, "one class", sentence, 1, (alone,) if alone != "no" else ()))
         never = [name for name, n in zip(class_names, p) if n == 0]
         if never and labelled[split]:

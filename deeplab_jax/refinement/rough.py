@@ -157,4 +157,4 @@ def _readable_palette(path: Path, ids: np.ndarray) -> np.ndarray:
     palette = files.read_palette(path)
     used = palette[ids].astype(int)
     apart = np.abs(used[:, None] - used[None]).sum(-1) + 1000 * np.eye(len(ids), dtype=int)
-    return palette if apart.min() >= 96 else palettes.voc_palette()
+    return palette if apart.min(initial=255) >= 96 else palettes.voc_palette()

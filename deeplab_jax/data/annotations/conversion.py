@@ -140,7 +140,12 @@ def _json(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
     for name, fits, read in JSON_FORMATS:
         mine = [(path, content) for path, content in contents if fits(content)]
         if mine:
-            return name, read(mine)
+            try:
+                return name, read(mine)
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+                raise UserError(
+                    f"{mine[0][0]}: is not whole {name} JSON ({type(e).__name__}: {e}); export it again"
+                ) from e
     return None
 
 

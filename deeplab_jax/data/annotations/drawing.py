@@ -44,7 +44,7 @@ def checked_size(where: object, height: object, width: object) -> tuple[int, int
     """(height, width) as a file gives them; `UserError` where they are no image's."""
     try:
         h, w = int(height), int(width)  # type: ignore[call-overload]
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise UserError(f"{where}: gives no height and width of an image; export it again") from e
     if h < 1 or w < 1 or h * w > MAX_PIXELS:
         raise UserError(f"{where}: gives an image of {w}x{h} pixels; export it again")

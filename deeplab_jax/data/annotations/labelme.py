@@ -30,7 +30,7 @@ def _image(path: Path, content: dict) -> Annotated:
     for number, shape in enumerate(content["shapes"], 1):
         try:
             area = _area(shape, size)
-        except (KeyError, TypeError, ValueError, IndexError, binascii.Error, UserError) as e:
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError, binascii.Error, UserError) as e:
             raise UserError(f"{path}: shape {number} cannot be read ({e}); correct it in labelme") from e
         if area is None:
             left_out += 1
