@@ -200,13 +200,17 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
 def require_two_classes(dataset: SegmentationDataset) -> None:
     """Raises `UserError` where at most one class occurs in a split's labels: nothing could be learned from them."""
     seen: set[int] = set()
+    read = 0
     for i in range(len(dataset)):
         encoded = dataset.record(i)["label"]
         if not encoded or encoded == b"corrupt":
             continue
+        read += 1
         seen |= set(np.unique(files.read_label(encoded)).tolist()) - {VOID}
         if len(seen) > 1:
             return
+    if not read:  # none can be decoded, or none has a label: the reader says so
+        return
     which = f"class '{dataset.class_names[seen.pop()]}' alone occurs" if seen else "no class occurs"
     raise UserError(
         f"{dataset.name} split '{dataset.split}': {which} in its labels, so there is nothing to learn; see what "

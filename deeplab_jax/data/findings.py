@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[bool, str]] = {
     "jpeg mask": (False, "labels are JPEGs, whose compression invents ids near edges; use PNG"),
     "other color": (False, "palette masks show their classes' colors under other ids; they are looked up by color"),
     "unusable image": (True, "images cannot be used"),
-    **{f"{kind.name} image": (False, f"images {kind.note}") for kind in photographs.IMAGEKINDS if kind.note},
+    **{f"{row.name} image": (False, f"images {row.note}") for row in photographs.IMAGE_KINDS if row.note},
     "frames image": (False, "images have several pages or frames; the first is read"),
     "exif": (False, "images are turned by EXIF; they are fed upright, so their labels must be upright too"),
     "loose mask": (False, "masks belong to no image and are not used"),
