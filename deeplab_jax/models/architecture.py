@@ -36,6 +36,7 @@ class Architecture:
     fine_branch: int = 0
     width_multiplier: float = 1.0
     dtype: str = "float32"
+    matmul_precision: str = "default"
     remat: bool = False
 
     @classmethod
@@ -64,6 +65,7 @@ class Architecture:
             "preprocessing": ("caffe_bgr", "torch_rgb"),
             "resize": ("corners", "half_pixel"),
             "dtype": ("float32", "bfloat16"),
+            "matmul_precision": ("default", "high", "highest"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
