@@ -150,7 +150,12 @@ def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Iterator
 def _read(readers: ThreadPoolExecutor, task: Task, options: Options) -> tuple[Task, Future | None]:
     if task.source.is_video:
         return task, None
-    return task, readers.submit(files.read_photograph, task.source.path, max_pixels=options.max_pixels)
+    return task, readers.submit(
+        files.read_photograph,
+        task.source.path,
+        max_pixels=options.max_pixels,
+        remark=lambda line: print(line, flush=True),
+    )
 
 
 def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options, say) -> list:
@@ -190,7 +195,7 @@ def _write(computed: Future, i: int, task: Task, segment, options: Options) -> s
 
 
 class _Progress:
-    """Numbers the results and tells how long the rest will take."""
+    """Numbers the results and estimates how long the rest will take."""
 
     def __init__(self, total: int, say):
         self.total, self.say, self.done, self.start = total, say, 0, time.monotonic()
