@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.crf import checks, convergent, gaussian, incremental, pruning
+from deeplab_jax.crf import checks, convergent, gaussian, incremental, plain, pruning
 from deeplab_jax.crf.kernels import (
     Kernel,
     bilateral_features,
@@ -24,28 +24,11 @@ from deeplab_jax.crf.kernels import (
     message,
     weighted,
 )
+from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, check_params, is_traced, truncation_radius
 
 # Logit of a label that the unary rules out with +inf: what is added to it stays finite, and exp of it is 0.
 _IMPOSSIBLE = -1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is fixed when the computation is compiled."""
-
-    iterations: int = 10
-    normalization: str = "symmetric"
-    bilateral: str = "exact"
-    cutoff: float | None = None
-    radius: tuple[int, int] | None = None
-    extra: tuple[str, ...] = ()
-    update: str = "parallel"
-    include_self: bool = True
-    return_all: bool = False
-    return_log: bool = False
-    prune: bool = False
-    storage_dtype: Any = None
 
 
 def mean_field(
@@ -89,7 +72,8 @@ def mean_field(
       include_self: False leaves out i = j.
       return_all: also the marginals before the first and after each iteration, [T + 1, ...].
       return_log: log marginals in place of marginals.
-      prune: True drops labels that cannot win from the filtering; ignored where gradients are taken.
+      prune: True leaves labels that cannot win out of the filtering (see `deeplab_jax.crf.pruning`); False filters all;
+        None does so in plain calls (see `deeplab_jax.crf.plain`). All are filtered where gradients are taken.
       cutoff: for "exact": kernel values below it may be skipped (see `exact.build`).
       storage_dtype: type in which marginals are kept between iterations (`jnp.bfloat16`); arithmetic stays float32.
 
@@ -128,12 +112,17 @@ def mean_field(
         include_self=include_self,
         return_all=return_all,
         return_log=return_log,
-        prune=bool(prune),
+        prune=prune,
         storage_dtype=storage_dtype,
     )
     features = tuple(jnp.asarray(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
-    return _mean_field(unary, image, params, compatibility, mask, features, weights, options)
+    arguments = unary, image, params, compatibility, mask, features, weights
+    if plain.covers(options, *arguments):
+        q = plain.image_marginals(*arguments, options)
+        if q is not None:
+            return q
+    return _mean_field(*arguments, options)
 
 
 def mean_field_features(
@@ -184,6 +173,7 @@ def mean_field_features(
     options = Options(
         iterations=int(iterations),
         normalization=normalization,
+        bilateral=None,
         cutoff=cutoff,
         extra=(chosen,) * len(kernels),
         update=update,
@@ -194,7 +184,12 @@ def mean_field_features(
     )
     features = tuple(jnp.asarray(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
-    return _mean_field_points(unary, compatibility, mask, features, weights, options)
+    arguments = unary, compatibility, mask, features, weights
+    if plain.covers(options, *arguments):
+        q = plain.point_marginals(*arguments, options)
+        if q is not None:
+            return q
+    return _mean_field_points(*arguments, options)
 
 
 @partial(jax.jit, static_argnames="options")

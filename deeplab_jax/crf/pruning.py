@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deeplab_jax.crf.params import is_traced
@@ -72,6 +73,15 @@ def iterate(
 
     pruned.defvjp(forward, lambda pull, gradient: pull(gradient))
     return pruned(negative_unary, list(kernels)), None
+
+
+def kept(q: np.ndarray, logits: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Which labels are kept, bool [C], for marginals and logits [N, C] on the host; `valid` [N] is 0 where masked."""
+    wins = logits >= logits.max(axis=1, keepdims=True)
+    if valid is not None:
+        q, wins = q[valid > 0], wins[valid > 0]
+    reached = q.max(axis=0)
+    return wins.any(axis=0) | (reached >= RATIO * reached.max())
 
 
 def candidates(logits: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
