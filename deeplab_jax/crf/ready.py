@@ -85,8 +85,15 @@ class Points(NamedTuple):
 
 
 def room(count: int, least: int = 8 * POINTS) -> int:
-    """The size of the buffer for `count` points or vertices: `least` times a power of four."""
-    return least << 2 * max(0, math.ceil(math.log2(max(count, 1) / least) / 2))
+    """The size of the buffer for `count` points or vertices: `least` times a power of four, or finer where that is much.
+
+    >>> [room(count) for count in (100, 30_000, 187_500, 5_000_000)]
+    [16384, 65536, 262144, 5242880]
+    """
+    if count <= 16 * least:
+        return least << 2 * max(0, math.ceil(math.log2(max(count, 1) / least) / 2))
+    step = 1 << (count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 def normalizers(sums: np.ndarray, valid: np.ndarray, normalization: str) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +116,7 @@ def lattice_kernel(
     form, lattices = host_lattice.build(features)
     dimensions = features.shape[1]
     most = max(lattice.count for lattice in lattices) + 1
-    size = math.ceil(most / 1024) * 1024 if form == "dense" else max(points.room, room(most))
+    size = math.ceil(most / 1024) * 1024 if form == "dense" else max(min(points.room, 128 * POINTS), room(most))
     factor = np.float32(lattice_design.scale(form, dimensions))
     sums = [host_lattice.sums(lattice, form, valid) for lattice in lattices]
     ones = np.ones(points.count, np.float32) if valid is None else valid
