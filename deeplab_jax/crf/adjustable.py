@@ -13,7 +13,8 @@ import numpy as np
 
 from deeplab_jax.crf import plain
 from deeplab_jax.crf.gaussian import TRUNCATE
-from deeplab_jax.crf.mean_field import image_kernels, solve
+from deeplab_jax.crf.kernels import image_kernels
+from deeplab_jax.crf.mean_field import solve
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, is_traced, truncation_radius
 

@@ -85,7 +85,7 @@ class Points(NamedTuple):
 
 
 def room(count: int, least: int = 8 * POINTS) -> int:
-    """The size of the buffer for `count` points or vertices: `least` times a power of four, or finer where that is much.
+    """The size of the buffer for `count` points or vertices: `least` times a power of four, finer where that is much.
 
     >>> [room(count) for count in (100, 30_000, 187_500, 5_000_000)]
     [16384, 65536, 262144, 5242880]

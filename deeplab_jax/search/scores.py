@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.crf.gaussian import TRUNCATE
-from deeplab_jax.crf.kernels import choose_bilateral
+from deeplab_jax.crf.kernels import choose_bilateral, image_kernels
 from deeplab_jax.crf.layer import WEIGHTS
-from deeplab_jax.crf.mean_field import Options, image_kernels, solve
+from deeplab_jax.crf.mean_field import solve
+from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import truncation_radius
 from deeplab_jax.data import reading
 from deeplab_jax.files import write_atomically, write_text
