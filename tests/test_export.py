@@ -49,7 +49,7 @@ def test_marginals_equal_the_checkpoints(segment, artifact, iterations):
         np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-4)
     # With the CRF, an exported program finds its lattice by itself, another than the plain call's.
     assert np.abs(found.marginals - expected.marginals).mean() < 0.02
-    assert (found.labels == expected.labels).mean() > 0.98
+    assert (found.labels == expected.labels).mean() > 0.96
     assert found.class_names == NAMES
     np.testing.assert_array_equal(found.palette, expected.palette)
 
