@@ -18,6 +18,8 @@ _EXTRAS = {
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip
 
+_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags")
+
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs a command's `main(argv)` under absl flags and exits with its status.
@@ -41,7 +43,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         sys.exit(0)
     if command:
         startup.restart_with_huge_pages()
-    argv, overrides = _split_overrides(argv)
+    argv, overrides = _split_overrides(_with_empty_model(argv))
     _OVERRIDES[:] = overrides
     try:
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
@@ -87,6 +89,13 @@ def config_from_flags(name: str | None):
     return load_config(name, _OVERRIDES)
 
 
+def _with_empty_model(argv: list[str]) -> list[str]:
+    """`--model` without a name becomes `--model=`, by which commands list what there is."""
+    following = [*argv[1:], "--"]
+    bare = [arg in ("--model", "-model") and after.startswith("-") for arg, after in zip(argv, following)]
+    return [f"{arg}=" if is_bare else arg for arg, is_bare in zip(argv, bare)]
+
+
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     rest, overrides = argv[:1], []
     args = iter(argv[1:])
@@ -103,7 +112,7 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _flag_help(flag_values, module: str) -> str:
     by_module = flag_values.flags_by_module_dict()
-    own = [flag for name in (sys.argv[0], module, "deeplab_jax.crf_flags") for flag in by_module.get(name, [])]
+    own = [flag for name in (sys.argv[0], module, *_SHARED_FLAGS) for flag in by_module.get(name, [])]
     shown = {f.name: f for f in own}
     for flag in flag_values.get_key_flags_for_module(module) or []:
         shown.setdefault(flag.name, flag)

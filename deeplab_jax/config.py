@@ -65,6 +65,17 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def config_from_json(values: dict) -> ConfigDict:
+    """The config that was written as JSON, which knows no tuples: every list becomes one."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(values))
+
+
 def set_field(config: ConfigDict, override: str) -> None:
     """Applies one `field.subfield=value` in place; raises `UserError` for an unknown field or a wrong type."""
     dotted, sep, text = override.partition("=")
