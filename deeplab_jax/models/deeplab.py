@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deeplab_jax.crf import MeanFieldCRF
 from deeplab_jax.models import resnet, vgg
 from deeplab_jax.models.architecture import Architecture
 from deeplab_jax.models.heads import ResNetHead, SmallHead, VGGHead
@@ -135,8 +136,6 @@ def create_model(config: Any, num_classes: int, crf: Any = None, axis_name: str 
     architecture = Architecture.from_config(config)
     if crf is None or crf.train != "end_to_end" or not crf.train_iterations:
         return DeepLab(architecture, num_classes, axis_name=axis_name)
-    from deeplab_jax.crf import MeanFieldCRF
-
     layer = MeanFieldCRF.from_config(crf, num_classes)
     return DeepLab(architecture, num_classes, layer, crf.stride, axis_name)
 
