@@ -21,7 +21,9 @@ _EXTRAS = {
 _SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags")
 
 
-def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, huge_pages: bool = False
+) -> None:
     """Runs a command's `main(argv)` under absl flags and exits with its status.
 
     A `UserError` becomes one line on stderr and status 1, a wrong flag likewise; Ctrl-C gives 130. Anything else is a
@@ -30,7 +32,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     Args:
       main: takes the arguments that are not flags (without the program's name), returns an exit status or None.
       argv: the whole command line; default `sys.argv`. `--config NAME` and `--config.a.b=v` are left to
-        `config_flag()`.
+        `config_from_flags`.
+      huge_pages: the process first starts itself anew with an allocator that asks for them (see `startup`). It is for
+        training, and costs the time of everything imported before.
     """
     try:
         from absl import flags
@@ -41,8 +45,6 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     if "--version" in argv:
         print(f"deeplab_jax {__version__}")
         sys.exit(0)
-    if command:
-        startup.restart_with_huge_pages()
     argv, overrides = _split_overrides(_with_empty_model(argv))
     _OVERRIDES[:] = overrides
     try:
@@ -52,6 +54,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             print(_flag_help(flags.FLAGS, main.__module__))
             sys.exit(0)
         rest = flags.FLAGS(argv)[1:]
+        if huge_pages and command:
+            startup.restart_with_huge_pages()
         startup.set_xla_defaults(training="mode" in flags.FLAGS and "train" in flags.FLAGS["mode"].value)
         startup.persistent_compilation_cache()
         status = main(rest)

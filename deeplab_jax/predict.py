@@ -16,7 +16,6 @@ from pathlib import Path
 from absl import flags
 
 from deeplab_jax import cli, crf_flags, model_flags
-from deeplab_jax.crf import Preset
 from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -63,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 def open_model():
     """Opens what the flags name: a shipped model, a workdir, an artifact, or a config with weights."""
+    from deeplab_jax.crf.params import Preset
     from deeplab_jax.inference.load import load, load_weights
 
     given = [name for name in ("model", "workdir", "artifact", "init_from") if FLAGS[name].value]

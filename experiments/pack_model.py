@@ -57,7 +57,9 @@ def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_string("workdir", None, "the run to pack; without it, --out is only measured")
     flags.DEFINE_string("out", None, "the model's folder, such as deeplab_jax/box/camvid")
-    flags.DEFINE_string("preset", None, "CRF: a preset's name or file; default: what the run searched, else its config's")
+    flags.DEFINE_string(
+        "preset", None, "CRF: a preset's name or file; default: what the run searched, else its config's"
+    )
     flags.DEFINE_integer("step", None, "which checkpoint; default: the best, or the newest")
     flags.DEFINE_list("scales", None, "test-time scales in place of the run's, such as 0.75,1,1.25")
     flags.DEFINE_bool("mirror", None, "average with the mirrored photograph; default: as the run")
@@ -132,7 +134,9 @@ def measure(out: Path, data: str, split: str) -> str:
     config.data.dir = str(data)
     config.eval.crf_iterations = (0, segment.crf_iterations)
     results = evaluate(segment.segmenter, open_dataset(config.data, split, seed=config.seed), config, split=split)
-    kept = [{k: r[k] for k in ("crf_iterations", "mean_iou", "pixel_accuracy", "per_class_iou", "images")} for r in results]
+    kept = [
+        {k: r[k] for k in ("crf_iterations", "mean_iou", "pixel_accuracy", "per_class_iou", "images")} for r in results
+    ]
     write_text(out / MEASURED, json.dumps({"split": split, "results": kept}, indent=1) + "\n")
     write_card(out)
     return format_results(results)
@@ -145,7 +149,9 @@ def write_card(out: Path) -> None:
     about = json.loads((out / "recipe.json").read_text())
     views = f"{len(config.eval.scales)} scale(s) {'and their mirror images ' if config.eval.mirror else ''}are averaged"
     preset = boxed.preset
-    values = [f"{name} {np.round(getattr(preset.params, name), 3).tolist()}" for name in preset.params.__dataclass_fields__]
+    values = [
+        f"{name} {np.round(getattr(preset.params, name), 3).tolist()}" for name in preset.params.__dataclass_fields__
+    ]
     text = CARD.format(
         classes=", ".join(boxed.class_names),
         views=views,
@@ -174,7 +180,9 @@ def _command(config) -> str:
         for name, value in fields(config)
         if name in shipped and value != shipped[name] and name not in (*PLACES, "name")
     ]
-    return " \\\n    ".join(["python -m deeplab_jax.main --config configs/camvid.py --config.data.dir=CAMVID", *changed])
+    return " \\\n    ".join(
+        ["python -m deeplab_jax.main --config configs/camvid.py --config.data.dir=CAMVID", *changed]
+    )
 
 
 def _figures(out: Path) -> str:
@@ -192,7 +200,9 @@ def _figures(out: Path) -> str:
         f"| | {' | '.join(heads)} |",
         f"|---|{'---|' * len(heads)}",
     ]
-    lines += [f"| {name} | {' | '.join('' if v is None else f'{100 * v:.1f}' for v in cells)} |" for name, cells in rows]
+    lines += [
+        f"| {name} | {' | '.join('' if v is None else f'{100 * v:.1f}' for v in cells)} |" for name, cells in rows
+    ]
     return "\n".join(lines)
 
 

@@ -102,9 +102,7 @@ def load_box(
     if crf is None and not boxed.variables["params"].get("crf"):
         crf = boxed.preset
     identity = ["box", Path(folder).name, boxed.digest]
-    segment = from_variables(
-        config, boxed.variables, boxed.class_names, boxed.palette, identity, crf=crf, **options
-    )
+    segment = from_variables(config, boxed.variables, boxed.class_names, boxed.palette, identity, crf=crf, **options)
     segment.max_pixels = max_pixels
     return segment
 

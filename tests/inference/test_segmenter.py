@@ -7,12 +7,12 @@ import pytest
 from deeplab_jax.config import load_config
 from deeplab_jax.crf import CRFParams, mean_field
 from deeplab_jax.crf.mean_field import _mean_field
-from deeplab_jax.describe import describe
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import tiling
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segmenter import LOG_FLOOR, Segmenter, network_scores
 from deeplab_jax.models import create_model
+from deeplab_jax.models.summary import describe
 from tests.evaluation.fakes import PALETTE, ColorNetwork, config, network_variables, scene
 from tests.models import thin
 
