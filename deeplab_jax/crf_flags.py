@@ -1,7 +1,7 @@
 """The CRF's flags, shared by the commands that take them: a preset, and each parameter alone on top of it.
 
-Importing `deeplab_jax.crf` brings JAX and Flax with it, which `--help` must not wait for: what the flags need to know of
-it stands here once more, and a test compares.
+Importing `deeplab_jax.crf` brings JAX and Flax with it, which `--help` must not wait for: what the flags need to know
+of it stands here once more, and a test compares.
 """
 
 from typing import TYPE_CHECKING

@@ -33,6 +33,7 @@ def define_flags() -> None:
         "crf_iterations", None, "mean-field iterations, 0 = no CRF; default: the model's", lower_bound=0
     )
     flags.DEFINE_bool("probabilities", False, "also write probabilities")
+    flags.DEFINE_bool("verbose", False, "also say how many programs the sizes of the photographs needed")
     flags.DEFINE_bool("overwrite", False, "do again what is done")
     flags.DEFINE_integer("batch_size", 1, "photographs of one size that go through the network together", lower_bound=1)
     flags.DEFINE_integer("max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=4096)
@@ -55,7 +56,12 @@ def main(argv: Sequence[str]) -> int:
 
     segment = open_model()
     options = Options(
-        out, FLAGS.crf_iterations, FLAGS.probabilities, FLAGS.overwrite, int(FLAGS.max_megapixels * 1_000_000)
+        out,
+        FLAGS.crf_iterations,
+        FLAGS.probabilities,
+        FLAGS.overwrite,
+        int(FLAGS.max_megapixels * 1_000_000),
+        FLAGS.verbose,
     )
     return int(predict(segment, argv, options, say=lambda line: print(line, flush=True)) > 0)
 

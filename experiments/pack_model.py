@@ -1,6 +1,6 @@
 """Packs a training run as a model that the package ships, and measures what was packed.
 
-python -m experiments.pack_model --workdir runs/camvid --out deeplab_jax/box/camvid [--preset runs/camvid/crf_preset.json]
+python -m experiments.pack_model --workdir runs/camvid --out deeplab_jax/box/camvid [--preset PRESET.json]
 python -m experiments.pack_model --out deeplab_jax/box/camvid --measure CAMVID
 
 Kernels are rounded to half precision; the second command evaluates the rounded weights, as `predict --model` uses them,
@@ -25,15 +25,15 @@ from deeplab_jax.weights.initial import settings_of
 FLAGS = flags.FLAGS
 MEASURED = "measured.json"
 # Fields that say where files lie on the machine that trained, not what was trained.
-PLACES = ("data.dir", "data.cache_dir", "data.images", "data.masks", "data.classes", "init_from", "crf.preset")
+PLACES = ("data.dir", "data.cache_dir", "data.images", "data.masks", "data.classes", "init_from")
 
 CARD = """# Street scenes in 11 classes, by a small atrous ResNet with ASPP and a fully connected CRF
 
 - Classes: {classes}.
 - Input: photographs from a car's or a pedestrian's height, by day, 0.1 to 0.5 megapixels best; {views}.
 - Weights: {parameters:,} parameters, kernels in half precision, {megabytes:.1f} MB.
-- Data: the training split of CamVid (Brostow, Fauqueur and Cipolla 2009), {images} photographs, 480 x 360 pixels, labels
-  of 11 classes. CamVid is for non-commercial research; so are these weights.
+- Data: the training split of CamVid (Brostow, Fauqueur and Cipolla 2009), {images} photographs, 480 x 360 pixels,
+  labels of 11 classes. CamVid is for non-commercial research; so are these weights.
 - Recipe{trained}:
 
 ```sh
@@ -170,11 +170,8 @@ def write_card(out: Path) -> None:
 
 
 def _command(config) -> str:
-    """The command that trains this config: the shipped one of its name, with what differs as flags."""
-    try:
-        shipped = dict(fields(load_config(config.name)))
-    except UserError:
-        shipped = dict(fields(load_config("camvid")))
+    """The command that trains this config: configs/camvid.py, with what differs as flags."""
+    shipped = dict(fields(load_config("camvid")))
     changed = [
         f"--config.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in fields(config)
@@ -195,7 +192,7 @@ def _figures(out: Path) -> str:
     rows = [("mean IoU", [r["mean_iou"] for r in results])]
     rows += [(name, [r["per_class_iou"][name] for r in results]) for name in results[0]["per_class_iou"]]
     lines = [
-        f"Measured on CamVid's split `{found['split']}`, {results[0]['images']} photographs, after rounding, percent IoU:",
+        f"Measured on split `{found['split']}`, {results[0]['images']} photographs, after rounding, percent IoU:",
         "",
         f"| | {' | '.join(heads)} |",
         f"|---|{'---|' * len(heads)}",

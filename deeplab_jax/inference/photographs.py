@@ -1,5 +1,6 @@
 """Many photographs through a segmenter: read, segmented and written at the same time; what is done is skipped."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.overlay import overlay
 from deeplab_jax.inference import video
 
+_LOOKED_AT = 1000  # photographs whose sizes are asked for before the first is segmented
 _AHEAD = 4  # photographs that are decoded before their turn
 
 
@@ -34,6 +36,7 @@ class Options:
       probabilities: also writes `_probs.npy`, [H, W, C] float16.
       overwrite: does again what is done.
       max_pixels: larger photographs are refused.
+      verbose: also says how many programs were compiled or found compiled.
     """
 
     out: Path
@@ -41,6 +44,7 @@ class Options:
     probabilities: bool = False
     overwrite: bool = False
     max_pixels: int = files.MAX_PIXELS
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
     todo = tasks if options.overwrite else [t for t in tasks if not t.is_done(options.probabilities)]
     if len(todo) < len(tasks):
         say(f"{len(tasks) - len(todo)} of {len(tasks)} are done and skipped (--overwrite does them again)")
+    segment.plan(_known_sizes(todo, options))
     progress = _Progress(len(todo), say)
     failed = 0
     with closing(_outcomes(segment, todo, options, say)) as outcomes:
@@ -114,9 +119,21 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
                 print(f"error: {outcome}", file=sys.stderr, flush=True)
             else:
                 progress.step(f"{task.result}{outcome}")
+    if options.verbose and segment.programs:
+        say(f"programs: {', '.join(f'{number} {kind}' for kind, number in segment.programs.items())}")
     if failed:
         print(f"error: {failed} of {len(tasks)} files failed", file=sys.stderr)
     return failed
+
+
+def _known_sizes(tasks: Sequence[Task], options: Options) -> list[tuple[int, int]]:
+    """Sizes (H, W) of the photographs, from their headers; what cannot be read is reported in its turn."""
+    sizes = []
+    for task in tasks:
+        if not task.source.is_video and len(sizes) < _LOOKED_AT:
+            with contextlib.suppress(UserError):
+                sizes.append(files.size_of(task.source.path))
+    return [size for size in sizes if 0 < size[0] * size[1] <= options.max_pixels]
 
 
 def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Iterator[tuple[Task, str | UserError]]:
