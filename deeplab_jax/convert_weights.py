@@ -39,8 +39,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"convert_weights takes one file or workdir, not {len(argv)}; see --help")
     if not FLAGS.out:
         raise UserError("--out is missing; give a file to write, such as --out=weights.safetensors")
+    from deeplab_jax.imaging import listing
     from deeplab_jax.weights import conversion, files, initial
 
+    listing.check_outputs([FLAGS.out], argv)
     config = cli.config_from_flags(FLAGS.config)
     src = Path(argv[0])
     source = initial.read_workdir(src)[0] if src.is_dir() else files.read(src)

@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
             max_request_body_size=MAX_BYTES + 1024,
             inbuf_overflow=MAX_BYTES + 2048,  # an upload is never put on disk
             ident="deeplab_jax",
+            connection_limit=1000,  # those that idle keep no other out
+            channel_timeout=30,
         )
     except OSError as e:
         raise UserError(f"--port={FLAGS.port}: cannot be used ({e.strerror}); choose another, or 0 for any") from e

@@ -8,9 +8,8 @@ from deeplab_jax.inference.tiling import padded_size
 Size = tuple[int, int]
 
 MOST = 3  # shapes for one set of photographs, where the padding allows it
-COARSE = (
-    128  # sides of shapes that different sizes share are multiples of this, so that another set finds them compiled
-)
+# Sides of shapes that different sizes share are multiples of this, so that another set of sizes finds them compiled.
+COARSE = 128
 # Pixels whose network and CRF take about as long as compiling the two programs of one more shape, on CPUs.
 PROGRAM_PIXELS = 4_000_000
 # Above `MOST` shapes are merged as long as all photographs together do not grow beyond this factor.

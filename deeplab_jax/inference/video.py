@@ -40,7 +40,7 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
     def write(path: Path) -> None:
         nonlocal count
         writer = imageio_ffmpeg.write_frames(
-            str(path),
+            os.path.abspath(path),
             size,
             fps=rate,
             quality=7,
@@ -72,7 +72,9 @@ def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.nda
     Raises:
       UserError: ffmpeg cannot read it.
     """
-    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    # An absolute path is a file whatever colons it has, and a playlist within the file opens nothing but files.
+    only_files = ["-protocol_whitelist", "file"]
+    reader = imageio_ffmpeg.read_frames(os.path.abspath(path), pix_fmt="rgb24", input_params=only_files)
     try:
         meta = next(reader)
         width, height = meta["size"]
