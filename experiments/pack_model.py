@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from deeplab_jax import cli
-from deeplab_jax.config import config_from_json, fields, load_config
+from deeplab_jax.config import fields, load_config, recorded_config
 from deeplab_jax.crf.params import Preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_text
@@ -129,7 +129,7 @@ def measure(out: Path, data: str, split: str) -> str:
     from deeplab_jax.evaluation.evaluate import evaluate, format_results
     from deeplab_jax.inference.load import load_box
 
-    config = config_from_json(box.read(out).config)
+    config = recorded_config(box.read(out).config)
     segment = load_box(out)
     config.data.dir = str(data)
     config.eval.crf_iterations = (0, segment.crf_iterations)
@@ -145,7 +145,7 @@ def measure(out: Path, data: str, split: str) -> str:
 def write_card(out: Path) -> None:
     """Writes card.md from what lies in the folder."""
     boxed = box.read(out)
-    config = config_from_json(boxed.config)
+    config = recorded_config(boxed.config)
     about = json.loads((out / "recipe.json").read_text())
     views = f"{len(config.eval.scales)} scale(s) {'and their mirror images ' if config.eval.mirror else ''}are averaged"
     preset = boxed.preset

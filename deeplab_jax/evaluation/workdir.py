@@ -61,7 +61,7 @@ def evaluate_split(
 def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     """Evaluates a workdir's best (or newest) checkpoint on `config.eval.split`.
 
-    With `config.crf.search_images`, the CRF's parameters are first searched for on the images set aside
+    With `config.search.images`, the CRF's parameters are first searched for on the images set aside
     (`config.data.holdout`), once; the search is remembered in the workdir.
 
     Returns:
@@ -78,7 +78,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
         trained, _, variables, meta = load_workdir(workdir, step)
     config = copy.deepcopy(config)
     config.model = trained.model  # the network is what was trained; evaluation may differ
-    if config.crf.search_images and config.crf.iterations and not variables["params"].get("crf"):
+    if config.search.images and config.crf.iterations and not variables["params"].get("crf"):
         preset = _search(config, workdir)
         config.crf.preset = str(workdir / "crf_preset.json")
         say(f"CRF parameters: {preset.source}")
@@ -96,7 +96,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
 
 
 def _search(config: ConfigDict, workdir: Path) -> Preset:
-    """Chooses the CRF's parameters on `config.crf.search_images` images set aside; goes on where it was stopped.
+    """Chooses the CRF's parameters on `config.search.images` images set aside; goes on where it was stopped.
 
     Process 0 searches and writes; the others wait and read.
     """

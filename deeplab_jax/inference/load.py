@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.config import config_from_json
+from deeplab_jax.config import recorded_config
 from deeplab_jax.crf.params import Preset, preset_named
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import MAX_PIXELS
@@ -76,7 +76,7 @@ def load(
 
     config, _, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
-    if crf is None and config.crf.search_images and not variables["params"].get("crf") and searched.is_file():
+    if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
         chosen["crf"] = searched  # what the run's own evaluation uses
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
@@ -98,7 +98,7 @@ def load_box(
       UserError: a file of it is missing or damaged, or an option does not fit.
     """
     boxed = box.read(folder)
-    config = config_from_json(boxed.config)
+    config = recorded_config(boxed.config)
     if crf is None and not boxed.variables["params"].get("crf"):
         crf = boxed.preset
     identity = ["box", Path(folder).name, boxed.digest]

@@ -218,7 +218,7 @@ def _write(computed: Future, i: int, task: Task, segment, options: Options) -> s
 
 
 class _Progress:
-    """Numbers the results and tells how long the rest will take."""
+    """Numbers the results and estimates how long the rest will take."""
 
     def __init__(self, total: int, say):
         self.total, self.say, self.done, self.start = total, say, 0, time.monotonic()

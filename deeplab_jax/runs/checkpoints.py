@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from deeplab_jax.config import recorded_config
 from deeplab_jax.console import say as say_on_stderr
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
@@ -295,14 +296,8 @@ def load_workdir(workdir: str | Path, step: int | None = None):
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
-    """The config that a workdir's run was started with."""
-
-    def tuples(value):
-        if isinstance(value, dict):
-            return {k: tuples(v) for k, v in value.items()}
-        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
-
-    return ConfigDict(tuples(json.loads((Path(workdir) / "config.json").read_text())))
+    """The config that a workdir's run was started with, with today's fields."""
+    return recorded_config(json.loads((Path(workdir) / "config.json").read_text()))
 
 
 def _manager(folder: Path, *, read_only: bool = False, cleanup_tmp_directories: bool = False) -> ocp.CheckpointManager:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import fields
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
+from deeplab_jax.old_fields import renamed
 from deeplab_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain", "clu")
@@ -32,7 +33,7 @@ def open_workdir(workdir: str | Path, config: ConfigDict, say) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            old = dict(fields(ConfigDict(json.loads(path.read_text()))))
+            old = dict(fields(ConfigDict(renamed(json.loads(path.read_text())))))
             changed = [n for n, v in fields(ConfigDict(new)) if old.get(n, v) != v]
             if changed:
                 say(f"the config differs from the run's so far in: {', '.join(changed)}")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import fields
 from deeplab_jax.console import say
-from deeplab_jax.data import early_steps, open_dataset, prefetch, train_batches
+from deeplab_jax.data import open_dataset, prefetch, stages, train_batches
 from deeplab_jax.data.class_weights import class_weights_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import create_model
@@ -62,7 +62,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     # --- open ---------------------------------------------------------------------------------------------------
     check(config)
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
-    thin_flags(config.crf.search_thin, dataset.class_names)  # a misspelt name is told now, not after the training
+    thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is told now, not after the training
     apply_recorded_settings(config)
     if first:
         open_workdir(workdir, config, say)
@@ -91,8 +91,9 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     done, state = resume(checkpoints, state, config, dataset)
     leaf_names = [".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(state.trainable)[0]]
     state = replicate(state)
-    early = (early_steps(config), np.prod(config.data.early_crop) / np.prod(config.data.crop))
-    reporter = Reporter(workdir, done, config.num_steps, active=first, early=early)
+    costs = [(stage.end, float(np.prod(stage.crop) / np.prod(config.data.crop))) for stage in stages(config)]
+    first_of_a_size = {done + 1, *(end + 1 for end, _ in costs)}
+    reporter = Reporter(workdir, done, config.num_steps, active=first, costs=costs)
     reporter.hyperparameters(dict(fields(config)))
     select = Selection(config, workdir, checkpoints, reporter, meta)
     saved = done
@@ -155,7 +156,7 @@ def _train(config: ConfigDict, workdir: Path, stop: TermSignal) -> None:
     for step in range(done + 1, config.num_steps + 1):
         state, metrics = step_fn(state, next(ahead))
         pending.append((step, metrics))
-        if step in (done + 1, early[0] + 1):
+        if step in first_of_a_size:
             jax.block_until_ready(metrics)
             reporter.restart_clock(step)  # the first step of a size compiles
         waiting = step % config.log.every == 0
@@ -255,10 +256,8 @@ def check(config: ConfigDict) -> None:
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
     check_crop(config)
-    if config.crf.search_objective not in OBJECTIVES:
-        raise UserError(
-            f"config.crf.search_objective={config.crf.search_objective}: must be among {', '.join(OBJECTIVES)}"
-        )
+    if config.search.objective not in OBJECTIVES:
+        raise UserError(f"config.search.objective={config.search.objective}: must be among {', '.join(OBJECTIVES)}")
     model = config.model
     norm = model.backbone.startswith("resnet") and model.batch_norm == "frozen"
     if norm and not config.init_from and not model.allow_random_frozen:
