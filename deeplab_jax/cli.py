@@ -45,7 +45,7 @@ def run(
     if "--version" in argv:
         print(f"deeplab_jax {__version__}")
         sys.exit(0)
-    argv, overrides = _split_overrides(_with_empty_model(argv))
+    argv, overrides = _split_overrides(_with_empty_model([argv[0], *map(_with_home, argv[1:])]))
     _OVERRIDES[:] = overrides
     try:
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
@@ -98,6 +98,14 @@ def _with_empty_model(argv: list[str]) -> list[str]:
     following = [*argv[1:], "--"]
     bare = [arg in ("--model", "-model") and after.startswith("-") for arg, after in zip(argv, following)]
     return [f"{arg}=" if is_bare else arg for arg, is_bare in zip(argv, bare)]
+
+
+def _with_home(argument: str) -> str:
+    """`~` at the start of an argument, or of a flag's value, as the home folder: shells leave --flag=~/x as it is."""
+    flag, sign, value = argument.partition("=")
+    if argument.startswith("-") and sign and value.startswith("~"):
+        return f"{flag}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument) if argument.startswith("~/") and not os.path.exists(argument) else argument
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -26,7 +26,8 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the command's flags; not on import, as several commands have flags of one name."""
     flags.DEFINE_string("image", None, "the photograph, or a folder of photographs")
-    flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 or float32; or a folder of them")
+    flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 to float64; or a folder of them")
+    flags.DEFINE_string("classes", None, "classes file with R G B, for --labels in the classes' colors")
     flags.DEFINE_string("labels", None, "label map: PNG of ids, full or sparse; or a folder of them")
     model_flags.define("take the CRF's parameters of a model that the package ships, such as camvid")
     flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
@@ -57,6 +58,15 @@ def main(argv: Sequence[str]) -> int:
     from deeplab_jax.weights import box
 
     default = str(box.require(FLAGS.model) / box.PRESET) if FLAGS.model else _PRESET
+    colors = None
+    if FLAGS.classes:
+        from deeplab_jax.data.class_files import read_classes
+
+        if FLAGS.probs:
+            raise UserError("--classes: is for --labels in the classes' colors; leave it out with --probs")
+        colors = read_classes(Path(FLAGS.classes))[1]
+        if colors is None:
+            raise UserError(f"--classes={FLAGS.classes}: has no colors; give R G B on each line")
     options = Options(
         crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(default)),
         "probs" if FLAGS.probs else "labels",
@@ -65,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
         FLAGS.iterations_strip,
         FLAGS.crf_max_pixels,
         int(FLAGS.max_megapixels * 1_000_000),
+        colors,
     )
     image, given, out = Path(FLAGS.image), Path(FLAGS.probs or FLAGS.labels), Path(FLAGS.out)
     if image.is_dir():

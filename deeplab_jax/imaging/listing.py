@@ -1,5 +1,6 @@
 """Which files a command works on, and what their results are called."""
 
+import hashlib
 import os
 import stat
 from collections import defaultdict
@@ -10,8 +11,65 @@ from pathlib import Path
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import IMAGE_SUFFIXES
 
-PHOTOGRAPHS = frozenset({*IMAGE_SUFFIXES, ".jfif", ".jpe", ".gif", ".pbm", ".pnm", ".jp2", ".tga"})
+PHOTOGRAPHS = frozenset(IMAGE_SUFFIXES)
 VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".3gp", ".ogv"})
+# Folders that systems and tools put between data: hidden ones, and these.
+SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+)
+_LONGEST_ENDING = len("_iterations.png")
+_LONGEST_NAME = 255  # bytes that file systems take
+
+
+def walk(
+    folder: Path,
+    suffixes: Iterable[str] = PHOTOGRAPHS,
+    exclude: Path | None = None,
+    complain: Callable[[str], None] | None = None,
+) -> Iterator[Path]:
+    """The files below a folder with these suffixes, in any case, sorted by path.
+
+    Symbolic links are followed, but not into a folder that one is already in. Hidden files and folders, those of
+    `SYSTEM_FOLDERS` and folders with an image's suffix are no images.
+
+    Args:
+      exclude: a resolved folder that is not entered.
+      complain: takes a sentence for each folder that cannot be read, and the rest is listed.
+
+    Raises:
+      UserError: a folder cannot be read, without `complain`.
+    """
+    suffixes = frozenset(suffixes)
+    complain = complain or _refuse
+    found = []
+
+    def enter(here: str, above: frozenset[tuple[int, int]]) -> None:
+        try:
+            entries = list(os.scandir(here))
+        except OSError as e:
+            complain(f"{shown(here)}: cannot be read ({e.strerror}); check its permissions")
+            return
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS:
+                continue
+            try:
+                is_folder = entry.is_dir()
+                place = os.stat(entry.path) if is_folder else None
+            except PermissionError:
+                complain(f"{shown(entry.path)}: may not be entered; check its permissions and its folder's")
+                continue
+            except OSError:  # a broken or circular link
+                continue
+            if is_folder:
+                key = (place.st_dev, place.st_ino)
+                if key not in above and (exclude is None or Path(entry.path).resolve() != exclude):
+                    enter(entry.path, above | {key})
+            elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+                found.append(Path(entry.path))
+
+    root = os.stat(folder)
+    enter(os.fspath(folder), frozenset({(root.st_dev, root.st_ino)}))
+    return iter(sorted(found))
 
 
 @dataclass(frozen=True)
@@ -38,9 +96,21 @@ class Input:
         """
         relative = self.path.relative_to(self.root)
         if level == 0:
-            return relative.with_suffix("").as_posix()
-        parents = self.root.resolve().parts[1:]
-        return Path(*parents[len(parents) - min(level - 1, len(parents)) :], relative).as_posix()
+            relative = relative.with_suffix("")
+        else:
+            parents = self.root.resolve().parts[1:]
+            relative = Path(*parents[len(parents) - min(level - 1, len(parents)) :], relative)
+        return relative.with_name(_short(relative.name)).as_posix()
+
+
+def _short(name: str) -> str:
+    """A name to which every ending of a result fits: cut, with a digest of the whole, where it is too long."""
+    encoded = os.fsencode(name)
+    room = _LONGEST_NAME - _LONGEST_ENDING
+    if len(encoded) <= room:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: room - 9].decode(errors='ignore')}~{digest}"
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -59,9 +129,9 @@ def find_inputs(
 ) -> list[Input]:
     """Lists the photographs and videos that `paths` name: files as given, folders searched to the bottom, sorted.
 
-    A file given by name is taken whatever its suffix; below a folder, the known suffixes are, and hidden files are
-    not. A file reached twice is listed once. What is no regular file (a pipe, a device, a socket) is refused where it
-    is named and left out below a folder.
+    A file given by name is taken whatever its suffix; below a folder, what `walk` finds is. A file reached twice is
+    listed once. What is no regular file (a pipe, a device, a socket) is refused where it is named, and left out below a
+    folder.
 
     Args:
       exclude: a folder whose files are left out (where the results go, if that lies inside a folder of `paths`).
@@ -76,10 +146,8 @@ def find_inputs(
     for path in paths:
         if path.is_dir():
             skip = None if exclude == path.resolve() else exclude
-            for file in sorted(_files_below(path, complain or _refuse)):
-                known = file.suffix.lower() in PHOTOGRAPHS | VIDEOS
-                if known and _is_file(file) and skip not in file.resolve().parents:
-                    found.setdefault(file.resolve(), Input(file, path))
+            for file in walk(path, PHOTOGRAPHS | VIDEOS, skip, complain):
+                found.setdefault(file.resolve(), Input(file, path))
         else:
             try:
                 check_file(path)
@@ -138,35 +206,8 @@ def _identity(path: str | os.PathLike) -> tuple | Path:
         return Path(path).resolve()
 
 
-def _files_below(folder: Path, complain: Callable[[str], None]) -> Iterator[Path]:
-    """Everything below a folder that is no folder and not hidden; links to folders are followed, each folder once."""
-    seen: set[str] = set()
-
-    def failed(error: OSError) -> None:
-        complain(f"{shown(error.filename)}: cannot be read ({error.strerror}); check its permissions")
-
-    for parent, folders, names in os.walk(folder, onerror=failed, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders[:] = []
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if names and not os.access(parent, os.X_OK):
-            complain(f"{shown(parent)}: may be listed but not entered; check its permissions")
-            continue
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
 def _refuse(sentence: str) -> None:
     raise UserError(sentence)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # in a folder that may not be entered
-        return False
 
 
 def result_stems(inputs: Sequence[Input], endings: Sequence[str] = ("", "_overlay")) -> list[str]:
