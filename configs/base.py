@@ -29,12 +29,14 @@ def get_config() -> ConfigDict:
     config.model.allow_random_frozen = False  # frozen batch norm without init_from is a mistake; True allows it
     config.model.stride_on = "1x1"  # where a bottleneck's stride sits: 1x1 (Caffe) or 3x3 (torchvision)
     config.model.preprocessing = "caffe_bgr"  # caffe_bgr (mean subtraction) or torch_rgb (/255, mean, std)
+    config.model.resize = "corners"  # bilinear resize: corners (Caffe, the papers) or half_pixel (deeplab-pytorch)
     config.model.dropout = 0.5  # VGG's fc6 and fc7
     config.model.widths = (64, 128, 192, 192)  # resnet_small only: channels per stage
     config.model.blocks = (2, 2, 2, 2)  # resnet_small only: basic blocks per stage
     config.model.fine_branch = 0  # resnet_small only: channels of a stride-4 side branch; 0 = none
     config.model.width_multiplier = 1.0  # vgg16 only: share of the trunk's published channels, to train on a CPU
     config.model.dtype = "float32"  # compute type: float32 or bfloat16 (parameters stay float32)
+    config.model.matmul_precision = "default"  # of float32 products: default, high, highest (docs/scaling.md)
     config.model.remat = False  # recompute blocks in the backward pass to save memory
 
     config.crf = ConfigDict()
@@ -91,10 +93,14 @@ def get_config() -> ConfigDict:
     config.data.cache_decoded_mb = 2048  # decoded images kept in memory, up to this size
     config.data.images = ""  # folder: images, masks (folders or list files)
     config.data.masks = ""
-    config.data.classes = ""  # folder: text file, one name and optional R G B per line
+    config.data.classes = ""  # folder: text file, one name and optional R G B per line, or a tool's list
     config.data.val_fraction = 0.1  # folder: share of images for validation, drawn by config.seed
-    config.data.train_list = ""  # folder: text files of names, instead of val_fraction
+    config.data.train_list = ""  # folder: text files of names, or folders of images, instead of val_fraction
     config.data.val_list = ""
+    config.data.ignore = (255,)  # folder: ids of the masks that are void
+    config.data.reduce_zero = False  # folder: 0 is void and the first class is 1
+    config.data.mask_prefix = ""  # folder: what stands before an image's name in its mask's
+    config.data.mask_suffix = ""  # folder: what stands after it, such as _gt; both "" = the usual ones
 
     config.loss = ConfigDict()
     config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or another of class_weights.RULES

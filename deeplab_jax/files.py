@@ -1,5 +1,6 @@
 """Writing files that are never half there."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -26,8 +27,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
       UserError: the folder cannot be made or written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}"
-                               f"{path.suffix}")  # fmt: skip
+    start = os.fsencode(path.stem)[:100].decode(errors="ignore")  # a name has at most 255 bytes
+    temporary = path.with_name(f".{start}.{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -35,7 +36,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose a folder you may write to") from e
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -36,7 +36,11 @@ def main(argv: Sequence[str]) -> int:
 
     processes.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.process_id, FLAGS.num_processes)
     if "train" in FLAGS.mode:
+        from deeplab_jax.data import open_dataset
         from deeplab_jax.training import loop
+
+        if "eval" in FLAGS.mode:  # that there is nothing to evaluate on is told now, not after the training
+            open_dataset(config.data, config.eval.split, seed=config.seed)
 
         loop.train(config, workdir)
     if "eval" in FLAGS.mode:
@@ -48,4 +52,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, huge_pages=True)

@@ -1,8 +1,13 @@
 """What is set before JAX starts: XLA flags, huge pages, and where compiled programs are kept."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
+
+from deeplab_jax.files import write_atomically
+
+CACHE_BYTES = 2_000_000_000  # of compiled programs that are kept
 
 # Flags under which XLA's CPU programs train faster (docs/performance.md), and the releases of jaxlib that know them.
 _CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ("", ("0.10.", "0.11."))}
@@ -14,17 +19,20 @@ def set_xla_defaults(training: bool = False) -> None:
     """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
 
     Where only CPUs can be used these are flags that make them faster; where a GPU can be used and `training` is true,
-    one that makes its results repeatable. No flag is added that XLA_FLAGS names already, nor one that the installed
-    jaxlib may not know, for XLA ends the process then.
+    one that makes its results repeatable. That a plugin for GPUs or TPUs is installed counts only where this machine
+    has what it is for, or JAX_PLATFORMS names it. No flag is added that XLA_FLAGS names already, nor one that the
+    installed jaxlib may not know, for XLA ends the process then.
     """
     from importlib import metadata, util
 
     if os.environ.get("DEEPLAB_XLA_DEFAULTS") == "off":
         return
-    accelerators = any(util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
+    plugins = [*_plugins(), *(["libtpu"] if util.find_spec("libtpu") else [])]
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    usable = [plugin for plugin in plugins if asked != "cpu" and (asked or _has_devices(plugin))]
     flags = _CPU_FLAGS
-    if os.environ.get("JAX_PLATFORMS") != "cpu" and accelerators:
-        gpu = any(kind in plugin for plugin in _plugins() for kind in ("cuda", "rocm"))
+    if usable:
+        gpu = any(kind in plugin for plugin in usable for kind in ("cuda", "rocm"))
         flags = _GPU_TRAINING_FLAGS if training and gpu else {}
     if not flags:
         return
@@ -72,14 +80,86 @@ def _plugins() -> list[str]:
     return [m.name for m in iter_modules(found.submodule_search_locations or [])] if found else []
 
 
+# Where Linux shows the devices that a plugin is for (the second of NVIDIA's: inside Windows; the others: Jetson).
+_DEVICES = {
+    "cuda": ("dev/nvidia[0-9]*", "dev/dxg", "dev/nvgpu*", "dev/nvhost*"),
+    "rocm": ("dev/kfd", "dev/dxg"),
+    "tpu": ("dev/accel*", "dev/vfio/[0-9]*"),
+}
+
+
+def _has_devices(plugin: str, root: str = "/") -> bool:
+    """Whether this machine may have what a plugin is for; of plugins that are not known here, it may."""
+    patterns = next((found for kind, found in _DEVICES.items() if kind in plugin), None)
+    return patterns is None or any(any(Path(root).glob(pattern)) for pattern in patterns)
+
+
 def persistent_compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache, so that only the first run of a shape compiles."""
+    """Compiled programs are kept across runs, so that only the first run of a shape compiles.
+
+    They lie in `compilation_cache()`, at most `CACHE_BYTES` of them: at the start of a process the longest unused ones
+    above that are removed. DEEPLAB_COMPILATION_CACHE names another folder, or is "off". JAX's own setting of a folder
+    (JAX_COMPILATION_CACHE_DIR) comes first, and is left to JAX.
+    """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None and os.environ.get("DEEPLAB_COMPILATION_CACHE") != "off":
-        try:
-            from platformdirs import user_cache_dir
-        except ImportError:
+    folder = compilation_cache()
+    if jax.config.jax_compilation_cache_dir is not None or folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written to: everything is compiled each time
+    bound_folder(folder, CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    _write_whole_entries()
+
+
+def compilation_cache() -> Path | None:
+    """The folder for compiled programs; None where there is to be none."""
+    chosen = os.environ.get("DEEPLAB_COMPILATION_CACHE", "")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen).expanduser()
+    try:
+        from platformdirs import user_cache_dir
+    except ImportError:
+        return None
+    return Path(user_cache_dir("deeplab_jax")) / "compiled"
+
+
+def bound_folder(folder: Path, most: int) -> None:
+    """Removes a folder's files, the longest unused first, until the rest have at most `most` bytes.
+
+    Several processes may do so at once, and write and read there: a file that another has removed counts as removed.
+    """
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            if path.is_file():
+                files.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= most:
             return
-        jax.config.update("jax_compilation_cache_dir", os.path.join(user_cache_dir("deeplab_jax"), "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        total -= size
+
+
+def _write_whole_entries() -> None:
+    """Makes JAX's cache write each program under another name first: a process that reads never meets half of one."""
+    try:
+        from jax._src.lru_cache import LRUCache
+    except ImportError:
+        return
+
+    def put(self, key: str, value: bytes) -> None:
+        path = Path(str(self._path)) / f"{key}-cache"
+        if not path.exists():
+            write_atomically(path, lambda temporary: Path(temporary).write_bytes(value))
+
+    LRUCache.put = put

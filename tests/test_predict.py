@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -183,7 +184,14 @@ def test_reading_computing_and_writing_overlap(tmp_path, monkeypatch):
     read_whole, write_whole = files.read_photograph, photographs._write
     monkeypatch.setattr(files, "read_photograph", read_photograph)
     monkeypatch.setattr(photographs, "_write", write)
-    names = {"class_names": NAMES, "palette": voc_palette(), "identity": [], "remark": lambda size: ""}
+    names = {
+        "class_names": NAMES,
+        "palette": voc_palette(),
+        "identity": [],
+        "remark": lambda size: "",
+        "plan": len,
+        "programs": {},
+    }
     segment = SimpleNamespace(many=many, batch_size=1, workers=1, **names)
     assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=str) == 0
     assert ahead == {"read": True, "computed": True}
@@ -245,6 +253,18 @@ def test_video_in_and_out(segment, tmp_path):
     assert len(lines) == 1 and "skipped" in lines[0]
 
 
+def test_pixels_that_are_not_square_and_a_name_like_a_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"fps": 5, "macro_block_size": 1, "ffmpeg_log_level": "error", "output_params": ["-vf", "setsar=3/2"]}
+    writer = imageio_ffmpeg.write_frames("file:concat:a.mp4", (64, 48), **options)
+    writer.send(None)
+    for level in (0, 120):
+        writer.send(np.full((48, 64, 3), level, np.uint8))
+    writer.close()
+    _, size, _, frames = video.open_video(Path("concat:a.mp4"))
+    assert size == (96, 48) and [frame.shape for frame in frames] == [(48, 96, 3)] * 2
+
+
 def test_what_is_no_video_is_a_sentence(segment, tmp_path, capsys):
     (tmp_path / "v.mp4").write_bytes(b"nothing to see")
     assert predict(segment, [tmp_path / "v.mp4"], Options(tmp_path / "out"), say=str) == 1
@@ -290,7 +310,7 @@ def test_command_with_converted_weights_and_bad_files(segment, tmp_path):
     ("arguments", "words"),
     [
         (["--workdir=nowhere", "a.png"], "--out is missing"),
-        (["--out=o", "a.png"], "give one of --workdir W"),
+        (["--out=o", "a.png"], "give one of --model NAME"),
         (["--out=o", "--workdir=nowhere"], "no photograph given"),
         (["--out=o", "--workdir=nowhere", "a.png"], "nowhere: no such folder"),
     ],

@@ -29,12 +29,14 @@ class Architecture:
     batch_norm: str = "frozen"
     stride_on: str = "1x1"
     preprocessing: str = "caffe_bgr"
+    resize: str = "corners"
     dropout: float = 0.5
     widths: tuple[int, ...] = (64, 128, 192, 192)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     fine_branch: int = 0
     width_multiplier: float = 1.0
     dtype: str = "float32"
+    matmul_precision: str = "default"
     remat: bool = False
 
     @classmethod
@@ -61,7 +63,9 @@ class Architecture:
             "batch_norm": ("frozen", "trained"),
             "stride_on": ("1x1", "3x3"),
             "preprocessing": ("caffe_bgr", "torch_rgb"),
+            "resize": ("corners", "half_pixel"),
             "dtype": ("float32", "bfloat16"),
+            "matmul_precision": ("default", "high", "highest"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

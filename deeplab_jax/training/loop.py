@@ -199,6 +199,12 @@ def resume(checkpoints: Checkpoints, state: TrainState, config: ConfigDict, data
     checkpoints.forget_after(done)
     say(f"resuming at step {done} of {config.num_steps}")
     before = meta.get("data_fingerprint", dataset.fingerprint)
+    if before != dataset.fingerprint and done >= config.num_steps:
+        raise UserError(
+            f"the run is at its end, step {done} of {config.num_steps}, and these data are not those that it was "
+            "trained on, so nothing would be trained: give another --workdir or a larger --config.num_steps, or "
+            "evaluate the run on these data with --mode eval"
+        )
     if before != dataset.fingerprint:
         say(f"the data differ from those of the run so far (fingerprint {dataset.fingerprint}, before: {before})")
     return done, state

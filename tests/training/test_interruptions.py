@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import workdir as evaluation
 from deeplab_jax.runs import checkpoints, reporting
 from deeplab_jax.runs.checkpoints import Checkpoints, flatten_state
@@ -205,6 +206,15 @@ def test_other_data_on_resume_are_said(tmp_path, capfd, fingerprint, said):
     assert done == 2
     err = capfd.readouterr().err
     assert err.count("the data differ from those of the run so far (fingerprint another, before: same)") == said
+
+
+def test_a_finished_run_with_other_data_is_an_error(tmp_path):
+    state, config = {"step": np.int32(4)}, SimpleNamespace(num_steps=4)
+    writer = Checkpoints(tmp_path)
+    writer.save(4, flatten_state(state), {"data_fingerprint": "same"})
+    assert loop.resume(writer, state, config, SimpleNamespace(fingerprint="same"))[0] == 4
+    with pytest.raises(UserError, match=r"nothing would be trained: give another --workdir .* --mode eval"):
+        loop.resume(writer, state, config, SimpleNamespace(fingerprint="another"))
 
 
 def test_resume_from_a_moved_data_folder(runs, tmp_path, capfd):
