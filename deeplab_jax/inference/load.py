@@ -63,7 +63,7 @@ def load(
         if crf_iterations is not None:
             artifact.crf_iterations = crf_iterations
         return artifact
-    config, _, variables, meta = load_workdir(path, step)
+    config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
     if crf is None and config.crf.search_images and not variables["params"].get("crf") and searched.is_file():
         crf = searched  # what the run's own evaluation uses
