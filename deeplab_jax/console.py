@@ -26,12 +26,13 @@ class Meter:
     Attributes:
       total: how many there are to do.
       done: how many are done, those included that were done before.
+      measured: how many were done since, on which the estimate rests.
     """
 
     def __init__(self, total: int, every: float = 5.0):
         """`every`: seconds between two lines that are due; 0 = each time."""
         self.total, self.done = total, 0
-        self._every, self._measured = every, 0
+        self._every, self.measured = every, 0
         self._start = self._said = time.monotonic()
 
     def known(self, count: int) -> None:
@@ -41,9 +42,9 @@ class Meter:
     def tick(self, count: int = 1) -> bool:
         """Counts what was done now; returns whether a line about it is due."""
         self.done += count
-        self._measured += count
+        self.measured += count
         now = time.monotonic()
-        due = now - self._said >= self._every or self.done >= self.total
+        due = now - self._said >= self._every or self.done == self.total
         if due:
             self._said = now
         return due
@@ -51,7 +52,7 @@ class Meter:
     @property
     def per_second(self) -> float:
         """How many were done in a second, on average."""
-        return self._measured / max(time.monotonic() - self._start, 1e-9)
+        return self.measured / max(time.monotonic() - self._start, 1e-9)
 
     @property
     def left(self) -> str:

@@ -58,7 +58,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @functools.cache
 def _defaults() -> dict:
-    return load_config("base").to_dict()
+    return {name: value for name, value in load_config("base").to_dict().items() if name != "name"}
 
 
 def config(value: object) -> ConfigDict:
@@ -72,7 +72,10 @@ def config(value: object) -> ConfigDict:
     for group in _NEEDED:
         if not isinstance(value.get(group), dict):
             raise ValueError(f"lacks the group '{group}'")
-    found = ConfigDict(_merged(_defaults(), value, ""))
+    try:
+        found = ConfigDict(_merged(_defaults(), value, ""))
+    except (KeyError, TypeError, AttributeError) as e:  # a name that ConfigDict has for itself
+        raise ValueError(f"has a field that no config can have ({str(e)[:100]})") from e
     problem = out_of_range(found)
     if problem:
         raise ValueError(problem)
