@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.model.pool5a = False  # v1 LargeFOV's average pool after pool5
     config.model.base_pools = False  # v1 DeepLab's 2x2 pools instead of LargeFOV's 3x3
     config.model.freeze_trunk = False  # train only what MSc adds
+    config.model.freeze_network = False  # train only the CRF on top (crf.train end_to_end)
     config.model.batch_norm = "frozen"  # frozen (stored statistics and affine) or trained (synchronised)
     config.model.allow_random_frozen = False  # frozen batch norm without init_from is a mistake; True allows it
     config.model.stride_on = "1x1"  # where a bottleneck's stride sits: 1x1 (Caffe) or 3x3 (torchvision)
@@ -71,6 +72,7 @@ def get_config() -> ConfigDict:
     config.data.cache_dir = ""  # prepared files; "" = the user's cache folder
     config.data.train_split = "train_aug"
     config.data.holdout = 0  # this many training images are set aside as split "holdout"
+    config.data.holdout_by = ""  # instead, all training images whose names begin so, such as drives: "0016E5,0001TP"
     config.data.crop = (321, 321)  # height, width
     config.data.scales = (0.5, 0.75, 1.0, 1.25, 1.5)  # random scale; a pair with continuous_scale = its ends
     config.data.continuous_scale = False
@@ -95,6 +97,7 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or another of class_weights.RULES
     config.loss.unary_weight = 1.0  # end_to_end: weight of the loss on the scores before the CRF
+    config.loss.crf_class_weights = True  # end_to_end: whether class_weights hold for the loss after the CRF too
     config.loss.at = "scores"  # scores (labels subsampled, the papers) or pixels (scores upsampled)
 
     config.optimizer = ConfigDict()

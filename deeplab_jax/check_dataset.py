@@ -30,9 +30,9 @@ def main(argv: Sequence[str]) -> int:
     config = cli.config_from_flags(FLAGS.config)
     from tqdm import tqdm
 
-    from deeplab_jax.data import audit
+    from deeplab_jax.data import audit, has_holdout
 
-    held = ("holdout",) if config.data.holdout else ()  # taken from the training split, which then lacks it
+    held = ("holdout",) if has_holdout(config.data) else ()  # taken from the training split, which then lacks it
     splits = tuple(dict.fromkeys((config.data.train_split, *held, config.eval.split)))
     builder, sources = audit.sources_of(config.data, splits, config.seed)
     total = sum(map(len, sources.values()))

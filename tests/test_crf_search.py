@@ -11,7 +11,7 @@ from deeplab_jax import crf, crf_search
 from deeplab_jax.crf import layer
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
-from deeplab_jax.search import grid
+from deeplab_jax.search import grid, groups
 from deeplab_jax.search.grid import Counts, Ledger, Row, Setting
 from deeplab_jax.search.learning import learn_weights
 from deeplab_jax.search.scores import CRFScorer, ScoreStore
@@ -191,6 +191,9 @@ class Images:
     def __getitem__(self, i):
         return self.examples[i]
 
+    def group_of(self, name):
+        return f"drive {int(name[-1]) % 2}"
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -208,6 +211,10 @@ def test_search_of_a_workdir(trained, monkeypatch):
     preset, table = search_workdir(toy_config(), workdir, axes, **arguments)
     assert lines[0] == "searching on 5 of 5 images of split 'val'" and "network: 5 of 5 images" in lines
     assert "network alone" in table and "best" in table
+    unseen = table.splitlines()[-1]
+    assert (
+        unseen.startswith("mean_iou gained on a group that the search did not see: drive 0 +") and "drive 1" in unseen
+    )
     saved = crf.read_preset(workdir / "crf_preset.json")
     assert saved == preset and saved.iterations == 4 and saved.source.startswith("crf_search: mean_iou ")
     assert (preset.params.bilateral_weight, preset.params.bilateral_xy_std) == (4.0, 12.0)  # what made the truth
@@ -339,3 +346,22 @@ def test_numbers_of_a_flag():
 def test_settings_are_json_keys():
     assert json.loads(BEST.key) == [4.5, 55.0, 3.5, 3.0, 3.0, "after", 1.0, []]
     assert Row(None, 1, {}).setting is None
+
+
+def test_the_gain_is_given_for_a_group_that_the_search_did_not_see(tmp_path):
+    """Of two settings, each helps one group and harms the other: chosen on the other, both harm."""
+    a, b = BEST, BEST._replace(bilateral_weight=1.0)
+    found = ledger(tmp_path)
+    hits = {(None, 0): 50, (None, 1): 50, (None, 2): 50, (a, 0): 70, (a, 1): 70, (a, 2): 40, (b, 0): 45, (b, 1): 45}
+    for (setting, image), hit in (hits | {(b, 2): 90}).items():
+        counts = Counts(np.array([hit]), np.array([100]), np.array([100]))
+        found.add(setting, image, {"mean_iou": counts, "trimap": counts})
+    gains = groups.gains_on_unseen(found, [a, b], ["x", "x", "y"], "mean_iou")
+    iou = lambda hit: hit / (200 - hit)  # noqa: E731
+    assert [(g.group, g.images) for g in gains] == [("x", 2), ("y", 1)]
+    assert [g.gain for g in gains] == pytest.approx([iou(45) - iou(50), iou(40) - iou(50)])
+    line = groups.sentence(gains, "mean_iou")
+    assert line.startswith(
+        "mean_iou gained on a group that the search did not see: x -4.30 (2 images), y -8.33 (1 images)"
+    )
+    assert groups.gains_on_unseen(found, [a, b], ["x"] * 3, "mean_iou") == [] and groups.sentence([], "mean_iou") == ""

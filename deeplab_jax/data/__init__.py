@@ -3,13 +3,14 @@
 `open_dataset(config.data, split)` gives photographs and labels, `train_batches(ds, config, first_step=n)` the batches.
 """
 
-from deeplab_jax.data.dataset import Example, SegmentationDataset, holdout_indices, open_dataset
+from deeplab_jax.data.dataset import Example, SegmentationDataset, has_holdout, holdout_indices, open_dataset
 from deeplab_jax.data.pipeline import early_steps, prefetch, train_batches
 
 __all__ = [
     "Example",
     "SegmentationDataset",
     "early_steps",
+    "has_holdout",
     "holdout_indices",
     "open_dataset",
     "prefetch",

@@ -126,9 +126,9 @@ def _raw_split(builder, stored: dict[str, list], data_config, split: str, seed: 
     sources = [s for part in builder.split_expression(name).split("+") for s in stored[part]]
     indices = builder.select(name, seed)
     sources = sources if indices is None else [sources[i] for i in indices]
-    if name == train and (data_config.holdout or split == "holdout"):
+    if name == train and (datasets.has_holdout(data_config) or split == "holdout"):
         names = [s.name for s in sources]
-        held = set(datasets.holdout_indices(names, data_config.holdout, builder.sequence_of).tolist())
+        held = set(datasets.set_aside(names, data_config, builder.sequence_of).tolist())
         sources = [s for i, s in enumerate(sources) if (i in held) == (split == "holdout")]
     return sources
 

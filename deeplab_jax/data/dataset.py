@@ -41,6 +41,8 @@ class SegmentationDataset:
       cache_bytes: decoded examples are kept in memory up to this size; 0 = none.
       skip_corrupt: whether readers are to leave out what cannot be decoded (see `data.reading`), not stop.
       skipped: names of the examples that were left out.
+      group_of: the group that a name belongs to: the entry of `config.data.holdout_by` it begins with, else its video;
+        None where it has none.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class SegmentationDataset:
         self.cache_bytes = cache_bytes
         self.skip_corrupt = skip_corrupt
         self.skipped: set[str] = set()
+        self.group_of = builder.sequence_of
         expression = builder.split_expression(split)
         self._records = builder.as_data_source(expression, decoders=_SKIP_DECODING)
         self._indices = np.arange(len(self._records)) if indices is None else np.asarray(indices)
@@ -144,8 +147,8 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
 
     Args:
       data_config: `config.data`.
-      split: a split of the data set, or "holdout": `data_config.holdout` training images set aside (see
-        `holdout_indices`), which the training split then lacks.
+      split: a split of the data set, or "holdout": training images set aside (see `set_aside`), which the training
+        split then lacks.
       seed: draws the validation images of `folder`.
 
     Raises:
@@ -167,19 +170,72 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
         )
     megabytes = data_config.cache_decoded_mb if split in (data_config.train_split, "holdout") else 0
     indices = builder.select(stored, seed)
-    if stored == data_config.train_split and (data_config.holdout or split == "holdout"):
+    if stored == data_config.train_split and (has_holdout(data_config) or split == "holdout"):
         whole = SegmentationDataset(builder, stored, indices, key)
-        held = holdout_indices(whole.names(), data_config.holdout, builder.sequence_of)
+        held = set_aside(whole.names(), data_config, builder.sequence_of)
         chosen = held if split == "holdout" else np.setdiff1d(np.arange(len(whole)), held)
         indices = chosen if indices is None else indices[chosen]
     skip = data_config.on_corrupt == "skip"
     dataset = SegmentationDataset(builder, stored, indices, key, megabytes * 2**20, skip)
     dataset.split = split
+    dataset.group_of = lambda name: group_of(name, prefixes(data_config)) or builder.sequence_of(name)
     if not len(dataset):
         raise UserError(
             f"{data_config.name} split '{split}' holds no image; check config.data.dir and config.data.holdout"
         )
     return dataset
+
+
+def has_holdout(data_config) -> bool:
+    """Whether `config.data` sets training images aside as the split "holdout"."""
+    return bool(data_config.holdout or prefixes(data_config))
+
+
+def prefixes(data_config) -> tuple[str, ...]:
+    """The entries of `config.data.holdout_by`, which commas separate; none in configs older than the field."""
+    return tuple(part.strip() for part in getattr(data_config, "holdout_by", "").split(",") if part.strip())
+
+
+def group_of(name: str, beginnings: Sequence[str]) -> str | None:
+    """The longest of the beginnings that a name begins with, or None.
+
+    >>> group_of("0016E5_08059", ("0001TP", "0016E5"))
+    '0016E5'
+    """
+    return max((p for p in beginnings if name.startswith(p)), key=len, default=None)
+
+
+def set_aside(names: Sequence[str], data_config, sequence_of=lambda name: None) -> np.ndarray:
+    """Which training examples make up the split "holdout".
+
+    Args:
+      names: of the training examples, in order.
+      data_config: `config.data`: whole groups where `holdout_by` names any, else `holdout` examples spread over all
+        (see `holdout_indices`).
+      sequence_of: the video an example belongs to, or None.
+
+    Returns:
+      int64 indices, increasing.
+
+    Raises:
+      UserError: no name begins with an entry of `holdout_by`, nothing is left to train on, or `holdout` does not fit.
+    """
+    if not prefixes(data_config):
+        return holdout_indices(names, data_config.holdout, sequence_of)
+    beginnings = prefixes(data_config)
+    groups = [group_of(name, beginnings) for name in names]
+    given = data_config.holdout_by
+    if unused := sorted(set(beginnings) - set(groups)):
+        raise UserError(
+            f"config.data.holdout_by={given}: no training image has a name that begins with '{unused[0]}'; the first "
+            f"is '{names[0]}'"
+        )
+    held = np.flatnonzero([group is not None for group in groups])
+    if len(held) == len(names):
+        raise UserError(
+            f"config.data.holdout_by={given}: sets aside all {len(names)} training images; name fewer groups"
+        )
+    return held
 
 
 def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: None, block: int = 10) -> np.ndarray:

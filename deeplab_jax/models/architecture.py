@@ -25,6 +25,7 @@ class Architecture:
     pool5a: bool = False
     base_pools: bool = False
     freeze_trunk: bool = False
+    freeze_network: bool = False
     batch_norm: str = "frozen"
     stride_on: str = "1x1"
     preprocessing: str = "caffe_bgr"

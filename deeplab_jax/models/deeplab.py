@@ -64,6 +64,7 @@ class DeepLab(nn.Module):
         """
         a = self.architecture
         trunk, head = self._trunk(), self._head()
+        train = train and not a.freeze_network  # stored statistics, no dropout: the scores that testing sees
 
         def network(x: jax.Array, scale: int) -> jax.Array:
             features = trunk(x, train)
@@ -72,6 +73,8 @@ class DeepLab(nn.Module):
             return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
 
         logits, maps = fuse_scales(network, preprocess(images, a.preprocessing, valid), a.scales, a.size_extra)
+        if a.freeze_network:
+            logits = lax.stop_gradient(logits)
         out: dict[str, Any] = {"scales": maps} if maps else {}
         if self.crf is not None:
             out |= self._marginals(logits, images, valid)
@@ -156,7 +159,11 @@ def is_classifier(path: Sequence[str]) -> bool:
 def is_frozen(path: Sequence[str], config: Any) -> bool:
     """Whether a parameter (its path of names) never changes in training under `config.model`."""
     names = _names(path)
-    if len(names) < 2 or names[0] == "crf":
+    if names[:1] == ("crf",):
+        return False
+    if getattr(config, "freeze_network", False):  # absent in the record of older runs
+        return True
+    if len(names) < 2:
         return False
     if config.batch_norm == "frozen" and names[1].startswith("bn"):
         return True

@@ -16,7 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs.checkpoints import load_workdir
-from deeplab_jax.search import report, scores
+from deeplab_jax.search import groups, report, scores
 from deeplab_jax.search.grid import Axes, Ledger, Setting, search, thin_flags
 from deeplab_jax.search.learning import learn_weights
 
@@ -58,13 +58,14 @@ def search_workdir(
       say: takes a line of progress.
 
     Returns:
-      (the best as a preset, the table's best lines).
+      (the best as a preset, the table's best lines; below them, where the images are of several groups, what the CRF
+      gains on a group that the search did not see).
 
     Raises:
       UserError: the data or the workdir cannot be read, the images have no labels, or no class has a name in `thin`.
     """
     workdir = Path(workdir)
-    split = split or ("holdout" if config.data.holdout else config.eval.split)
+    split = split or ("holdout" if data.has_holdout(config.data) else config.eval.split)
     run_config, variables, meta = load_workdir(workdir)
     dataset = data.open_dataset(config.data, split, config.seed)
     if dataset.num_classes != meta["num_classes"]:
@@ -86,6 +87,8 @@ def search_workdir(
 
     about = {"step": meta["step"], "data": dataset.fingerprint, "split": split, "scales": list(config.eval.scales),
              "mirror": config.eval.mirror, "tile": config.eval.tile, "seed": config.seed}  # fmt: skip
+    if split == "holdout" and config.data.holdout_by:
+        about["holdout_by"] = config.data.holdout_by
     folder = workdir / "crf_search"
     store = scores.ScoreStore(folder / "scores", dataset, indices, about)
     store.complete(segmenter, say)
@@ -122,8 +125,14 @@ def search_workdir(
     source = f"crf_search: {learned}{objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
     preset = Preset(result.best.params, iterations, result.best.normalization, source)
     report.write(folder, result, objective, notes)
+    everywhere = [row.setting for row in result.rows if row.setting is not None and row.images == len(store)]
+    names = [dataset.group_of(dataset[i].name) for i in store.indices]
+    unseen = groups.sentence(groups.gains_on_unseen(ledger, everywhere, names, objective), objective)
+    if unseen:
+        write_text(folder / "groups.txt", unseen + "\n")
     write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))
-    return preset, report.table(result.rows, notes, limit=10)
+    table = report.table(result.rows, notes, limit=10)
+    return preset, f"{table}\n\n{unseen}" if unseen else table
 
 
 def search_as_configured(config, workdir: str | Path, images: int = 0, say=print) -> tuple[Preset, str]:

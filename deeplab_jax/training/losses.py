@@ -77,12 +77,22 @@ def labels_for(labels: Array, size: tuple[int, int], at: str) -> Array:
     return labels if at == "pixels" else subsample_labels(labels, size)
 
 
-def loss_sums(maps: dict[str, Array], labels: Array, at: str, class_weights: Array | None = None) -> dict[str, Array]:
-    """Cross-entropy sum of each score map against its labels; see `labels_for` and `cross_entropy_sum`."""
+def loss_sums(
+    maps: dict[str, Array],
+    labels: Array,
+    at: str,
+    class_weights: Array | None = None,
+    crf_class_weights: bool = True,
+) -> dict[str, Array]:
+    """Cross-entropy sum of each score map against its labels; see `labels_for` and `cross_entropy_sum`.
+
+    Class weights already shift the scores, and so the CRF's unary, towards rare classes; `crf_class_weights` says
+    whether they count in the loss on what the CRF makes of them too.
+    """
     sums = {}
     for name, log_probs in maps.items():
         if at == "pixels":
             log_probs = jax.nn.log_softmax(resize_bilinear(log_probs, labels.shape[1:3]))
         target = labels_for(labels, log_probs.shape[1:3], at)
-        sums[name] = cross_entropy_sum(log_probs, target, class_weights)
+        sums[name] = cross_entropy_sum(log_probs, target, class_weights if name != "crf" or crf_class_weights else None)
     return sums

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models import is_classifier, is_frozen
 
 Path = tuple[str, ...]
@@ -58,9 +59,18 @@ def is_norm(path: Path) -> bool:
 
 
 def split_params(params: dict, config) -> tuple[dict, dict]:
-    """Splits a parameter tree into (trainable, frozen); frozen ones get neither gradients nor optimizer memory."""
+    """Splits a parameter tree into (trainable, frozen); frozen ones get neither gradients nor optimizer memory.
+
+    Raises:
+      UserError: everything is frozen.
+    """
     flat = traverse_util.flatten_dict(params)
     frozen = {p: v for p, v in flat.items() if is_frozen(p, config.model)}
+    if len(frozen) == len(flat):
+        raise UserError(
+            "config.model.freeze_network=True leaves nothing to learn; set --config.crf.train=end_to_end, so that the "
+            "CRF on top of it learns, or --config.model.freeze_network=false"
+        )
     trainable = {p: v for p, v in flat.items() if p not in frozen}
     return traverse_util.unflatten_dict(trainable), traverse_util.unflatten_dict(frozen)
 

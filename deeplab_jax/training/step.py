@@ -63,7 +63,7 @@ def create_train_step(
         def loss_fn(trainable, batch_stats, micro):
             params = merge_params(trainable, state.frozen)
             maps, batch_stats = score_maps(params, batch_stats, micro, state.step)
-            sums = losses.loss_sums(maps, micro["label"], config.loss.at, weights)
+            sums = losses.loss_sums(maps, micro["label"], config.loss.at, weights, config.loss.crf_class_weights)
             terms = {name: sums[name] * scale[name] for name in sums}
             return sum(terms.values()), (terms, batch_stats)
 

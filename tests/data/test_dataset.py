@@ -69,6 +69,18 @@ def test_holdout_leaves_the_training_split(camvid, tmp_path):
         data.open_dataset(camvid.data, "train")
 
 
+def test_holdout_by_name_sets_whole_groups_aside(camvid):
+    camvid.data.update(holdout=2, holdout_by="B_")
+    train, held = (data.open_dataset(camvid.data, split) for split in ("train", "holdout"))
+    assert {n[0] for n in train.names()} == {"A"} and {n[0] for n in held.names()} == {"B"}
+    assert len(train) + len(held) == 6
+    assert (held.group_of("B_train001"), held.group_of("A_train000")) == ("B_", "A")
+    for given, sentence in (("A,C", "no training image has a name that begins with 'C'"), ("A,B", "sets aside all 6")):
+        camvid.data.holdout_by = given
+        with pytest.raises(UserError, match=f"config.data.holdout_by={given}: {sentence}"):
+            data.open_dataset(camvid.data, "train")
+
+
 def test_holdout_of_photographs_is_spread():
     held = data.holdout_indices([str(i) for i in range(100)], 10)
     assert held.tolist() == list(range(4, 100, 10))

@@ -67,3 +67,13 @@ def test_class_weights_have_mean_one_over_pixels():
         assert sum(w * c for w, c in zip(weights, counts)) / 1000 == pytest.approx(1.0)
         assert weights[3] == 0.0
     assert weights[0] / weights[1] == pytest.approx(0.1)
+
+
+def test_class_weights_can_spare_the_loss_after_the_crf():
+    scores = jax.nn.log_softmax(jnp.arange(3.0) * jnp.ones((1, 1, 2, 3)))
+    maps, labels, weights = {"scores": scores, "crf": scores}, np.array([[[0, 2]]], np.uint8), jnp.array([4.0, 1, 1])
+    plain = -float(scores[0, 0, 0, 0] + scores[0, 0, 1, 2])
+    heavy = -float(4 * scores[0, 0, 0, 0] + scores[0, 0, 1, 2])
+    for both, after_crf in ((True, heavy), (False, plain)):
+        sums = losses.loss_sums(maps, labels, "scores", weights, both)
+        assert float(sums["scores"]) == pytest.approx(heavy) and float(sums["crf"]) == pytest.approx(after_crf)

@@ -7,6 +7,7 @@ import pytest
 from flax import traverse_util
 
 from deeplab_jax.config import load_config
+from deeplab_jax.errors import UserError
 from deeplab_jax.training.optimizer import (
     create_optimizer,
     create_schedule,
@@ -94,3 +95,12 @@ def test_frozen_parts_take_no_optimizer_memory():
     learned = sum(x.size for x in jax.tree.leaves(trainable))
     assert sum(x.size for x in jax.tree.leaves(state)) == learned + 1  # the momentum, and the step
     assert jax.tree.structure(merge_params(trainable, frozen)) == jax.tree.structure(params)
+
+
+def test_a_frozen_network_leaves_the_crf_to_learn():
+    config = load_config("base", ["model.freeze_network=True"])
+    network = {"backbone": {"conv1": {"kernel": jnp.ones(3)}}, "head": {"fc1": {"bias": jnp.ones(2)}}}
+    trainable, frozen = split_params({**network, "crf": {"bilateral_weight": jnp.ones(())}}, config)
+    assert set(trainable) == {"crf"} and set(frozen) == {"backbone", "head"}
+    with pytest.raises(UserError, match="freeze_network=True leaves nothing to learn"):
+        split_params(network, config)

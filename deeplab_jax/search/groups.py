@@ -1,0 +1,58 @@
+"""What searched parameters gain on photographs of a group (a drive, a site) that the search did not see."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from deeplab_jax.search.grid import Ledger, Setting, score
+
+
+class GroupGain(NamedTuple):
+    """One group left out: how many images it has, and its objective without the CRF and with it, fractions in 0..1."""
+
+    group: str
+    images: int
+    network: float
+    crf: float
+
+    @property
+    def gain(self) -> float:
+        return self.crf - self.network
+
+
+def gains_on_unseen(
+    ledger: Ledger, settings: Sequence[Setting], groups: Sequence[str | None], objective: str
+) -> list[GroupGain]:
+    """For each group the gain of the setting that is best on the images of all other groups.
+
+    Nothing is measured again: the choice is among settings that the search has measured on every image. The search
+    itself narrowed its grid down on images of all groups, which an exhaustive search does not.
+
+    Args:
+      ledger: of the search.
+      settings: those that are measured on every image.
+      groups: of each image; with fewer than two of them there is nothing to leave out.
+      objective: one of `grid.OBJECTIVES`.
+
+    Returns:
+      One entry per group, in the order of the images; empty if there is but one group or an image has none.
+    """
+    names = list(dict.fromkeys(groups))
+    if len(names) < 2 or None in names or not settings:
+        return []
+    found = []
+    for name in names:
+        inside = [i for i, group in enumerate(groups) if group == name]
+        outside = [i for i, group in enumerate(groups) if group != name]
+        chosen = max(settings, key=lambda s: score(ledger, s, outside)[objective])
+        alone, after = (score(ledger, s, inside)[objective] for s in (None, chosen))
+        found.append(GroupGain(name, len(inside), alone, after))
+    return found
+
+
+def sentence(gains: Sequence[GroupGain], objective: str) -> str:
+    """One line of text in percent points; "" without gains."""
+    if not gains:
+        return ""
+    each = ", ".join(f"{g.group} {100 * g.gain:+.2f} ({g.images} images)" for g in gains)
+    mean = sum(g.gain for g in gains) / len(gains)
+    return f"{objective} gained on a group that the search did not see: {each}; mean {100 * mean:+.2f}"

@@ -1,0 +1,355 @@
+"""Does training end to end pay? Further training of one network, piecewise and with the CRF on top, at equal time.
+
+  python -m experiments.end_to_end --config shapes --config.data.holdout=100 --config.num_steps=400 --steps 200
+  python -m experiments.end_to_end --config camvid --config.data.dir=PATH/camvid --start "runs/camvid_{seed}" \
+      --rows a,b,c,c_stride2 --seeds 0,1,2 --steps 500
+
+All rows start from the same network, trained piecewise, and from the CRF parameters that a search found for it:
+  a        more piecewise training, then the search again
+  b        the CRF's parameters learn, the network is fixed
+  c        both learn
+A variation changes one thing of b or c: c_stride2 (the map on which the CRF runs in training; also 8 and 1), c_scores
+(the loss on labels sampled to the map), c_one_weight, c_no_compatibility, c_iterations10, c_crf_rate10, c_crf_rate100,
+c_crf_loss_alone (no loss on the scores before the CRF), c_unweighted (no class weights after the CRF), c_no_ema,
+c_stored_norm, c_lattice, c_crfasrnn (Zheng et al. 2015). Row a takes --steps steps; the others as many as fit into the
+time that those take, or with --equal steps just as many. A stopped command goes on where it was; rows that have been
+run before are shown too.
+
+Choose between rows on images set aside (--config.eval.split=holdout), and use the validation images once.
+"""
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from deeplab_jax import cli
+from deeplab_jax.errors import UserError
+from experiments import common, runs
+
+FLAGS = flags.FLAGS
+
+# What all rows with the CRF on top share; the variations change one thing each.
+WITH_CRF = {
+    "crf.train": "end_to_end",
+    "crf.train_iterations": 5,
+    "crf.stride": 4,
+    "crf.per_class_weights": True,
+    "loss.at": "pixels",
+}
+ROWS: Mapping[str, Mapping[str, object]] = {
+    "a": {"crf.train": "off"},
+    "b": {**WITH_CRF, "model.freeze_network": True},
+    "c": WITH_CRF,
+}
+WHAT = {"a": "piecewise", "b": "CRF learned, network fixed", "c": "both learned"}
+VARIATIONS: Mapping[str, Mapping[str, object]] = {
+    "stride8": {"crf.stride": 8},
+    "stride2": {"crf.stride": 2},
+    "stride1": {"crf.stride": 1},
+    "scores": {"loss.at": "scores"},
+    "one_weight": {"crf.per_class_weights": False},
+    "no_compatibility": {"crf.learn": ("weights",)},
+    "iterations10": {"crf.train_iterations": 10},
+    "crf_rate10": {"crf.learning_rate_multiplier": 10.0},
+    "crf_rate100": {"crf.learning_rate_multiplier": 100.0},
+    "crf_loss_alone": {"loss.unary_weight": 0.0},
+    "unweighted": {"loss.crf_class_weights": False},
+    "no_ema": {"optimizer.ema": 0.0},
+    "stored_norm": {"model.batch_norm": "frozen"},  # the start's statistics, as testing uses them
+    "lattice": {"crf.bilateral": "permutohedral"},  # testing's filter, where a small map would take the exact one
+    # One image at a time, momentum .99, the loss after the CRF alone and at full resolution. Their rate belongs to a
+    # loss summed over pixels; a hundredth of ours stands for "tiny" here.
+    "crfasrnn": {
+        "batch_size": 1,
+        "optimizer.momentum": 0.99,
+        "optimizer.nesterov": False,
+        "optimizer.ema": 0.0,
+        "crf.stride": 1,
+        "loss.unary_weight": 0.0,
+        "model.batch_norm": "frozen",
+    },
+}
+CRFASRNN_RATE = 0.01  # times the other rows' learning rate
+TRIMAP = "3"
+EMA = 0.98  # a longer memory than the continuation itself would average the start in
+
+
+def overrides_of(row: str) -> dict[str, object]:
+    """The fields of the config that a row sets.
+
+    Raises:
+      UserError: there is no such row.
+    """
+    letter, _, variation = row.partition("_")
+    if letter not in ROWS or (variation and (letter == "a" or variation not in VARIATIONS)):
+        raise UserError(f"--rows: no row {row}; give a, b, c, and b or c with one of _{', _'.join(VARIATIONS)}")
+    return {**ROWS[letter], **(VARIATIONS[variation] if variation else {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What all rows of a seed go on from.
+
+    Attributes:
+      config: of the whole experiment.
+      run: the run whose network it is.
+      preset: file with the CRF's parameters.
+      rate: learning rate at the beginning of a row.
+    """
+
+    config: ConfigDict
+    run: Path
+    preset: str
+    rate: float
+
+    def continuation(self, row: str, steps: int) -> ConfigDict:
+        """The config of a row's training over so many steps."""
+        from deeplab_jax.runs.provenance import read_config
+
+        config = copy.deepcopy(self.config)
+        model = read_config(self.run).model
+        for name in config.model:
+            if name in model:  # a field younger than the run keeps its default
+                config.model[name] = model[name]
+        config.init_from = str(self.run)
+        config.num_steps = steps
+        config.crf.preset = self.preset
+        config.data.early_share = 0.0
+        tiny = CRFASRNN_RATE if row.endswith("_crfasrnn") else 1.0
+        config.optimizer.update(learning_rate=float(self.rate) * tiny, warmup_steps=min(20, steps // 10), ema=EMA)
+        config.eval.update(every=0, select_split="")
+        config.checkpoint.every = max(1, steps // 4)
+        return common.changed(config, overrides_of(row))
+
+    def seconds(self, row: str, folder: Path) -> float:
+        """Of one of the row's steps, measured once for all seeds and kept in `folder`."""
+        about = {"row": overrides_of(row), "batch": self.config.batch_size, "crop": self.config.data.crop}
+        path = folder / f"{row}.json"
+        return common.remembered(path, about, lambda: [seconds_per_step(self.continuation(row, 1))])[0]
+
+
+def seconds_per_step(config: ConfigDict, steps: int = 5) -> float:
+    """The median of so many training steps on the config's own batches, after one that compiles."""
+    import jax
+
+    from deeplab_jax.data import open_dataset, train_batches
+    from deeplab_jax.training import setup
+    from deeplab_jax.training.optimizer import create_optimizer
+    from deeplab_jax.training.state import create_state
+    from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard
+
+    dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
+    model, optimizer = setup.build_model(config, dataset.num_classes), create_optimizer(config)
+    state = replicate(create_state(setup.initial_variables(config, model), config, optimizer))
+    step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
+    batches = train_batches(dataset, config)
+    seconds = []
+    for _ in range(steps + 1):
+        batch = shard(next(batches), config.optimizer.accumulate)
+        began = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics["loss"])
+        seconds.append(time.perf_counter() - began)
+    batches.close()
+    return statistics.median(seconds[1:])
+
+
+def steps_of(row: str, steps: int, seconds: Mapping[str, float]) -> int:
+    """How many steps of a row take as long as `steps` of row a.
+
+    >>> steps_of("c", 100, {"a": 0.2, "c": 0.5})
+    40
+    """
+    return max(1, round(steps * seconds["a"] / seconds[row]))
+
+
+def experiment(
+    config: ConfigDict,
+    out: Path,
+    *,
+    rows: Sequence[str] = ("a", "b", "c"),
+    seeds: Sequence[int] = (0,),
+    steps: int = 200,
+    rate: float = 0.0,
+    equal: str = "time",
+    start: str = "",
+) -> list[dict]:
+    """Trains and measures what has not been; everything is kept in `out`.
+
+    Args:
+      config: what is trained; `config.eval.split` is measured.
+      out: folder for runs and results.
+      rows: see `overrides_of`.
+      seeds: of the start and of what follows.
+      steps: of row a.
+      rate: learning rate at the beginning of each row; 0 = a tenth of the config's.
+      equal: "time" or "steps".
+      start: trained runs, "{seed}" standing for the seed; "" = the config is trained piecewise here.
+
+    Returns:
+      One dict per row, seed and kind of CRF parameters: `row`, `seed`, `parameters` ("searched" or "learned"), `steps`
+      and `results`, see `deeplab_jax.evaluation.evaluate`.
+
+    Raises:
+      UserError: there is no such row, no image is set aside for the search, or a start was trained end to end.
+    """
+    from deeplab_jax.runs.provenance import read_config
+
+    rows = list(dict.fromkeys(["a", *rows]))  # all others are compared with it
+    for row in rows:
+        overrides_of(row)
+    rate = rate or config.optimizer.learning_rate / 10
+    found = []
+    for seed in seeds:
+        seeded = common.changed(config, {"seed": seed})
+        folder = out / f"seed_{seed}"
+        if start:
+            base = Path(start.replace("{seed}", str(seed)))
+            if read_config(base).crf.train != "off":
+                raise UserError(f"{base}: was trained end to end; give a run with config.crf.train=off to start from")
+        else:
+            base = runs.trained(common.changed(seeded, {"crf.train": "off"}), folder / "start")
+        preset = runs.searched_preset(common.changed(seeded, {"crf.train": "off"}), base, config.crf.search_images)
+
+        def add(row: str, run: Path, parameters: str, steps: int, seeded=seeded, seed=seed, folder=folder) -> None:
+            own = None if parameters == "learned" else runs.searched_preset(seeded, run, config.crf.search_images)
+            results = runs.measure(seeded, run, folder / "results", preset=own)
+            found.append({"row": row, "seed": seed, "parameters": parameters, "steps": steps, "results": results})
+
+        add("start", base, "searched", 0)
+        begin = Start(seeded, base, preset, rate)
+        for row in rows:
+            length = steps
+            if equal == "time" and row != "a":
+                length = steps_of(row, steps, {name: begin.seconds(name, out / "seconds") for name in ("a", row)})
+            run = runs.trained(begin.continuation(row, length), folder / f"{row}_{length}")
+            if row != "a":
+                add(row, run, "learned", length)
+            if not row.startswith("b"):
+                add(row, run, "searched", length)
+    return found
+
+
+# ---- tables and plot -----------------------------------------------------------------------------------------------
+
+
+def summary(found: Sequence[Mapping], iterations: int) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Percent by (row, parameters): `network`, `crf`, `trimap`, and over row a of the same seed `gain`, `trimap_gain`.
+
+    Args:
+      found: what `experiment` returns.
+      iterations: of the mean field, one of those measured.
+    """
+
+    def values(entry: Mapping) -> dict[str, float]:
+        by_count = {r["crf_iterations"]: r for r in entry["results"]}
+        return {
+            "network": 100 * by_count[0]["mean_iou"],
+            "crf": 100 * by_count[iterations]["mean_iou"],
+            "trimap": 100 * by_count[iterations]["trimap"][TRIMAP]["mean_iou"],
+        }
+
+    piecewise = {entry["seed"]: values(entry) for entry in found if entry["row"] == "a"}
+    table: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for entry in found:
+        own, other = values(entry), piecewise[entry["seed"]]
+        own |= {"gain": own["crf"] - other["crf"], "trimap_gain": own["trimap"] - other["trimap"]}
+        columns = table.setdefault((entry["row"], entry["parameters"]), {name: [] for name in own})
+        for name, value in own.items():
+            columns[name].append(value)
+    return table
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation over seeds.
+
+    >>> spread([1.0, 2.0, 3.0], "+"), spread([1.0])
+    ('+2.00 ± 1.00', '1.00')
+    """
+    mean = f"{statistics.fmean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def tables(found: Sequence[Mapping], data: str, split: str) -> list[common.Table]:
+    """One table for each number of iterations that was measured, but for 0."""
+    counts = sorted(r["crf_iterations"] for r in found[0]["results"])
+    steps = {(e["row"], e["parameters"]): e["steps"] for e in found}
+    heads = ("row", "CRF parameters", "steps", "seeds", "network", "with CRF", "over a", "3 px", "3 px over a")
+    made = []
+    for n in counts[1:]:
+        rows = []
+        for (row, parameters), v in summary(found, n).items():
+            signed = [spread(v[name], "+") if row not in ("a", "start") else None for name in ("gain", "trimap_gain")]
+            rows.append((row, parameters, steps[row, parameters], len(v["crf"]), spread(v["network"]),
+                         spread(v["crf"]), signed[0], spread(v["trimap"]), signed[1]))  # fmt: skip
+        title = f"{data}, split '{split}', {n} mean-field iterations: mean IoU in percent, mean ± deviation over seeds"
+        made.append(common.Table(title, heads, rows))
+    return made
+
+
+def plot(found: Sequence[Mapping]):
+    """Gain over row a against the stride of the training map, and mean IoU by iterations of the mean field."""
+    counts = sorted(r["crf_iterations"] for r in found[0]["results"])
+    figure = common.new_figure(10.5, 4.0)
+    left, right = figure.subplots(1, 2)
+    after = summary(found, counts[-1])
+    for letter in "bc":
+        at = {8: f"{letter}_stride8", WITH_CRF["crf.stride"]: letter, 2: f"{letter}_stride2", 1: f"{letter}_stride1"}
+        points = {stride: after[row, "learned"] for stride, row in at.items() if (row, "learned") in after}
+        for name, style in (("gain", "o-"), ("trimap_gain", "s--")):
+            if points:
+                where = "3 px" if name == "trimap_gain" else "whole image"
+                means = [statistics.fmean(v[name]) for v in points.values()]
+                left.plot(list(points), means, style, label=f"{WHAT[letter]}, {where}", ms=4)
+    left.axhline(0, color="0.6", lw=1)
+    left.set_xscale("log", base=2)
+    left.set_xlabel("stride of the map in training")
+    left.set_ylabel("over more piecewise training [points]")
+    for row, parameters in after:
+        means = [statistics.fmean(summary(found, n)[row, parameters]["crf" if n else "network"]) for n in counts]
+        right.plot(counts, means, "o-" if parameters == "learned" else "s--", label=f"{row}, {parameters}", ms=4)
+    right.set_xlabel("mean-field iterations")
+    right.set_ylabel("mean IoU [%]")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    return figure
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    config, out = common.load_config(), Path(FLAGS.out)
+    fields = {"eval.crf_iterations": (0, 5, 10), "eval.trimap_widths": (int(TRIMAP),), "eval.overlays": 0}
+    config = common.changed(config, fields)
+    if not config.crf.search_images:
+        config.crf.search_images = 40
+    found = experiment(
+        config,
+        out,
+        rows=FLAGS.rows,
+        seeds=[int(seed) for seed in FLAGS.seeds],
+        steps=FLAGS.steps,
+        rate=FLAGS.rate,
+        equal=FLAGS.equal,
+        start=FLAGS.start,
+    )
+    made = tables(found, config.data.name, config.eval.split)
+    common.write(out, "end_to_end", made, {"found": found}, plot(found))
+
+
+if __name__ == "__main__":
+    common.define_flags("shapes", "end_to_end")
+    flags.DEFINE_list("rows", ["a", "b", "c"], "which rows, see above; a is always among them")
+    flags.DEFINE_list("seeds", ["0"], "one start and one continuation for each")
+    flags.DEFINE_integer("steps", 200, "steps of row a", lower_bound=1)
+    flags.DEFINE_float("rate", 0.0, "learning rate at the beginning of each row; 0 = a tenth of the config's")
+    flags.DEFINE_enum("equal", "time", ["time", "steps"], "what the rows have in common")
+    flags.DEFINE_string("start", "", "trained runs to start from, {seed} stands for the seed; none: train the config")
+    cli.run(main)

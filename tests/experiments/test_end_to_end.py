@@ -1,0 +1,112 @@
+"""The rows, what they set and in how many steps, their table; and all of it once on a tiny run."""
+
+import numpy as np
+import pytest
+
+from deeplab_jax.config import load_config
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.architecture import Architecture
+from experiments import common, end_to_end, runs
+
+
+def test_each_row_changes_what_its_name_says():
+    shapes = load_config("shapes")
+    for row in ("a", "b", "c", *(f"{letter}_{v}" for letter in "bc" for v in end_to_end.VARIATIONS)):
+        config = common.changed(shapes, end_to_end.overrides_of(row))
+        assert (config.crf.train == "off") == (row == "a")
+        assert config.model.freeze_network == row.startswith("b")
+        Architecture.from_config(config.model)
+    assert common.changed(shapes, end_to_end.overrides_of("c_stride1")).crf.stride == 1
+    assert common.changed(shapes, end_to_end.overrides_of("c_no_compatibility")).crf.learn == ("weights",)
+    recipe = common.changed(shapes, end_to_end.overrides_of("c_crfasrnn"))
+    assert (recipe.batch_size, recipe.optimizer.momentum, recipe.loss.unary_weight) == (1, 0.99, 0.0)
+    for row in ("d", "c_stride3", "a_stride2"):
+        with pytest.raises(UserError, match=f"--rows: no row {row}; give a, b, c"):
+            end_to_end.overrides_of(row)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Nothing is trained or measured; each training's config is kept by the name of its folder."""
+    trained = {}
+    monkeypatch.setattr(
+        runs, "trained", lambda config, run: trained.setdefault(f"{run.parent.name}/{run.name}", config) and run
+    )
+    monkeypatch.setattr(runs, "searched_preset", lambda config, run, images: f"{run}/crf_preset.json")
+    monkeypatch.setattr(runs, "measure", lambda config, run, folder, preset: [f"{run.name} {bool(preset)}"])
+    monkeypatch.setattr("deeplab_jax.runs.provenance.read_config", lambda run: load_config("shapes"))
+    monkeypatch.setattr(end_to_end, "seconds_per_step", lambda config: {"off": 0.1}.get(config.crf.train, 0.4))
+    return trained
+
+
+def test_rows_take_equal_time_from_one_start(recorded, tmp_path):
+    config = load_config("shapes", ["optimizer.learning_rate=0.5", "crf.search_images=3"])
+    found = end_to_end.experiment(config, tmp_path, rows=("b", "c"), seeds=(0, 1), steps=40)
+    names = [f"seed_{s}/{n}" for s in (0, 1) for n in ("start", "a_40", "b_10", "c_10")]
+    assert list(recorded) == names
+    assert recorded["seed_0/start"].crf.train == "off" and recorded["seed_1/start"].seed == 1
+    row = recorded["seed_1/c_10"]
+    assert (row.num_steps, row.optimizer.learning_rate, row.crf.train) == (10, 0.05, "end_to_end")
+    assert row.init_from == str(tmp_path / "seed_1" / "start")
+    assert row.crf.preset == f"{row.init_from}/crf_preset.json"
+    kinds = [(e["row"], e["parameters"], e["steps"]) for e in found if e["seed"] == 1]
+    assert kinds == [("start", "searched", 0), ("a", "searched", 40), ("b", "learned", 10), ("c", "learned", 10),
+                     ("c", "searched", 10)]  # fmt: skip
+    end_to_end.experiment(config, tmp_path, rows=("c",), seeds=(2,), steps=40, equal="steps")
+    assert "seed_2/c_40" in recorded
+
+
+def entry(row: str, seed: int, iou: float, near: float, parameters: str = "learned") -> dict:
+    def at(n: int) -> dict:
+        return {"crf_iterations": n, "mean_iou": iou + n / 100, "trimap": {"3": {"mean_iou": near + n / 100}}}
+
+    return {"row": row, "seed": seed, "parameters": parameters, "steps": 7, "results": [at(n) for n in (0, 5, 10)]}
+
+
+def test_rows_are_compared_with_row_a_of_their_seed():
+    found = [entry("a", 0, 0.5, 0.3, "searched"), entry("c", 0, 0.52, 0.33)]
+    found += [entry("a", 1, 0.6, 0.2, "searched"), entry("c", 1, 0.66, 0.25)]
+    v = end_to_end.summary(found, 10)["c", "learned"]
+    assert v["network"] == pytest.approx([52, 66]) and v["crf"] == pytest.approx([62, 76])
+    assert v["gain"] == pytest.approx([2, 6]) and v["trimap_gain"] == pytest.approx([3, 5])
+    five, ten = end_to_end.tables(found, "shapes", "val")
+    assert ten.rows[0][:4] == ("a", "searched", 7, 2) and ten.rows[0][6] is None
+    assert ten.rows[1][4:] == ("59.00 ± 9.90", "69.00 ± 9.90", "+4.00 ± 2.83", "39.00 ± 5.66", "+4.00 ± 1.41")
+    assert five.title.startswith("shapes, split 'val', 5 mean-field iterations")
+    left, right = end_to_end.plot(found).axes
+    assert [list(line.get_ydata()) for line in left.get_lines()][:2] == [pytest.approx([4]), pytest.approx([4])]
+    assert list(right.get_lines()[1].get_ydata()) == pytest.approx([59, 64, 69])
+
+
+@pytest.mark.long
+def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch):
+    from deeplab_jax.runs.checkpoints import load_workdir
+
+    grid = {"bilateral_weight": (1.0, 3.0), "bilateral_xy_std": (20.0,), "bilateral_rgb_std": (12.0,)}
+    config = common.changed(tiny_config, {"data.holdout": 6, "crf.search_images": 2, "crf.search_passes": 1})
+    config.crf.search_grid.update(grid | {"gaussian_xy_std": (2.0,)})
+    arguments = {"rows": ("b", "c"), "steps": 2, "equal": "steps"}
+    found = end_to_end.experiment(config, tmp_path, **arguments)
+    assert [(e["row"], e["parameters"]) for e in found] == [
+        ("start", "searched"), ("a", "searched"), ("b", "learned"), ("c", "learned"), ("c", "searched"),
+    ]  # fmt: skip
+    start, b, c = (load_workdir(tmp_path / "seed_0" / name)[1] for name in ("start", "b_2", "c_2"))
+    for part in ("backbone", "head"):
+        for old, fixed, moved in zip(*(_leaves(v["params"][part]) for v in (start, b, c)), strict=True):
+            np.testing.assert_array_equal(old, fixed)
+            assert np.any(old != moved) or not np.any(old)
+    for old, fixed in zip(_leaves(start["batch_stats"]), _leaves(b["batch_stats"]), strict=True):
+        np.testing.assert_array_equal(old, fixed)
+    for v in (b, c):
+        assert v["params"]["crf"]["bilateral_weight"].shape == (7,)
+        assert np.any(v["params"]["crf"]["compatibility"] != 1 - np.eye(7))
+    # Again: nothing is trained, searched or evaluated anew.
+    monkeypatch.setattr("deeplab_jax.evaluation.workdir.evaluate_split", None)
+    monkeypatch.setattr("deeplab_jax.search.workdir.search_as_configured", None)
+    assert end_to_end.experiment(config, tmp_path, **arguments) == found
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
