@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import cli, startup
+from deeplab_jax import startup
 from deeplab_jax.crf import CRFParams, Preset, write_preset
 from deeplab_jax.evaluation import workdir as evaluation
 from deeplab_jax.runs import processes
@@ -87,6 +87,6 @@ def test_training_on_gpus_is_deterministic(monkeypatch, plugins, training, flags
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jax_plugins")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
-    monkeypatch.setattr(cli, "_plugins", lambda: plugins)
+    monkeypatch.setattr(startup, "_plugins", lambda: plugins)
     startup.set_xla_defaults(training)
     assert os.environ["XLA_FLAGS"] == expected
