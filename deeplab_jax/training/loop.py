@@ -15,6 +15,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.runs import processes
 from deeplab_jax.runs.checkpoints import Checkpoints, CheckpointWriteError
 from deeplab_jax.runs.flat import flatten_state
+from deeplab_jax.runs.full_disk import reported_once
 from deeplab_jax.runs.lock import writing
 from deeplab_jax.runs.provenance import begin_again, record_start
 from deeplab_jax.runs.reporting import Reporter
@@ -49,7 +50,7 @@ def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> Non
         with TermSignal() as stop:
             with at_once(stop, "stopped before the training began; the workdir is as it was"):
                 setup = prepare(config, workdir, restart)
-            with writing(workdir):
+            with writing(workdir), reported_once():
                 run = Run(setup, workdir, stop, restart)
                 run.train()
     except jax.errors.JaxRuntimeError as e:

@@ -185,6 +185,7 @@ def resume(workdir: Path, state: TrainState, dataset) -> tuple[int, TrainState]:
     newest = checkpoints.newest_whole(say) if processes.is_first() else None
     if processes.is_first() and newest is None:
         refuse_lost_training(workdir, checkpoints)
+    processes.barrier("prepared")  # some took longer to get here than the devices wait for each other
     done = processes.from_first(newest or 0)
     if not done:
         return 0, state
