@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.files import replace_together
+
 _LARGEST_PRESET = 16 << 20  # bytes
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 FIELDS = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
@@ -105,9 +107,8 @@ def write_preset(path: str | os.PathLike, preset: Preset) -> None:
     path = Path(path)
     fields = {name: np.asarray(getattr(preset.params, name), np.float64).tolist() for name in FIELDS}
     fields |= {"iterations": preset.iterations, "normalization": preset.normalization, "source": preset.source}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(fields, indent=2) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(fields, indent=2) + "\n"
+    replace_together({path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
 
 
 def read_preset(path: str | os.PathLike) -> Preset:

@@ -8,7 +8,6 @@ was stopped. Images are visited one by one: its lattice is built once for all se
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,6 +17,7 @@ import numpy as np
 from deeplab_jax.console import Meter
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_text
 
 
 class Setting(NamedTuple):
@@ -202,9 +202,7 @@ class Ledger:
                 except (ValueError, TypeError):
                     continue
         self._old = set(self.results)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(good))
-        os.replace(temporary, path)
+        write_text(path, "".join(good))
         self._file = path.open("a")
 
     def add(self, setting: Setting | None, image: int, counts: dict[str, Counts]) -> None:
