@@ -15,7 +15,7 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 TWO = "--xla_force_host_platform_device_count=2"
 CODE = """
 import os
-from deeplab_jax import cli
+from deeplab_jax import startup
 startup.set_xla_defaults()
 import jax, jax.numpy as jnp
 jnp.ones(2).sum().block_until_ready()
