@@ -53,18 +53,20 @@ def get_config() -> ConfigDict:
     config.crf.learn = ("weights", "compatibility")  # what end_to_end learns: weights, compatibility, stds
     config.crf.per_class_weights = False  # one kernel weight per class instead of one per kernel
     config.crf.learning_rate_multiplier = 1.0
-    config.crf.search_images = 0  # after training, search its parameters on so many holdout images; 0 = no search
-    config.crf.search_passes = 2  # the coarse grid, then so many finer ones less one
-    config.crf.search_objective = "mean_iou"  # mean_iou, trimap (within 5 pixels of boundaries) or both (their mean)
-    config.crf.search_thin = ()  # names of thin classes: their bilateral weight is a searched multiple of the others'
-    config.crf.search_learn = 0  # then passes over those images that learn one weight per kernel and class
-    config.crf.search_grid = ConfigDict()  # the coarse grid of that search (the papers': v2 section 5)
-    config.crf.search_grid.bilateral_weight = (3.0, 4.0, 5.0, 6.0)
-    config.crf.search_grid.bilateral_xy_std = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
-    config.crf.search_grid.bilateral_rgb_std = (3.0, 4.0, 5.0, 6.0)
-    config.crf.search_grid.gaussian_weight = (3.0,)
-    config.crf.search_grid.gaussian_xy_std = (3.0,)
-    config.crf.search_grid.thin_factor = (1.0, 2.0, 3.0, 4.0)  # counts only where search_thin names classes
+
+    config.search = ConfigDict()  # after training: the CRF's parameters are searched for on images set aside
+    config.search.images = 0  # this many of the images that data.holdout sets aside; 0 = no search
+    config.search.passes = 2  # 1 = coarse grid only; each further pass halves the steps
+    config.search.objective = "mean_iou"  # mean_iou, trimap (within 5 pixels of boundaries) or both (their mean)
+    config.search.thin = ()  # names of thin classes: their bilateral weight is a searched multiple of the others'
+    config.search.learn = 0  # then this many passes over those images that learn one weight per kernel and class
+    config.search.grid = ConfigDict()  # the coarse grid of that search (the papers': v2 section 5)
+    config.search.grid.bilateral_weight = (3.0, 4.0, 5.0, 6.0)
+    config.search.grid.bilateral_xy_std = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
+    config.search.grid.bilateral_rgb_std = (3.0, 4.0, 5.0, 6.0)
+    config.search.grid.gaussian_weight = (3.0,)
+    config.search.grid.gaussian_xy_std = (3.0,)
+    config.search.grid.thin_factor = (1.0, 2.0, 3.0, 4.0)  # counts only where search.thin names classes
 
     config.data = ConfigDict()
     config.data.name = "voc_segmentation"
@@ -76,9 +78,9 @@ def get_config() -> ConfigDict:
     config.data.crop = (321, 321)  # height, width
     config.data.scales = (0.5, 0.75, 1.0, 1.25, 1.5)  # random scale; a pair with continuous_scale = its ends
     config.data.continuous_scale = False
-    config.data.early_share = 0.0  # this share of the steps, the first ones, are cheaper: smaller crops and scales
-    config.data.early_crop = (161, 161)
-    config.data.early_scales = (0.25, 0.375, 0.5, 0.625, 0.75)
+    # First steps with crops and scales of their own, most often smaller and cheaper: (share of the steps, crop, scales)
+    # one after another; the steps that are left see `crop` and `scales`.
+    config.data.stages = ()  # such as ((0.5, (161, 161), (0.25, 0.375, 0.5, 0.625, 0.75)),)
     config.data.mirror = True
     config.data.mirror_swaps = ()  # pairs of class ids that swap when mirrored (left/right parts)
     config.data.brightness = 0.0  # photometric jitter: +- this fraction
@@ -108,7 +110,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 5e-4
     config.optimizer.schedule = "poly"  # poly, step, constant, cosine
     config.optimizer.poly_power = 0.9
-    config.optimizer.step_size = 2000  # schedule "step": times 0.1 every so many steps
+    config.optimizer.step_size = 2000  # schedule "step": times 0.1 every this many steps
     config.optimizer.warmup_steps = 0
     config.optimizer.classifier_multiplier = 10.0  # classifier weights; its bias gets twice that
     config.optimizer.bias_multiplier = 2.0  # every other bias; biases have no decay
@@ -135,7 +137,7 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps
-    config.checkpoint.keep = 2  # the newest so many, besides the best
+    config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
 
     config.log = ConfigDict()
     config.log.every = 20  # steps between lines, and between checks that loss and gradient are finite

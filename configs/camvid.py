@@ -29,9 +29,7 @@ def get_config():
         crop=(241, 321),
         scales=(0.7, 1.5),
         continuous_scale=True,
-        early_share=0.6429,  # 5400 steps, each at half the cost
-        early_crop=(161, 209),
-        early_scales=(0.47, 1.0),
+        stages=((0.6429, (161, 209), (0.47, 1.0)),),  # 5400 steps, each at half the cost
         brightness=0.25,
         contrast=0.25,
         saturation=0.25,
@@ -45,11 +43,11 @@ def get_config():
         warmup_steps=50,
         ema=0.995,
     )
-    config.crf.search_images = 40
-    config.crf.search_passes = 1
-    config.crf.search_objective = "both"
-    config.crf.search_thin = ("pole", "sign")  # what smooths cars and houses wipes these out
-    config.crf.search_grid.update(
+    config.search.images = 40
+    config.search.passes = 1
+    config.search.objective = "both"
+    config.search.thin = ("pole", "sign")  # what smooths cars and houses wipes these out
+    config.search.grid.update(
         bilateral_weight=(0.5, 1.0, 2.0),
         bilateral_xy_std=(30.0, 60.0),
         bilateral_rgb_std=(3.0, 6.0),

@@ -4,11 +4,13 @@ import ast
 import difflib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax import old_fields
 from deeplab_jax.errors import UserError
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -56,7 +58,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     except SyntaxError as e:
         raise UserError(f"{path}: line {e.lineno} is not Python ({e.msg})") from e
     except AttributeError as e:
-        raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
+        problem = str(e).splitlines()[0]
+        raise UserError(f"{path}: {problem}{old_fields.hint(problem)}") from e
+    if old_fields.has_old(config):
+        config = ConfigDict(old_fields.renamed(config.to_dict()))
     with config.unlocked():
         config.name = path.stem
     config.lock()
@@ -65,11 +70,34 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
+    """What a run's `config.json` holds as a config with today's fields.
+
+    Fields under old names are found under their new ones, and fields that the run did not know have their defaults.
+
+    Args:
+      values: as `json` reads them; lists become tuples, as they were.
+    """
+
+    def merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        groups = {k: merged(v, own.get(k, {})) for k, v in defaults.items() if isinstance(v, Mapping)}
+        return {**defaults, **{k: _tuples(v) for k, v in own.items()}, **groups}
+
+    return ConfigDict(merged(load_config("base").to_dict(), old_fields.renamed(values)))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
 def set_field(config: ConfigDict, override: str) -> None:
     """Applies one `field.subfield=value` in place; raises `UserError` for an unknown field or a wrong type."""
     dotted, sep, text = override.partition("=")
     if not sep:
         raise UserError(f"--config.{override}: needs a value, as in --config.{override}=VALUE")
+    dotted = old_fields.new_name(dotted)
     *parents, last = dotted.split(".")
     node = config
     for i, part in enumerate([*parents, last]):

@@ -97,7 +97,7 @@ def network_and_weights() -> tuple:
 
 
 def worker(row: str, folder: str) -> None:
-    """What the child does: builds, works once, leaves its result in the folder, tells; then works when asked."""
+    """What the child does: builds, works once, leaves its result in the folder, reports; then works when asked."""
     config, variables = network_and_weights()
     work = {"network": our_network, "predict": our_predict}[row](config, variables, Path(folder))
     work()

@@ -277,7 +277,7 @@ def child(what: str, **options) -> Child:
 
 
 def worker(batch_size: str, accumulate: str, kind: str) -> None:
-    """What a child does: builds, makes one step, tells; then a step whenever it is asked."""
+    """What a child does: builds, makes one step, reports; then a step whenever it is asked."""
     import jax
 
     spent = {"compile": 0.0}

@@ -68,7 +68,7 @@ def experiment(
       out: folder for runs and results.
       workdir: a trained run; None = two runs are made, see above.
       preset: the fixed parameters.
-      search_images: parameters are searched for on so many images set aside; 0 = only if the run has searched already.
+      search_images: parameters are searched for on this many images set aside; 0 = only if the run has done so.
       learn_steps: with `workdir`, the length of both continuations; 0 = none.
       learn_rate: at their beginning; 0 = a tenth of the config's.
 
@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
         out,
         workdir=Path(FLAGS.workdir) if FLAGS.workdir else None,
         preset=FLAGS.preset,
-        search_images=FLAGS.search_images or config.crf.search_images,
+        search_images=FLAGS.search_images or config.search.images,
         learn_steps=FLAGS.learn_steps,
         learn_rate=FLAGS.learn_rate,
     )
@@ -199,7 +199,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("iterations", 10, "mean-field iterations, from 0 to this", lower_bound=1)
     flags.DEFINE_integer("trimap_width", 3, "pixels around boundaries", lower_bound=1)
     flags.DEFINE_string("preset", "v2_resnet101", "the fixed parameters: a published preset or a preset file")
-    flags.DEFINE_integer("search_images", 0, "search parameters on so many images set aside; 0 = as the config")
+    flags.DEFINE_integer("search_images", 0, "search parameters on this many images set aside; 0 = as the config")
     flags.DEFINE_integer("learn_steps", 0, "with --workdir: steps of the two continuations", lower_bound=0)
     flags.DEFINE_float("learn_rate", 0.0, "learning rate of the continuations; 0 = a tenth of the config's")
     cli.run(main)

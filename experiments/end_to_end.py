@@ -120,7 +120,7 @@ class Start:
         config.init_from = str(self.run)
         config.num_steps = steps
         config.crf.preset = self.preset
-        config.data.early_share = 0.0
+        config.data.stages = ()
         tiny = CRFASRNN_RATE if row.endswith("_crfasrnn") else 1.0
         config.optimizer.update(learning_rate=float(self.rate) * tiny, warmup_steps=min(20, steps // 10), ema=EMA)
         config.eval.update(every=0, select_split="")
@@ -215,10 +215,10 @@ def experiment(
                 raise UserError(f"{base}: was trained end to end; give a run with config.crf.train=off to start from")
         else:
             base = runs.trained(common.changed(seeded, {"crf.train": "off"}), folder / "start")
-        preset = runs.searched_preset(common.changed(seeded, {"crf.train": "off"}), base, config.crf.search_images)
+        preset = runs.searched_preset(common.changed(seeded, {"crf.train": "off"}), base, config.search.images)
 
         def add(row: str, run: Path, parameters: str, steps: int, seeded=seeded, seed=seed, folder=folder) -> None:
-            own = None if parameters == "learned" else runs.searched_preset(seeded, run, config.crf.search_images)
+            own = None if parameters == "learned" else runs.searched_preset(seeded, run, config.search.images)
             results = runs.measure(seeded, run, folder / "results", preset=own)
             found.append({"row": row, "seed": seed, "parameters": parameters, "steps": steps, "results": results})
 
@@ -328,8 +328,8 @@ def main(argv: Sequence[str]) -> None:
     config, out = common.load_config(), Path(FLAGS.out)
     fields = {"eval.crf_iterations": (0, 5, 10), "eval.trimap_widths": (int(TRIMAP),), "eval.overlays": 0}
     config = common.changed(config, fields)
-    if not config.crf.search_images:
-        config.crf.search_images = 40
+    if not config.search.images:
+        config.search.images = 40
     found = experiment(
         config,
         out,

@@ -56,13 +56,17 @@ def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0
         published = config.model.head_width or FC_WIDTH[config.model.head]
         config.model.head_width = max(1, round(published * width_multiplier))
     extra = Architecture.from_config(config.model).size_extra
-    for name in ("crop", "early_crop"):
-        config.data[name] = tuple((n - 1) // 8 * 8 + extra for n in config.data[name])
+
+    def fitting(crop: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple((n - 1) // 8 * 8 + extra for n in crop)
+
+    config.data.crop = fitting(config.data.crop)
+    config.data.stages = tuple((share, fitting(crop), scales) for share, crop, scales in config.data.stages)
     return config
 
 
 def images_per_second(config: ConfigDict, num_classes: int, steps: int) -> float:
-    """Training speed on noise: the median of so many steps, after one that compiles."""
+    """Training speed on noise: the median of this many steps, after one that compiles."""
     import jax
 
     from deeplab_jax.training import setup

@@ -30,7 +30,7 @@ LONGEST, LARGEST = 20_000, 30
 
 
 def variants(longest: int, largest: int) -> list[Variant]:
-    """The rows, for a longest run of so many steps and a largest batch of so many images."""
+    """The rows, up to a longest run of this many steps and a largest batch of this many images."""
     rows = []
     for policy, paper_batch, paper_steps, paper in PAPER:
         steps = max(1, round(longest * paper_steps / LONGEST))

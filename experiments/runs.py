@@ -90,7 +90,7 @@ def searched_preset(config: ConfigDict, workdir: Path, images: int) -> str:
 
 
 def continued(config: ConfigDict, start: Path, workdir: Path, *, steps: int, rate: float, end_to_end: bool) -> Path:
-    """Trains a run further for so many steps, with or without the CRF on top; the same batches in both cases.
+    """Trains a run for this many further steps, with or without the CRF on top; the same batches in both cases.
 
     Args:
       config: data and schedule of the run.
@@ -107,7 +107,7 @@ def continued(config: ConfigDict, start: Path, workdir: Path, *, steps: int, rat
     config.init_from = str(start)
     config.num_steps = steps
     config.crf.train = "end_to_end" if end_to_end else "off"
-    config.data.early_share = 0.0
+    config.data.stages = ()
     config.optimizer.update(learning_rate=float(rate), warmup_steps=0, ema=0.0)  # an average would lag behind
     config.eval.update(every=0, select_split="")
     config.checkpoint.every = steps

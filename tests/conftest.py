@@ -1,12 +1,22 @@
 """Shared fixtures: where real data is, a small network, and JAX set up for small tests."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("DEEPLAB_HUGE_PAGES", "off")  # a command would start itself twice
+# One folder of compiled programs for a run of the suite: its workers and the processes that tests start inherit it.
+_COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.mkdtemp(prefix="deeplab-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +42,11 @@ def segment(workdir):
     import deeplab_jax
 
     return deeplab_jax.load(workdir)
+
+
+def pytest_unconfigure() -> None:
+    if _COMPILED:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 # Files of tests that start processes or compile much: begun first, so that no worker is left alone with one at the end.

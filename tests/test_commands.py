@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import deeplab_jax
+from tests.command_line import call
 from tests.toy_workdir import NAMES, photograph
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def run(command: str, *flags: object) -> subprocess.CompletedProcess:
 
 def test_export_and_predict_from_the_artifact(workdir, tmp_path):
     artifact = tmp_path / "artifact"
-    done = run("export", f"--workdir={workdir}", f"--out={artifact}", "--sizes=60x90", "--platforms=cpu")
+    done = call("export", f"--workdir={workdir}", f"--out={artifact}", "--sizes=60x90", "--platforms=cpu")
     assert done.returncode == 0, done.stderr
     assert "65x97" in done.stdout
     Image.fromarray(photograph((60, 90), seed=3)).save(tmp_path / "fits.png")
@@ -37,14 +38,14 @@ def test_export_and_predict_from_the_artifact(workdir, tmp_path):
     labels = np.array(Image.open(tmp_path / "out" / "fits.png"))
     np.testing.assert_array_equal(labels, deeplab_jax.load(artifact)(tmp_path / "fits.png").labels)
     assert Image.open(tmp_path / "out" / "large.png").size == (180, 120)
-    done = run("predict", *flags, "--preset=v1_largefov")
+    done = call("predict", *flags, "--preset=v1_largefov")
     assert done.returncode == 1
     assert done.stderr == "error: --preset: is fixed in an exported artifact; give its --workdir instead\n"
 
 
 def test_report(workdir):
     (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}) + "\n")
-    done = run("report", f"--workdir={workdir}")
+    done = call("report", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     page = (workdir / "report.html").read_text()
     assert done.stdout.strip() == str(workdir / "report.html")

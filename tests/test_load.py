@@ -52,7 +52,7 @@ def test_the_parameters_that_the_run_searched_for_are_the_models(workdir, tmp_pa
     write_preset(copy / "crf_preset.json", Preset(CRFParams(1.0, 20.0, 7.0, 2.0, 1.5), 6, "after", "searched"))
     assert deeplab_jax.load(copy).crf.params.bilateral_rgb_std != 7  # a search that the config does not ask for
     config = json.loads((copy / "config.json").read_text())
-    config["crf"]["search_images"] = 2
+    config["search"]["images"] = 2
     (copy / "config.json").write_text(json.dumps(config))
     loaded = deeplab_jax.load(copy)
     assert loaded.crf.params.bilateral_rgb_std == 7 and loaded.crf_iterations == 6

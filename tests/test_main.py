@@ -75,7 +75,7 @@ def test_bad_data_is_named(tmp_path, change, sentence):
         "--config.num_steps=2",
         "--config.data.holdout=0",
         "--config.eval.select_split=",
-        "--config.crf.search_images=0",
+        "--config.search.images=0",
     ]
     done = main("--config=camvid", f"--config.data.dir={folder}", f"--config.data.cache_dir={tmp_path / 'cache'}",
                 "--workdir", tmp_path / "run", *run)  # fmt: skip

@@ -1,7 +1,5 @@
 """`refine`: the CRF for anyone, on files."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.refinement import pieces
 from deeplab_jax.refinement.files import Options, find_partner, refine_file, refine_folder
 from deeplab_jax.refinement.rough import PROBABILITY_FLOOR, Probabilities, RoughLabels
+from tests.command_line import call
 from tests.toy_workdir import photograph
 
 PARAMS = CRFParams(4.0, 8.0, 12.0, 2.0, 1.5)
@@ -240,12 +239,10 @@ def test_bad_files_in_a_sentence(folder, tmp_path):
         refine_file(folder / "a.png", folder / "a.npy", folder / "a", options)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "deeplab_jax.refine", *arguments], capture_output=True, text=True)
-
-
 def test_command(folder):
-    done = run(f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", "--iterations=2")
+    done = call(
+        "refine", f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", "--iterations=2"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{folder}/o.png") and done.stderr == ""
     assert (folder / "o_overlay.png").is_file()
@@ -259,7 +256,7 @@ def test_command(folder):
     ],
 )
 def test_command_refuses_in_a_sentence(folder, flags, words):
-    done = run(f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", *flags)
+    done = call("refine", f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", *flags)
     assert done.returncode == 1 and done.stdout == "" and words in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -267,7 +264,7 @@ def test_command_refuses_in_a_sentence(folder, flags, words):
 def test_a_preset_file_and_the_message_about_pieces(folder):
     write_preset(folder / "mine.json", Preset(PARAMS, 2, "symmetric", "by hand"))
     flags = (f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png")
-    done = run(*flags, f"--preset={folder}/mine.json", "--crf_max_pixels=900")
+    done = call("refine", *flags, f"--preset={folder}/mine.json", "--crf_max_pixels=900")
     assert done.returncode == 0, done.stderr
     count = len(pieces.pieces(SIZE, 900, pieces.margin_of(PARAMS)))
     assert count > 2

@@ -256,7 +256,6 @@ def test_in_a_browser(segment, app, tmp_path):
             move(driver, wait, "gaussian_weight", 9)  # compiles what `serve` has compiled when a person moves it
             seconds = {name: move(driver, wait, name, value) for name, value in moves.items()}
             print("slider to full result:", ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
-            assert min(seconds.values()) < 1  # of six, for other work may hold up any of them
             shown = driver.execute_script("return names.map(n => $(n).parentElement.querySelector('output').value)")
             assert dict(zip(driver.execute_script("return names"), map(float, shown))) == moves
             after = np.array(driver.execute_script(pixels))

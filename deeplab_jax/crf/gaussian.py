@@ -64,7 +64,7 @@ def apply(structure: Structure, values: jax.Array) -> jax.Array:
     if rows.ndim == columns.ndim == 1 and max(rows.size, columns.size) <= 2 * SHIFTS + 1:
         image = values.reshape(structure.height, structure.width, -1)
         return _shifted(rows, columns, image).reshape(values.shape)
-    # The barrier keeps XLA from computing the first pass anew inside the second.
+    # The barrier keeps XLA from computing the first pass again inside the second.
     grid = lax.optimization_barrier(_along(structure.rows, values.reshape(1, structure.height, -1)))
     return _along(structure.columns, grid.reshape(structure.height, structure.width, -1)).reshape(values.shape)
 
@@ -106,7 +106,7 @@ def _shifted(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Arra
     """Filters [H, W, C] along both axes, some rows at a time.
 
     In a loop, a few rows stay in the cache from the first pass to the second; and XLA on CPU cannot fuse the shifts
-    into what uses the result, which would compute them anew for each of its terms, ten times as slowly.
+    into what uses the result, which would compute them again for each of its terms, ten times as slowly.
     """
     height, width, channels = values.shape
     radius = rows.size // 2
@@ -136,7 +136,7 @@ _shifted.defvjp(_shifted_forward, _shifted_backward)
 def _shift_and_add(taps: jax.Array, values: jax.Array, axis: int) -> jax.Array:
     radius = taps.size // 2
     padding = [(radius, radius) if n == axis else (0, 0) for n in range(values.ndim)]
-    # Without the barrier, XLA pads anew for each of the taps.
+    # Without the barrier, XLA pads again for each of the taps.
     return _add_shifted(taps, lax.optimization_barrier(jnp.pad(values, padding)), axis, values.shape[axis])
 
 

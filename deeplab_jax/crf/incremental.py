@@ -7,7 +7,7 @@ out of date by more than that, and neither are the filtered marginals where the 
 The iterations take the lattices in turn, one each, and only the last takes the mean of all: on the way to the fixed
 point, the next iteration averages over lattices as well as a sum would, at half the cost.
 
-Where gradients are taken, and for what this module does not cover, `mean_field.iterate` computes everything anew.
+Where gradients are taken, and for what this module does not cover, `mean_field.iterate` recomputes everything.
 """
 
 from collections.abc import Sequence

@@ -42,7 +42,7 @@ class Lattice:
 
     Attributes:
       vertices: int32, D + 1 arrays [L, N], numbered from 0.
-      weights: D + 1 arrays [L, N], barycentric: their sum is 1. (XLA would compute one large array anew, many times.)
+      weights: D + 1 arrays [L, N], barycentric: their sum is 1. (XLA would compute one large array many times over.)
       count: int32 [], the vertices in use.
       scale: [], the factor of the filter.
     """
@@ -57,7 +57,7 @@ def build(features: jax.Array) -> Lattice:
     """Finds the lattices' vertices around features [N, D], already divided by their standard deviations.
 
     Works inside jit; memory is linear in N. Gradients do not reach the features. Keys are compared exactly, so distinct
-    vertices are never taken for one, whatever the range of the features (as far as float32 tells points apart).
+    vertices are never taken for one, whatever the range of the features (as far as float32 distinguishes points).
     """
     features = lax.stop_gradient(features)
     features = features - features.min(axis=0)
@@ -229,7 +229,7 @@ def _simplex(features: jax.Array) -> tuple[list[jax.Array], ...]:
         + (dimensions / 2 - i) * shift
         for i in range(order)
     ]
-    # Each barrier keeps XLA from computing what is before it anew for everything after it.
+    # Each barrier keeps XLA from recomputing what is before it for everything after it.
     elevated = lax.optimization_barrier(elevated)
     nearest = [jnp.round(e / order) for e in elevated]
     above = lax.optimization_barrier([e - n * order for e, n in zip(elevated, nearest, strict=True)])

@@ -3,8 +3,8 @@
 All keys are compared exactly: a hash decides only where to look first, so no two vertices are ever taken for one.
 
 A photograph's pixels lie in far fewer simplices than there are pixels, and their remainder-0 vertices (bases) are fewer
-still. So bases are told apart first, one key per point; then, of the 2^(D+1) vertices around each base, those in use.
-Where there are too many bases for that to pay, or too many dimensions, all vertices of all points are told apart.
+still. So bases are made unique first, one key per point; then, of the 2^(D+1) vertices around each base, those in use.
+Where there are too many bases for that to pay, or too many dimensions, all vertices of all points are made unique.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-FEW_BASES = 1 / 8  # bases per point and lattice up to which they are told apart first
+FEW_BASES = 1 / 8  # bases per point and lattice up to which they are made unique first
 FEW_PAIRS = 1 / 4  # pairs of a base and a vertex around it, per point, lattice and vertex of a simplex
 _EMPTY = np.int32(2**31 - 1)
 
@@ -180,7 +180,7 @@ def _first_use(words: Sequence[jax.Array], count: jax.Array | None = None) -> ja
     if count is not None:
         owner = jnp.where(index < count, owner, 0)
 
-    # Few keys are left after the first round: the next rounds go over these alone, so many at a time.
+    # Few keys are left after the first round: the next rounds go over these alone, a fixed number at a time.
     room = max(64, entries // 8)
 
     def some(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -4,15 +4,15 @@
 """
 
 from deeplab_jax.data.dataset import Example, SegmentationDataset, has_holdout, holdout_indices, open_dataset
-from deeplab_jax.data.pipeline import early_steps, prefetch, train_batches
+from deeplab_jax.data.pipeline import prefetch, stages, train_batches
 
 __all__ = [
     "Example",
     "SegmentationDataset",
-    "early_steps",
     "has_holdout",
     "holdout_indices",
     "open_dataset",
     "prefetch",
+    "stages",
     "train_batches",
 ]

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -15,6 +16,9 @@ from deeplab_jax.errors import UserError
 
 _ORDER, _AUGMENT = 0, 1  # two independent streams of random numbers
 _BATCHES_AHEAD = 4
+_STAGE_FORM = (
+    "needs entries (share of the steps, (height, width), (scale, ...)), shares of at least 0 and at most 1 in all"
+)
 
 
 class TrainBatches:
@@ -28,12 +32,8 @@ class TrainBatches:
     def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: Sequence[int]):
         self.dataset, self.rows = dataset, rows
         self.batch_size, self.seed = config.batch_size, config.seed
-        self.spec, self.early_steps = Augmentation.from_config(config.data), early_steps(config)
-        self.early_spec = dataclasses.replace(
-            self.spec,
-            crop=tuple(int(n) for n in config.data.early_crop),
-            scales=tuple(float(s) for s in config.data.early_scales),
-        )
+        spec = Augmentation.from_config(config.data)
+        self.stages = [(s.end, dataclasses.replace(spec, crop=s.crop, scales=s.scales)) for s in stages(config)]
         self._permutations: dict[int, np.ndarray] = {}
         numbers = grain.MapDataset.range(first_step * len(rows), sys.maxsize)
         options = grain.ReadOptions(max(1, config.data.workers), prefetch_buffer_size=_BATCHES_AHEAD * len(rows))
@@ -75,7 +75,7 @@ class TrainBatches:
         """Row `row` of global batch `step`: image, label, valid as `augment` returns them."""
         number = step * self.batch_size + row
         source = self.source(number)
-        spec = self.early_spec if step < self.early_steps else self.spec
+        spec = next((spec for end, spec in self.stages if step < end), self.stages[-1][1])
         return augment(source.image, source.label, spec, np.random.default_rng([self.seed, _AUGMENT, number]))
 
     def source(self, number: int) -> Example:
@@ -88,25 +88,62 @@ class TrainBatches:
         raise reading.all_corrupt(self.dataset)
 
 
-def early_steps(config) -> int:
-    """How many of the first steps see crops of `config.data.early_crop` and `early_scales`."""
-    return round(config.data.early_share * config.num_steps)
+class Stage(NamedTuple):
+    """A part of a run with crops and scales of its own.
+
+    Attributes:
+      end: the first step after it.
+      crop: height and width, pixels.
+      scales: of `config.data.scales`' form.
+      field: where the config says so, as "config.data." is followed: "stages[0]", or "" for `crop` and `scales`.
+    """
+
+    end: int
+    crop: tuple[int, ...]
+    scales: tuple[float, ...]
+    field: str
+
+    def named(self, name: str) -> str:
+        """How a message names this stage's `crop` or `scales`."""
+        return f"config.data.{self.field}: {name}" if self.field else f"config.data.{name}"
+
+
+def stages(config) -> tuple[Stage, ...]:
+    """The stages of a run that have steps: those of `config.data.stages`, then `crop` and `scales` to the end.
+
+    Raises:
+      UserError: an entry is not (share, crop, scales), or the shares are not between 0 and 1 in all.
+    """
+    found, begin, share = [], 0, 0.0
+    for i, entry in enumerate(config.data.stages):
+        try:
+            part, crop, scales = entry[0], tuple(entry[1]), tuple(float(s) for s in entry[2])
+            share += part
+            fits = len(entry) == 3 and part >= 0 and share <= 1
+        except (TypeError, ValueError, IndexError) as e:
+            raise UserError(f"config.data.stages={config.data.stages}: {_STAGE_FORM}") from e
+        if not fits:
+            raise UserError(f"config.data.stages={config.data.stages}: {_STAGE_FORM}")
+        end = round(share * config.num_steps)
+        if end > begin:
+            found.append(Stage(end, crop, scales, f"stages[{i}]"))
+        begin = max(begin, end)
+    rest = Stage(config.num_steps, tuple(config.data.crop), tuple(float(s) for s in config.data.scales), "")
+    return (*found, rest)
 
 
 def check_augmentation(config) -> None:
-    """Raises UserError for a crop, a list of scales or a share of early steps that nothing can be cut by."""
-    if not 0 <= config.data.early_share <= 1:
-        raise UserError(f"config.data.early_share={config.data.early_share}: must be between 0 and 1")
-    for early in ("", "early_") if early_steps(config) else ("",):
-        scales, crop = tuple(config.data[f"{early}scales"]), tuple(config.data[f"{early}crop"])
+    """Raises UserError for crops, scales or stages that nothing can be cut by."""
+    for stage in stages(config):
+        scales, crop = stage.scales, stage.crop
         if config.data.continuous_scale and len(scales) != 2:
             raise UserError(
-                f"config.data.{early}scales: with continuous_scale, give two numbers, the smallest and the largest"
+                f"{stage.named('scales')}: with continuous_scale, give two numbers, the smallest and the largest"
             )
         if not scales or min(scales) <= 0:
-            raise UserError(f"config.data.{early}scales={scales}: needs at least one scale, all above 0")
+            raise UserError(f"{stage.named('scales')}={scales}: needs at least one scale, all above 0")
         if len(crop) != 2 or not all(isinstance(n, int) and n > 0 for n in crop):
-            raise UserError(f"config.data.{early}crop={crop}: must be two sizes in pixels, height and width")
+            raise UserError(f"{stage.named('crop')}={crop}: must be two sizes in pixels, height and width")
 
 
 def train_batches(
@@ -161,4 +198,4 @@ def prefetch(batches: Iterator, transfer: Callable = lambda batch: batch, size: 
     yield from ahead
 
 
-__all__ = ["VOID", "TrainBatches", "check_augmentation", "early_steps", "prefetch", "train_batches"]
+__all__ = ["VOID", "Stage", "TrainBatches", "check_augmentation", "prefetch", "stages", "train_batches"]

@@ -62,7 +62,7 @@ def evaluate_split(
 def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     """Evaluates a workdir's best (or newest) checkpoint on `config.eval.split`.
 
-    With `config.crf.search_images`, the CRF's parameters are first searched for on the images set aside
+    With `config.search.images`, the CRF's parameters are first searched for on the images set aside
     (`config.data.holdout`), once; the search is remembered in the workdir.
 
     Returns:
@@ -84,7 +84,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
 def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables: dict, meta: dict) -> str:
     config = copy.deepcopy(config)
     config.model = trained.model  # the network is what was trained; evaluation may differ
-    if config.crf.search_images and config.crf.iterations and not variables["params"].get("crf"):
+    if config.search.images and config.crf.iterations and not variables["params"].get("crf"):
         preset = _search(config, workdir)
         config.crf.preset = str(workdir / "crf_preset.json")
         say(f"CRF parameters: {preset.source}")
@@ -102,7 +102,7 @@ def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables:
 
 
 def _search(config: ConfigDict, workdir: Path) -> Preset:
-    """Chooses the CRF's parameters on `config.crf.search_images` images set aside; goes on where it was stopped.
+    """Chooses the CRF's parameters on `config.search.images` images set aside; goes on where it was stopped.
 
     Process 0 searches and writes; the others wait and read.
     """

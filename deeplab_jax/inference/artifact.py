@@ -58,7 +58,7 @@ class Artifact(Segmenting):
 
     @property
     def identity(self) -> list:
-        """JSON values that tell this model and its settings from others."""
+        """JSON values that distinguish this model and its settings from others."""
         return [self.manifest["sha256"], self.crf_iterations]
 
     def many(

@@ -65,7 +65,7 @@ def load(
         return artifact
     config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
-    if crf is None and config.crf.search_images and not variables["params"].get("crf") and searched.is_file():
+    if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
         crf = searched  # what the run's own evaluation uses
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)

@@ -66,7 +66,7 @@ class Segment(Segmenting):
 
     @property
     def identity(self) -> list:
-        """JSON values that tell this model and its settings from others."""
+        """JSON values that distinguish this model and its settings from others."""
         learned = None if self._segmenter.compatibility is None else digest_of(self._segmenter.compatibility)
         values = [np.asarray(getattr(self.crf.params, name), np.float64).tolist() for name in FIELDS]
         rest = [self.crf_iterations, self.crf.normalization, self.bilateral, self.tile_above, self._segmenter.scales]

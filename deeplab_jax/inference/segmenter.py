@@ -256,7 +256,7 @@ class Segmenter:
             mask[:h, :w] = True
             several = len(set(counts) - {0}) > 1
             bilateral = crf.choose_bilateral(self.bilateral, h, w, self.devices[device].platform)
-            # Not under a jit of ours: mean_field chooses its own programs by the parameters' values.
+            # Not inside a jit here: mean_field chooses its own programs by the parameters' values.
             run = partial(
                 crf.mean_field,
                 iterations=last,

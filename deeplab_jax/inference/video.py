@@ -26,7 +26,7 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
       result: the `.mp4`; an odd width or height grows by one pixel, which H.264 needs.
       note: kept in the file; see `read_note`.
       iterations: of the CRF; None = the model's.
-      say: takes a line of progress every so many frames.
+      say: called with a line of progress every few frames.
 
     Returns:
       A remark: the number of frames.

@@ -132,7 +132,7 @@ class RoughLabels(Rough):
 
 
 def _readable_palette(path: Path, ids: np.ndarray) -> np.ndarray:
-    """The label map's own palette if its colors can be told apart, else VOC's."""
+    """The label map's own palette if its colors are all different, else VOC's."""
     palette = files.read_palette(path)
     used = palette[ids].astype(int)
     apart = np.abs(used[:, None] - used[None]).sum(-1) + 1000 * np.eye(len(ids), dtype=int)

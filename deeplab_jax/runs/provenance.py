@@ -16,6 +16,7 @@ from deeplab_jax.config import fields
 from deeplab_jax.console import say
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import json_writer, read_json, reason, replace_together, set_aside
+from deeplab_jax.old_fields import renamed
 from deeplab_jax.runs import schema
 from deeplab_jax.version import __version__
 
@@ -43,7 +44,7 @@ def record_start(workdir: str | Path, config: ConfigDict, step: int, **facts) ->
     new = json.loads(json.dumps(config.to_dict()))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        before = _read_or_set_aside(paths["config"], lambda value: schema.config(value) and value)
+        before = _read_or_set_aside(paths["config"], lambda value: schema.config(value) and renamed(value))
         runs = _read_or_set_aside(paths["run"], schema.run_entries) or []
         files = {paths["run"]: json_writer([*runs, _entry(step, facts)]), paths["config"]: json_writer(new)}
         old = dict(fields(ConfigDict(before))) if before else {}

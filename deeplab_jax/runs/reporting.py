@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Reporter:
       first_step: steps already done: 0, or the resumed checkpoint's.
       num_steps: steps of the whole run.
       active: false on all processes but the first: nothing is written.
-      early: how many of the first steps are cheaper, and the cost of one of them as a share of a later one's.
+      costs: (end, cost of a step before it) of each stage of the run, in the order of the steps; in any unit.
 
     Raises:
       UserError: the record cannot be written (here only; a disk that fills up later does not stop training).
@@ -40,9 +40,9 @@ class Reporter:
         first_step: int,
         num_steps: int,
         active: bool = True,
-        early: tuple[int, float] = (0, 1.0),
+        costs: Sequence[tuple[int, float]] = (),
     ):
-        self._active, self._early = active, early
+        self._active, self._costs = active, costs
         self._record = Path(workdir) / "metrics.jsonl"
         self._pictures = Path(workdir) / "pictures"
         self._writer, self._progress = None, None
@@ -124,9 +124,12 @@ class Reporter:
         say(f"step {step}/{self._num_steps}  {numbers}  {rate}  {clock(left)} left")
 
     def _work(self, start: int, end: int) -> float:
-        """What the steps after `start` up to `end` cost, in units of a late step."""
-        count, cost = self._early
-        return (end - start) - (1 - cost) * (min(end, count) - min(start, count))
+        """What the steps after `start` up to `end` cost."""
+        total, begin = 0.0, 0
+        for stop, cost in self._costs or ((self._num_steps, 1.0),):
+            total += cost * max(0, min(end, stop) - max(start, begin))
+            begin = stop
+        return total
 
     def restart_clock(self, step: int) -> None:
         """Starts the rate anew after something that was not training (compilation, evaluation)."""

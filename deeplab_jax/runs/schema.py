@@ -10,8 +10,9 @@ import math
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import load_config
+from deeplab_jax.config import load_config, recorded_config
 from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS, NORMALIZATIONS, WEIGHTS, WIDTHS
+from deeplab_jax.old_fields import renamed
 from deeplab_jax.runs.record import is_count
 
 _NEEDED = ("model", "crf", "data", "eval")  # groups that no version of the program has left out
@@ -62,7 +63,7 @@ def _defaults() -> dict:
 
 
 def config(value: object) -> ConfigDict:
-    """The config of a config.json: lists become tuples, and what an older program did not know has its default.
+    """The config of a config.json, with today's fields; see `deeplab_jax.config.recorded_config`.
 
     Raises:
       ValueError: it is not a config, a field has another type, or a number lies outside its range.
@@ -73,36 +74,27 @@ def config(value: object) -> ConfigDict:
         if not isinstance(value.get(group), dict):
             raise ValueError(f"lacks the group '{group}'")
     try:
-        found = ConfigDict(_merged(_defaults(), value, ""))
+        _check_types(_defaults(), renamed(value), "")
+        found = recorded_config(value)
     except (KeyError, TypeError, AttributeError) as e:  # a name that ConfigDict has for itself
         raise ValueError(f"has a field that no config can have ({str(e)[:100]})") from e
+    if "name" not in value:
+        del found["name"]
     problem = out_of_range(found)
     if problem:
         raise ValueError(problem)
     return found
 
 
-def _merged(defaults: dict, value: dict, prefix: str) -> dict:
-    merged = {}
-    for name in {**defaults, **value}:
-        field = f"{prefix}{name}"
-        default, given = defaults.get(name), value.get(name, defaults.get(name))
-        if isinstance(default, dict):
-            if not isinstance(given, dict):
-                raise ValueError(f"'{field}' is not a group of fields")
-            merged[name] = _merged(default, given, f"{field}.")
-            continue
-        given = _tuples(given)
-        if default is not None and not _alike(given, default):
-            raise ValueError(f"'{field}' is {str(given)[:60]!r}, and should be like {default!r}")
-        merged[name] = float(given) if isinstance(default, float) and isinstance(given, int) else given
-    return merged
-
-
-def _tuples(value: object) -> object:
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+def _check_types(defaults: dict, given: dict, prefix: str) -> None:
+    for name in {*defaults} & {*given}:
+        field, default, value = f"{prefix}{name}", defaults[name], given[name]
+        if isinstance(default, dict) and isinstance(value, dict):
+            _check_types(default, value, f"{field}.")
+        elif isinstance(default, dict):
+            raise ValueError(f"'{field}' is not a group of fields")
+        elif default is not None and not _alike(value, default):
+            raise ValueError(f"'{field}' is {str(value)[:60]!r}, and should be like {default!r}")
 
 
 def _alike(given: object, default: object) -> bool:
@@ -110,7 +102,9 @@ def _alike(given: object, default: object) -> bool:
         return isinstance(given, bool) and isinstance(default, bool)
     if isinstance(default, float):
         return isinstance(given, int | float) and _finite(given)
-    if isinstance(default, tuple) and isinstance(given, tuple) and default:
+    if isinstance(default, tuple) and isinstance(given, list | tuple):
+        if not default:
+            return True
         return all(_alike(g, default[0]) or (isinstance(g, int | float) and _finite(g)) for g in given)
     return isinstance(given, type(default))
 

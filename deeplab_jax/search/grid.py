@@ -1,8 +1,8 @@
 """Coarse-to-fine search of the CRF's parameters on held-out images (v1 section 5.1).
 
 Every combination of a coarse grid is scored on a few images, the best quarter on more, and so on to all of them; then
-the same around the best with half the steps. What was measured is kept in a ledger, so that a search goes on where it
-was stopped. Images are visited one by one: its lattice is built once for all settings that share their widths.
+the same around the best with half the steps. What was measured is kept in a ledger, so that a search continues where it
+was stopped. Images are visited one by one: each image's lattice is built once and shared by settings of equal widths.
 """
 
 import itertools
@@ -119,7 +119,7 @@ def around(best: Setting, axes: Axes) -> dict[str, tuple]:
 
 
 class Round(NamedTuple):
-    """So many candidates on so many images."""
+    """A round of the search: this many candidates on this many images."""
 
     candidates: int
     images: int
@@ -128,7 +128,7 @@ class Round(NamedTuple):
 def rounds(settings: int, images: int, exhaustive: bool = False) -> list[Round]:
     """How a grid is thinned out: all on a tenth of the images, the best quarter on a third, a sixteenth on all.
 
-    At least 4 images and 8 candidates are kept in each round, where there are so many.
+    At least 4 images and 8 candidates are kept in each round, if there are that many.
 
     >>> rounds(128, 100)
     [Round(candidates=128, images=10), Round(candidates=32, images=34), Round(candidates=8, images=100)]
@@ -182,7 +182,7 @@ class Ledger:
 
     Args:
       path: the file.
-      about: what the results hold for (checkpoint, images, ...); a ledger about something else is started anew.
+      about: what the results hold for (checkpoint, images, ...); a ledger about something else is emptied.
     """
 
     def __init__(self, path: Path, about: Mapping):

@@ -31,7 +31,7 @@ class ScoreStore:
       folder: where they lie.
       dataset: the images.
       indices: which of them; `complete` takes those off that cannot be decoded and are to be skipped.
-      about: what the scores were computed with; scores of something else are computed anew.
+      about: what the scores were computed with; scores of something else are computed again.
     """
 
     def __init__(self, folder: Path, dataset, indices: Sequence[int], about: Mapping):

@@ -136,18 +136,18 @@ def search_workdir(
 
 
 def search_as_configured(config, workdir: str | Path, images: int = 0, say=print) -> tuple[Preset, str]:
-    """`search_workdir` as `config.crf` says, on `images` images; 0 = `config.crf.search_images`."""
-    crf = config.crf
-    grid = {name: tuple(values) for name, values in crf.search_grid.items()}
+    """`search_workdir` as `config.search` and `config.crf` say, on `images` images; 0 = `config.search.images`."""
+    crf, wanted = config.crf, config.search
+    grid = {name: tuple(values) for name, values in wanted.grid.items()}
     return search_workdir(
         config,
         workdir,
         grid | {"normalization": (crf.normalization,)},
-        images=images or crf.search_images,
-        objective=crf.search_objective,
-        passes=crf.search_passes,
-        thin=crf.search_thin,
-        learn=crf.search_learn,
+        images=images or wanted.images,
+        objective=wanted.objective,
+        passes=wanted.passes,
+        thin=wanted.thin,
+        learn=wanted.learn,
         iterations=crf.iterations or 10,
         bilateral=crf.bilateral,
         say=say,

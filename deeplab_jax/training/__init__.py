@@ -1,1 +1,1 @@
-"""Training: losses, optimizer, the pmapped step, checkpoints, reporting, and the loop that tells their story."""
+"""Training: losses, optimizer, the pmapped step, and the loop that puts them together."""

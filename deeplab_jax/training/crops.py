@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.data.pipeline import check_augmentation, early_steps
+from deeplab_jax.data.pipeline import check_augmentation, stages
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.architecture import Architecture
 from deeplab_jax.models.deeplab import output_size
@@ -45,17 +45,18 @@ def check_crop(config: ConfigDict) -> None:
         return next(((name, m) for name, m in lengths if (n - 1) // strides[name] + 1 != m), None)
 
     multiple = config.model.output_stride
-    for field in ("crop", "early_crop") if early_steps(config) else ("crop",):
-        crop = tuple(config.data[field])
+    for stage in stages(config):
+        crop = stage.crop
         for n in crop:
             found = misfit(n)
             if found is None:
                 continue
             below, above = ([_nearest(side, step, multiple, extra, misfit) for side in crop] for step in (-1, 1))
             crops = [f"{h},{w}" for h, w in (below, above) if h and w]
+            expected = (n - 1) // strides[found[0]] + 1
             raise UserError(
-                f"config.data.{field}={crop[0]},{crop[1]}: at {n} pixels '{found[0]}' has {found[1]} positions, where "
-                f"the labels have {(n - 1) // strides[found[0]] + 1}; the nearest that fit are {' and '.join(crops)} "
+                f"{stage.named('crop')}={crop[0]},{crop[1]}: at {n} pixels '{found[0]}' has {found[1]} positions, "
+                f"where the labels have {expected}; the nearest that fit are {' and '.join(crops)} "
                 f"(sides of {multiple}k+{extra}), or set config.loss.at=pixels"
             )
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import fields
 from deeplab_jax.console import say
-from deeplab_jax.data import early_steps, prefetch, train_batches
+from deeplab_jax.data import prefetch, stages, train_batches
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs import processes
 from deeplab_jax.runs.checkpoints import Checkpoints, CheckpointWriteError
@@ -104,9 +104,10 @@ class Run:
         self.leaf_names = [
             ".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(setup.state.trainable)[0]
         ]
-        data = self.config.data
-        self.early = (early_steps(self.config), np.prod(data.early_crop) / np.prod(data.crop))
-        self.reporter = Reporter(workdir, setup.done, self.config.num_steps, active=first, early=self.early)
+        crop = self.config.data.crop
+        costs = [(stage.end, float(np.prod(stage.crop) / np.prod(crop))) for stage in stages(self.config)]
+        self.first_of_a_size = {setup.done + 1, *(end + 1 for end, _ in costs)}
+        self.reporter = Reporter(workdir, setup.done, self.config.num_steps, active=first, costs=costs)
         self.reporter.hyperparameters(dict(fields(self.config)))
         self.select = Selection(self.config, workdir, self.checkpoints, self.reporter, setup.meta)
         self.pictures = Pictures(self.config, self.reporter, setup.meta, setup.dataset, setup.done)
@@ -131,7 +132,7 @@ class Run:
         for step in range(done + 1, config.num_steps + 1):
             self.state, metrics = self.setup.step_fn(self.state, next(ahead))
             self.pending.append((step, metrics))
-            if step in (done + 1, self.early[0] + 1):
+            if step in self.first_of_a_size:
                 jax.block_until_ready(metrics)
                 self.reporter.restart_clock(step)  # the first step of a size compiles
             waiting = step % config.log.every == 0

@@ -70,7 +70,7 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
     """
     check(config)
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
-    thin_flags(config.crf.search_thin, dataset.class_names)  # a misspelt name is told now, not after the training
+    thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is told now, not after the training
     config = with_recorded_settings(config)
     model = build_model(config, dataset.num_classes)
     schedule = create_schedule(config)
@@ -109,10 +109,8 @@ def check(config: ConfigDict) -> None:
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
     check_crop(config)
-    if config.crf.search_objective not in OBJECTIVES:
-        raise UserError(
-            f"config.crf.search_objective={config.crf.search_objective}: must be among {', '.join(OBJECTIVES)}"
-        )
+    if config.search.objective not in OBJECTIVES:
+        raise UserError(f"config.search.objective={config.search.objective}: must be among {', '.join(OBJECTIVES)}")
     try:
         params_from_config(config.crf)
     except ValueError as e:

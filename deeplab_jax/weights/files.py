@@ -75,7 +75,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _load_safetensors(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    import ml_dtypes  # noqa: F401  it comes with JAX, and tells NumPy what bfloat16 is
+    import ml_dtypes  # noqa: F401  comes with JAX, and registers bfloat16 with NumPy
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,7 +1,5 @@
 import json
 import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 from deeplab_jax import data
 from deeplab_jax.data import audit
 from deeplab_jax.errors import UserError
+from tests.command_line import call
 from tests.data.miniatures import blocks, make_camvid, write_image, write_label
 
 
@@ -120,11 +119,11 @@ def test_report_and_contact_sheet(config, tmp_path):
 def test_command_says_what_is_wrong(tmp_path):
     raw = make_camvid(tmp_path / "camvid")
     write_label(raw / "trainannot" / "A_train000.png", blocks(44))
-    command = [
-        sys.executable, "-m", "deeplab_jax.check_dataset", "--config", "camvid", f"--config.data.dir={raw}",
+    arguments = [
+        "--config", "camvid", f"--config.data.dir={raw}",
         f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.data.holdout=0",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = call("check_dataset", *arguments)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "A_train000.png (44)" in done.stdout and "ids outside the classes" in done.stdout
     assert "8/8" in done.stderr  # progress
@@ -254,12 +253,12 @@ def test_splits_that_are_not_there_are_named(config, tmp_path):
 
 def test_command_names_the_splits_of_a_folder(config, tmp_path):
     _folder(config, tmp_path, [blocks(0, 1)] * 3)
-    command = [
-        sys.executable, "-m", "deeplab_jax.check_dataset", "--config", "voc_aspp_l", "--config.data.name=folder",
+    arguments = [
+        "--config", "voc_aspp_l", "--config.data.name=folder",
         f"--config.data.images={tmp_path / 'images'}", f"--config.data.masks={tmp_path / 'masks'}",
         f"--config.data.cache_dir={tmp_path / 'cache'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = call("check_dataset", *arguments)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "no split 'train_aug'; available: train, val, all" in done.stderr
 

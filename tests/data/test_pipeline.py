@@ -145,7 +145,7 @@ def test_exif_is_honored(config, tmp_path):
 def test_first_steps_on_smaller_photographs(camvid):
     reference = _take(camvid, 4)
     camvid.num_steps = 4
-    camvid.data.update(early_share=0.5, early_crop=(17, 25), early_scales=(0.25, 0.75))
+    camvid.data.stages = ((0.5, (17, 25), (0.25, 0.75)),)
     batches = _take(camvid, 4)
     assert [b["image"].shape for b in batches] == [(4, 17, 25, 3)] * 2 + [(4, 33, 49, 3)] * 2
     _assert_equal(batches[2:], reference[2:])  # from then on, the same as without them
@@ -156,16 +156,18 @@ def test_first_steps_on_smaller_photographs(camvid):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "sentence"),
+    ("stages", "sentence"),
     [
-        ("early_scales", (0.5,), "config.data.early_scales: with continuous_scale, give two numbers"),
-        ("early_scales", (0.0, 0.5), "config.data.early_scales=.*all above 0"),
-        ("early_share", 1.5, "config.data.early_share=1.5: must be between 0 and 1"),
-        ("early_crop", (17,), "config.data.early_crop=.*height and width"),
+        (((0.5, (17, 25), (0.5,)),), r"config\.data\.stages\[0\]: scales: with continuous_scale, give two numbers"),
+        (((0.5, (17, 25), (0.0, 0.5)),), r"config\.data\.stages\[0\]: scales=.*all above 0"),
+        (((0.5, (17,), (0.25, 0.75)),), r"config\.data\.stages\[0\]: crop=.*height and width"),
+        (((1.5, (17, 25), (0.25, 0.75)),), r"config\.data\.stages=.*at most 1 in all"),
+        (((0.6, (17, 25), (0.25, 0.75)),) * 2, r"config\.data\.stages=.*at most 1 in all"),
+        ((0.5, (17, 25), (0.25, 0.75)), r"config\.data\.stages=.*needs entries \(share of the steps"),
+        (((0.5, (17, 25)),), r"config\.data\.stages=.*needs entries \(share of the steps"),
     ],
 )
-def test_impossible_first_steps_are_refused(camvid, field, value, sentence):
-    camvid.data.update(early_share=0.5, early_scales=(0.25, 0.75))
-    camvid.data[field] = value
+def test_impossible_first_steps_are_refused(camvid, stages, sentence):
+    camvid.data.stages = stages
     with pytest.raises(UserError, match=sentence):
         _take(camvid, 1)

@@ -49,5 +49,5 @@ def test_training_speed_is_measured(tiny_config):
 def test_v1_networks_go_with_any_data():
     config = field_of_view.with_network(load_config("camvid"), "voc_vgg16_4x4", 1 / 64)
     assert (config.model.head, config.model.head_width, config.data.name) == ("fc", 64, "camvid")
-    assert (config.data.crop, config.data.early_crop) == ((242, 322), (162, 210))
+    assert (config.data.crop, config.data.stages[0][1]) == ((242, 322), (162, 210))
     assert describe(config, 11)["layers"][0]["shape"][-1] == 1  # 64 channels in the published trunk

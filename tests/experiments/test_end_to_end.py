@@ -40,7 +40,7 @@ def recorded(monkeypatch):
 
 
 def test_rows_take_equal_time_from_one_start(recorded, tmp_path):
-    config = load_config("shapes", ["optimizer.learning_rate=0.5", "crf.search_images=3"])
+    config = load_config("shapes", ["optimizer.learning_rate=0.5", "search.images=3"])
     found = end_to_end.experiment(config, tmp_path, rows=("b", "c"), seeds=(0, 1), steps=40)
     names = [f"seed_{s}/{n}" for s in (0, 1) for n in ("start", "a_40", "b_10", "c_10")]
     assert list(recorded) == names
@@ -83,8 +83,8 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch):
     from deeplab_jax.runs.checkpoints import load_workdir
 
     grid = {"bilateral_weight": (1.0, 3.0), "bilateral_xy_std": (20.0,), "bilateral_rgb_std": (12.0,)}
-    config = common.changed(tiny_config, {"data.holdout": 6, "crf.search_images": 2, "crf.search_passes": 1})
-    config.crf.search_grid.update(grid | {"gaussian_xy_std": (2.0,)})
+    config = common.changed(tiny_config, {"data.holdout": 6, "search.images": 2, "search.passes": 1})
+    config.search.grid.update(grid | {"gaussian_xy_std": (2.0,)})
     arguments = {"rows": ("b", "c"), "steps": 2, "equal": "steps"}
     found = end_to_end.experiment(config, tmp_path, **arguments)
     assert [(e["row"], e["parameters"]) for e in found] == [

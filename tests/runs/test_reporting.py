@@ -125,7 +125,7 @@ def test_log_has_the_hyperparameters_of_the_last_run(workdir):
 def test_time_left_knows_that_the_first_steps_are_cheaper(tmp_path, capsys, monkeypatch):
     now = iter([0.0, 10.0, 60.0])
     monkeypatch.setattr(reporting, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    reporter = Reporter(tmp_path, 0, 100, early=(60, 0.5))
+    reporter = Reporter(tmp_path, 0, 100, costs=[(60, 0.5), (100, 1.0)])
     reporter._progress = None  # clu's has a clock of its own
     reporter.line(20, {}, 6)  # half a second a step: 40 more of those and 40 of a second
     reporter.line(80, {}, 6)  # 60 halves and 20 wholes in 60 s: 1.2 s a whole step, of which 20 are left

@@ -97,8 +97,8 @@ def test_at_pixels_any_crop_will_do():
 
 
 def test_the_crop_of_the_first_steps_is_checked_too():
-    config = load_config("shapes", (*SMALL, "data.early_crop=64,64", "data.early_scales=0.5,1.0"))
+    config = load_config("shapes", (*SMALL, "data.stages=((0.0,(64,64),(0.5,1.0)),)"))
     check_crop(config)  # without such steps it does not matter
-    config.data.early_share = 0.5
-    with pytest.raises(UserError, match=r"config\.data\.early_crop=64,64: at 64 pixels .* nearest that fit are"):
+    config.data.stages = ((0.5, (64, 64), (0.5, 1.0)),)
+    with pytest.raises(UserError, match=r"config\.data\.stages\[0\]: crop=64,64: at 64 pixels .* nearest that fit are"):
         check_crop(config)

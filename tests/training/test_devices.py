@@ -34,7 +34,7 @@ def one_device(runs, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_several_devices_give_the_same_parameters(runs, one_device, tmp_path, devices):
     env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     runs.run(tmp_path / "run", *SHORT, flags=["--mode=train"], env=env)
@@ -57,7 +57,7 @@ def finish(processes) -> list[str]:
     return [err for _, err in outputs]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.long)])
 def test_several_processes_give_the_same_parameters_and_counts(runs, one_device, tmp_path, processes, devices):
     # A checkpoint at every step: process 0 also deletes the old ones, alone.
     finish(start_job(runs, tmp_path / "run", *SHORT, "checkpoint.every=1", processes=processes, devices=devices))
@@ -101,7 +101,9 @@ def test_sigterm_to_one_process_stops_all_at_one_step(runs, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
-    assert len(Checkpoints(tmp_path / "run").steps()) == 1
+    saved = Checkpoints(tmp_path / "run").steps()
+    assert len(saved) == 1
+    assert all(f"SIGTERM: saved step {saved[0]}" in err for _, err in outputs[:1])
 
 
 def test_a_dead_peer_ends_the_job(runs, tmp_path):

@@ -177,10 +177,11 @@ def test_updates_that_overflow_are_never_saved(runs, tmp_path):
     assert Checkpoints(tmp_path).steps() == []
 
 
-def test_updates_that_overflow_can_be_skipped(runs, tmp_path):
+def test_updates_that_overflow_can_be_skipped(runs, tmp_path, capfd):
     loop.train(runs.config(*SHORT, *OVERFLOW, "optimizer.skip_nonfinite=true", "optimizer.ema=0.9"), tmp_path)
     flat, _ = Checkpoints(tmp_path).restore(4)
     assert int(flat["skipped"]) == 4
+    assert "steps were skipped for a non-finite gradient" in capfd.readouterr().err
     assert all(np.isfinite(v).all() for v in flat.values())
     assert any(name.startswith("ema.") for name in flat)
 

@@ -1,4 +1,4 @@
-"""Stopping on numbers that are not finite, what a workdir says, and the end-to-end CRF's input."""
+"""What a run leaves behind, mistakes that are refused before it, and the end-to-end CRF's input."""
 
 import json
 
@@ -33,25 +33,6 @@ def test_a_run_leaves_its_record(runs, tmp_path):
     np.testing.assert_allclose(np.sum(out["marginals"], -1), 1, atol=1e-5)
 
 
-def test_what_is_not_finite_stops_training_and_is_named(runs, tmp_path):
-    with pytest.raises(loop.NonFiniteError) as e:
-        loop.train(runs.config(*SHORT, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0"), tmp_path)
-    sentence = str(e.value)
-    assert "was not finite at step" in sentence and "parameters concerned: backbone." in sentence
-    for step in Checkpoints(tmp_path).steps():  # whatever was saved before is good
-        flat, _ = Checkpoints(tmp_path).restore(step)
-        assert all(np.isfinite(v).all() for v in flat.values())
-
-
-def test_steps_that_are_not_finite_can_be_skipped(runs, tmp_path, capfd):
-    overrides = ["optimizer.learning_rate=1e30", "optimizer.warmup_steps=0", "optimizer.skip_nonfinite=true"]
-    loop.train(runs.config(*SHORT, *overrides), tmp_path)
-    assert "steps were skipped for a non-finite gradient" in capfd.readouterr().err
-    flat, _ = Checkpoints(tmp_path).restore(6)
-    assert int(flat["skipped"]) >= 1
-    assert all(np.isfinite(v).all() for v in flat.values())
-
-
 def test_another_architecture_in_the_workdir_is_refused(runs, tmp_path):
     from deeplab_jax.errors import UserError
 
@@ -64,9 +45,9 @@ def test_mistakes_in_the_search_are_told_before_the_training(runs, tmp_path):
     from deeplab_jax.errors import UserError
 
     with pytest.raises(UserError, match="thin class 'pole': no such class; there are background, ball, "):
-        loop.train(runs.config(*SHORT, "crf.search_thin=pole,"), tmp_path / "w")
-    with pytest.raises(UserError, match=r"config\.crf\.search_objective=iou: must be among mean_iou, trimap, both"):
-        loop.train(runs.config(*SHORT, "crf.search_objective=iou"), tmp_path / "w")
+        loop.train(runs.config(*SHORT, "search.thin=pole,"), tmp_path / "w")
+    with pytest.raises(UserError, match=r"config\.search\.objective=iou: must be among mean_iou, trimap, both"):
+        loop.train(runs.config(*SHORT, "search.objective=iou"), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
 

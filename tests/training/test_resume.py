@@ -60,7 +60,10 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+OFTEN = ("in a checkpoint's write", "in an evaluation")  # the other moments are for `make test-long`
+
+
+@pytest.mark.parametrize("moment", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.long) for m in MOMENTS])
 def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, moment):
     module, function, word, (low, high) = MOMENTS[moment]
     call = int(seeded(0).integers(low, high, endpoint=True))
@@ -128,16 +131,3 @@ def test_resume_with_other_devices_and_workers(runs, whole_run, tmp_path):
     states = [Checkpoints(w).restore(12)[0] for w in (whole_run, workdir)]
     for name, value in states[0].items():
         np.testing.assert_allclose(value, states[1][name], rtol=1e-3, atol=1e-3, err_msg=name)
-
-
-def test_sigterm_saves_and_says_so(runs, tmp_path):
-    workdir = tmp_path / "run"
-    process = runs.start(workdir, "num_steps=100000", "checkpoint.every=0", "eval.every=0")
-    deadline = time.time() + 200
-    while time.time() < deadline and not (workdir / "config.json").is_file():
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 143
-    assert "SIGTERM: saved step" in err
-    assert len(Checkpoints(workdir).steps()) == 1

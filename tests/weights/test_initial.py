@@ -1,8 +1,6 @@
 """Starting from converted weights and from runs: settings, files, the command."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -12,6 +10,7 @@ from deeplab_jax.configs import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import create_model
 from deeplab_jax.weights import conversion, files, initial, load_initial, recorded_settings, transfer
+from tests.command_line import call
 from tests.weights import writers
 
 SMALL = {"backbone": "resnet_small", "head_width": 8, "widths": (8, 8, 8, 8), "blocks": (1, 1, 1, 1)}
@@ -140,9 +139,8 @@ def test_overridden_settings_are_recorded(tmp_path, small):
 
 def test_command_reports_and_fails_in_one_line(tmp_path):
     writers.write_caffe_vgg(tmp_path / "vgg.caffemodel", writers.thin_vgg(), legacy=True, dense=True)
-    command = [sys.executable, "-m", "deeplab_jax.convert_weights", str(tmp_path / "vgg.caffemodel"), "--config=base"]
-    out = f"--out={tmp_path / 'w.safetensors'}"
-    run = subprocess.run([*command, out, "--config.model.backbone=vgg16"], capture_output=True, text=True)
+    source, out = tmp_path / "vgg.caffemodel", f"--out={tmp_path / 'w.safetensors'}"
+    run = call("convert_weights", source, "--config=base", out, "--config.model.backbone=vgg16")
     assert run.returncode == 1 and not run.stdout
     assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1
     assert "of the trunk do not come from this file" in run.stderr

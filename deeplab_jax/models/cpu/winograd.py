@@ -103,7 +103,7 @@ def _pairs(m: int, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _inputs(x: jax.Array, m: int, rate: int) -> jax.Array:
     """B^T d B of every tile, [(m + 2)^2, tiles, C]."""
     tiles = _tiles(x, m + 2, m, rate, rate)
-    # Without the barrier the tiles are gathered anew inside the product.
+    # Without the barrier the tiles are gathered again inside the product.
     flat = lax.optimization_barrier(tiles).reshape(len(tiles), -1)
     return (_pairs(m, x.dtype)[2] @ flat).reshape(tiles.shape)
 

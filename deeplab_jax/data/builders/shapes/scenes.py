@@ -1,7 +1,7 @@
 """Draws scenes of seven classes: textured, shaded objects that hide each other before a patchwork background.
 
 Color is a hint and no more: each class has its own, but they scatter so widely that ball and melon often need the
-melon's stripes to be told apart, box and star their outlines, ring and tree theirs. Every color is drawn anew, far from
+melon's stripes to be distinguished, box and star their outlines, ring and tree theirs. Every color is drawn far from
 those already in the scene, so that edges are as strong as a photograph's while textures stay faint.
 """
 

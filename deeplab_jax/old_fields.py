@@ -1,0 +1,71 @@
+"""Config fields of earlier versions under their names of today.
+
+A run's `config.json` and a config file of the user's may hold them, and so may a script's flags.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deeplab_jax.errors import UserError
+
+# Dotted name of then -> dotted name of now; a group moves with all that is in it.
+MOVED = {f"crf.search_{name}": f"search.{name}" for name in ("images", "passes", "objective", "thin", "learn", "grid")}
+_SEARCH = tuple(old.removeprefix("crf.") for old in MOVED)
+# Three fields that are now one entry of config.data.stages, with their defaults of then.
+_EARLY = {"early_share": 0.0, "early_crop": (161, 161), "early_scales": (0.25, 0.375, 0.5, 0.625, 0.75)}
+
+
+def new_name(dotted: str) -> str:
+    """Today's name of a field; a name that is not an old one comes back unchanged.
+
+    >>> new_name("crf.search_images"), new_name("crf.search_grid.bilateral_weight"), new_name("seed")
+    ('search.images', 'search.grid.bilateral_weight', 'seed')
+
+    Raises:
+      UserError: the field has become part of another, whose value has another form.
+    """
+    group, _, name = dotted.partition(".")
+    if group == "data" and name in _EARLY:
+        raise UserError(
+            f"--config.{dotted}: the first steps' crops and scales are now config.data.stages; give "
+            "--config.data.stages='((SHARE, (HEIGHT, WIDTH), (SCALE, SCALE)),)', or '()' for none"
+        )
+    for old, new in MOVED.items():
+        if dotted == old or dotted.startswith(f"{old}."):
+            return new + dotted.removeprefix(old)
+    return dotted
+
+
+def hint(problem: str) -> str:
+    """What to add to Python's own sentence about an attribute that a config lacks; "" where it is no old name."""
+    return next(
+        (f" (config.{old} is now config.{new})" for old, new in MOVED.items() if old.removeprefix("crf.") in problem),
+        "",
+    )
+
+
+def has_old(config: Mapping[str, Any]) -> bool:
+    """Whether a config holds a field under an old name."""
+    return any(name in config.get("crf", {}) for name in _SEARCH) or any(
+        name in config.get("data", {}) for name in _EARLY
+    )
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config, as nested dicts, with its old fields under their new names."""
+    config = _copied(config)
+    crf, data = config.get("crf", {}), config.get("data", {})
+    for old in _SEARCH:
+        if old in crf:
+            search, value = config.setdefault("search", {}), crf.pop(old)
+            name = old.removeprefix("search_")
+            search[name] = {**search.get(name, {}), **value} if isinstance(value, Mapping) else value
+    early = {name: data.pop(name) for name in _EARLY if name in data}
+    if early.get("early_share"):
+        share, crop, scales = ({**_EARLY, **early}[name] for name in _EARLY)
+        data["stages"] = ((share, tuple(crop), tuple(scales)),)
+    return config
+
+
+def _copied(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in group.items()}
