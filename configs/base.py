@@ -91,10 +91,14 @@ def get_config() -> ConfigDict:
     config.data.cache_decoded_mb = 2048  # decoded images kept in memory, up to this size
     config.data.images = ""  # folder: images, masks (folders or list files)
     config.data.masks = ""
-    config.data.classes = ""  # folder: text file, one name and optional R G B per line
+    config.data.classes = ""  # folder: text file, one name and optional R G B per line, or a tool's list
     config.data.val_fraction = 0.1  # folder: share of images for validation, drawn by config.seed
-    config.data.train_list = ""  # folder: text files of names, instead of val_fraction
+    config.data.train_list = ""  # folder: text files of names, or folders of images, instead of val_fraction
     config.data.val_list = ""
+    config.data.ignore = (255,)  # folder: ids of the masks that are void
+    config.data.reduce_zero = False  # folder: 0 is void and the first class is 1
+    config.data.mask_prefix = ""  # folder: what stands before an image's name in its mask's
+    config.data.mask_suffix = ""  # folder: what stands after it, such as _gt; both "" = the usual ones
 
     config.loss = ConfigDict()
     config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or another of class_weights.RULES

@@ -43,7 +43,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     if command:
         startup.restart_with_huge_pages()
         interrupted.install()
-    argv, overrides = _split_overrides(argv)
+    argv, overrides = _split_overrides([argv[0], *map(_with_home, argv[1:])])
     _OVERRIDES[:] = overrides
     try:
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
@@ -111,6 +111,14 @@ def config_from_flags(name: str | None):
     if not name:
         raise UserError("--config is missing; give a file or a shipped name, such as --config=configs/shapes.py")
     return load_config(name, _OVERRIDES)
+
+
+def _with_home(argument: str) -> str:
+    """`~` at the start of an argument, or of a flag's value, as the home folder: shells leave --flag=~/x as it is."""
+    flag, sign, value = argument.partition("=")
+    if argument.startswith("-") and sign and value.startswith("~"):
+        return f"{flag}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument) if argument.startswith("~/") and not os.path.exists(argument) else argument
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Writing files that are never half there, and reading JSON that may be damaged."""
 
+import contextlib
 import errno
 import json
 import os
@@ -65,14 +66,15 @@ def replace_together(writers: Mapping[str | os.PathLike, Callable[[Path], object
             os.replace(temporary, path)
     finally:
         for temporary in temporaries.values():
-            if temporary.parent.is_dir():
+            with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:
     """A name that nobody else uses, which `is_temporary` knows."""
     unique = f"{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}"
-    return path.with_name(f".{path.stem[:100]}.{unique}{path.suffix}")
+    start = os.fsencode(path.stem)[:100].decode(errors="ignore")  # a name has at most 255 bytes
+    return path.with_name(f".{start}.{unique}{path.suffix}")
 
 
 def reason(error: BaseException) -> str:

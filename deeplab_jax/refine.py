@@ -27,7 +27,8 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the command's flags; not on import, as several commands have flags of one name."""
     flags.DEFINE_string("image", None, "the photograph, or a folder of photographs")
-    flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 or float32; or a folder of them")
+    flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 to float64; or a folder of them")
+    flags.DEFINE_string("classes", None, "classes file with R G B, for --labels in the classes' colors")
     flags.DEFINE_string("labels", None, "label map: PNG of ids, full or sparse; or a folder of them")
     flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
     flags.DEFINE_integer("unknown", 255, "id of unlabelled pixels in --labels", lower_bound=0, upper_bound=255)
@@ -52,6 +53,15 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
     from deeplab_jax.refinement.files import Options, refine_file, refine_folder  # needs the extra [predict]
 
+    colors = None
+    if FLAGS.classes:
+        from deeplab_jax.data.class_files import read_classes
+
+        if FLAGS.probs:
+            raise UserError("--classes: is for --labels in the classes' colors; leave it out with --probs")
+        colors = read_classes(Path(FLAGS.classes))[1]
+        if colors is None:
+            raise UserError(f"--classes={FLAGS.classes}: has no colors; give R G B on each line")
     options = Options(
         crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(_PRESET)),
         "probs" if FLAGS.probs else "labels",
@@ -60,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
         FLAGS.iterations_strip,
         FLAGS.crf_max_pixels,
         int(FLAGS.max_megapixels * 1_000_000),
+        colors,
     )
     image, given, out = Path(FLAGS.image), Path(FLAGS.probs or FLAGS.labels), Path(FLAGS.out)
     if image.is_dir():

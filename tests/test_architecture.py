@@ -18,8 +18,8 @@ ROOMS = (
     "cli", "crf_flags",
 )  # fmt: skip
 COMMANDS = (
-    "main", "predict", "refine", "describe", "convert_weights", "crf_search", "check_dataset", "export", "report",
-    "serve",
+    "main", "predict", "refine", "describe", "convert_weights", "convert_labels", "crf_search", "check_dataset",
+    "export", "report", "serve",
 )  # fmt: skip
 # clu's writer and progress, a SavedModel, and clu.parameter_overview, which does without TensorFlow.
 TENSORFLOW = ("runs/reporting.py", "inference/saved_model.py", "training/setup.py")

@@ -43,6 +43,16 @@ def test_export_and_predict_from_the_artifact(workdir, tmp_path):
     assert done.stderr == "error: --preset: is fixed in an exported artifact; give its --workdir instead\n"
 
 
+def test_convert_labels(tmp_path):
+    shape = {"label": "cat", "points": [[2, 2], [9, 2], [9, 9], [2, 9]], "shape_type": "polygon"}
+    content = {"shapes": [shape], "imagePath": "a.jpg", "imageHeight": 12, "imageWidth": 20}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    done = run("convert_labels", tmp_path, f"--out={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"labelme: 1 masks in {tmp_path}/out/masks, 2 classes in {tmp_path}/out/classes.txt")
+    assert np.array(Image.open(tmp_path / "out" / "masks" / "a.png")).sum() == 49
+
+
 def test_report(workdir):
     (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}) + "\n")
     done = call("report", f"--workdir={workdir}")

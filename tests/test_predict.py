@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -243,6 +244,18 @@ def test_video_in_and_out(segment, tmp_path):
     lines = []
     assert predict(segment, [tmp_path / "v.avi"], Options(tmp_path / "out"), say=lines.append) == 0
     assert len(lines) == 1 and "skipped" in lines[0]
+
+
+def test_pixels_that_are_not_square_and_a_name_like_a_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"fps": 5, "macro_block_size": 1, "ffmpeg_log_level": "error", "output_params": ["-vf", "setsar=3/2"]}
+    writer = imageio_ffmpeg.write_frames("file:concat:a.mp4", (64, 48), **options)
+    writer.send(None)
+    for level in (0, 120):
+        writer.send(np.full((48, 64, 3), level, np.uint8))
+    writer.close()
+    _, size, _, frames = video.open_video(Path("concat:a.mp4"))
+    assert size == (96, 48) and [frame.shape for frame in frames] == [(48, 96, 3)] * 2
 
 
 def test_what_is_no_video_is_a_sentence(segment, tmp_path, capsys):

@@ -199,7 +199,10 @@ def test_partner_prefers_the_full_name(tmp_path):
         (np.moveaxis(probabilities(), -1, 0), "[C, H, W]"),
         (probabilities().swapaxes(0, 1), "rows and columns look swapped"),
         (probabilities((40, 55)), "the photograph is 40 high and 56 wide"),
-        (probabilities().astype(np.float64), "float16 or float32"),
+        (probabilities()[None], "a batch of one image; probabilities must be [H, W, C]: save array[0]"),
+        (probabilities()[..., 0], "save numpy.stack([1 - p, p], -1)"),
+        (np.clip(probabilities() + 0.4, 0, 1), "scores of independent classes (sigmoid) must be made one distribution"),
+        ((probabilities() * 100).astype(np.int32), "holds int32; probabilities must be float16, float32 or float64"),
         (probabilities()[..., :1], "2 to 256"),
         (np.log(probabilities()), "give probabilities in 0..1"),
         (np.where(np.arange(3) == 1, np.nan, probabilities()).astype(np.float32), "holds NaN"),
@@ -219,7 +222,6 @@ def test_bad_files_in_a_sentence(folder, tmp_path):
     (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 no")
     (tmp_path / "text.npy").write_text("hello")
     np.savez(tmp_path / "z.npz", a=1)
-    Image.fromarray(np.full(SIZE, 255, np.uint8)).save(tmp_path / "void.png")
     Image.fromarray(np.full((4, 4), 1, np.uint8)).save(tmp_path / "small.png")
     options, labels = Options(SETTINGS, "probs"), Options(SETTINGS, "labels")
     cases = [
@@ -228,7 +230,6 @@ def test_bad_files_in_a_sentence(folder, tmp_path):
         ("a.png", "text.npy", options, "numpy.save"),
         ("a.png", "z.npz", options, "archive"),
         ("text.npy", "a.npy", options, "cannot be decoded"),
-        ("a.png", "void.png", labels, "has no id besides --unknown=255"),
         ("a.png", "small.png", labels, "they must be equal"),
         ("a.png", "a.npy", labels, "cannot be decoded"),
     ]
@@ -237,6 +238,35 @@ def test_bad_files_in_a_sentence(folder, tmp_path):
             refine_file(tmp_path / image, tmp_path / given, tmp_path / "out", how)
     with pytest.raises(UserError, match="overwrite"):
         refine_file(folder / "a.png", folder / "a.npy", folder / "a", options)
+
+
+def test_double_precision_is_read(folder):
+    first = refined(folder)
+    np.save(folder / "a.npy", np.load(folder / "a.npy").astype(np.float64))
+    np.testing.assert_array_equal(refined(folder), first)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(SIZE, np.uint8), np.full(SIZE, 255, np.uint8), np.full(SIZE, 7, np.uint8)])
+def test_a_map_of_one_label_comes_out_as_it_is(folder, labels, capsys):
+    Image.fromarray(labels).save(folder / "l.png")
+    refine_file(folder / "a.png", folder / "l.png", folder / "out", Options(SETTINGS, "labels"))
+    np.testing.assert_array_equal(np.array(Image.open(folder / "out.png")), labels)
+    assert (folder / "out_overlay.png").is_file() and "as it is" in capsys.readouterr().out
+
+
+def test_labels_of_data_sets_names_and_colors(tmp_path):
+    colors = np.array([[9, 9, 9], [200, 0, 0]], np.uint8)
+    labels = (np.arange(SIZE[1]) > SIZE[1] // 2).astype(np.uint8)[None].repeat(SIZE[0], 0)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "l").mkdir()
+    for name, label in (("a", "a_mask.PNG"), ("b", "b.jpg.png")):
+        Image.fromarray(photograph(SIZE)).save(tmp_path / "in" / f"{name}.jpg")
+        Image.fromarray(colors[labels]).save(tmp_path / "l" / label)
+    options = Options(SETTINGS, "labels", colors=colors)
+    assert refine_folder(tmp_path / "in", tmp_path / "l", tmp_path / "out", options) == 0
+    with Image.open(tmp_path / "out" / "b.png") as image:
+        assert set(np.unique(np.array(image))) == {0, 1} and image.getpalette()[3:6] == [200, 0, 0]
+    assert refine_folder(tmp_path / "in", tmp_path / "l", tmp_path / "out", Options(SETTINGS, "labels")) == 2
 
 
 def test_command(folder):

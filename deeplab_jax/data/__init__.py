@@ -3,16 +3,17 @@
 `open_dataset(config.data, split)` gives photographs and labels, `train_batches(ds, config, first_step=n)` the batches.
 """
 
-from deeplab_jax.data.dataset import Example, SegmentationDataset, has_holdout, holdout_indices, open_dataset
-from deeplab_jax.data.pipeline import prefetch, stages, train_batches
+import importlib
 
-__all__ = [
-    "Example",
-    "SegmentationDataset",
-    "has_holdout",
-    "holdout_indices",
-    "open_dataset",
-    "prefetch",
-    "stages",
-    "train_batches",
-]
+# Loaded when asked for: tables of classes and of annotations are used where tensorflow-datasets is not installed.
+_HOME = {
+    "Example": "dataset", "SegmentationDataset": "dataset", "holdout_indices": "dataset", "has_holdout": "dataset",
+    "open_dataset": "dataset", "prefetch": "pipeline", "stages": "pipeline", "train_batches": "pipeline",
+}  # fmt: skip
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'deeplab_jax.data' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"deeplab_jax.data.{_HOME[name]}"), name)

@@ -3,24 +3,21 @@
 import collections
 import dataclasses
 import hashlib
-import io
-import warnings
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from deeplab_jax.data import dataset as datasets
 from deeplab_jax.data.builders import base
+from deeplab_jax.data.findings import BOUNDARY_COLOR, KINDS
+from deeplab_jax.data.meaning import Facts
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import files
-
-BOUNDARY_COLOR = tuple(files.VOID_COLORS[2].tolist())  # how VOC's void looks in a palette mask converted to RGB
+from deeplab_jax.imaging import decoding, files, masks, photographs
 
 
 @dataclasses.dataclass
 class Inspection:
-    """What one example showed. `problems` and `remarks` are (kind, detail); see `_KINDS`."""
+    """What one example showed. `problems` and `remarks` are (kind, detail); see `KINDS`."""
 
     split: str
     name: str
@@ -62,42 +59,6 @@ class Audit:
     def errors(self) -> list[Finding]:
         """The findings that stop training."""
         return [f for f in self.findings if f.error]
-
-
-# kind -> (is an error, what it means and what to do)
-_KINDS: dict[str, tuple[bool, str]] = {
-    "image missing": (True, "the list names images that are not there"),
-    "label missing": (True, "labels are not there"),
-    "unreadable image": (True, "images cannot be decoded; replace or remove them, or set config.data.on_corrupt=skip"),
-    "unreadable label": (True, "labels cannot be decoded; replace or remove them, or set config.data.on_corrupt=skip"),
-    "size": (True, "labels differ in size from their images; export the labels at the image's size"),
-    "rgb mask": (True, "labels are RGB pictures, not class ids; give R G B for each class in config.data.classes, or "
-                       "convert them to palette or gray PNGs"),
-    "unknown color": (True, "labels hold colors that no class has"),
-    "boundary color": (True, f"labels hold the color {BOUNDARY_COLOR}, PASCAL's boundary: a palette mask was converted "
-                             "to RGB; use the original palette PNGs, where it is 255"),
-    "ids": (True, "labels hold ids outside the classes; correct the labels, or name all classes"),
-    "unusable label": (True, "labels cannot be used"),
-    "skipped image": (False, "images cannot be decoded; they are left out (config.data.on_corrupt=skip)"),
-    "skipped label": (False, "labels cannot be decoded; they are left out with their images (config.data.on_corrupt="
-                             "skip)"),
-    "both splits": (False, "images are in both splits (the same bytes): the evaluation will flatter"),
-    "same twice": (False, "images are in their split more than once"),
-    "0 and 255": (False, "labels hold 0 and 255 only: 255 means void and is ignored, so nothing but class 0 would be "
-                         "learned; if 255 marks your object, renumber it to 1"),
-    "empty": (False, "labels hold one class only (often an empty mask)"),
-    "all void": (False, "labels are void everywhere; they contribute nothing"),
-    "much void": (False, "labels are more than half void (255)"),
-    "boundary void": (False, f"labels hold the color {BOUNDARY_COLOR}, PASCAL's boundary; it is read as void"),
-    "jpeg mask": (False, "labels are JPEGs, whose compression invents ids near edges; use PNG"),
-    "other color": (False, "palette masks show their classes' colors under other ids; they are looked up by color"),
-    "gray image": (False, "images are gray; they are fed as three equal channels"),
-    "16 bit image": (False, "images have 16 bits; their high bytes are used"),
-    "cmyk image": (False, "images are CMYK; they are converted to RGB"),
-    "transparent image": (False, "images have transparency; they are laid over white"),
-    "exif": (False, "images are turned by EXIF; they are fed upright, so their labels must be upright too"),
-    "loose mask": (False, "masks belong to no image and are not used"),
-}  # fmt: skip
 
 
 def sources_of(data_config, splits: tuple[str, ...], seed: int = 0) -> tuple[base.SegmentationBuilder, dict]:
@@ -150,10 +111,10 @@ def audit(
     Returns:
       What was found.
     """
-    try:
-        class_names = builder.class_names()
-    except UserError:  # the masks cannot give the classes; the inspection below says why
-        class_names = ()
+    if hasattr(builder, "survey"):
+        builder.survey()
+        builder.meaning()
+    class_names = builder.class_names()
     inspections = []
     tasks = [(split, source) for split, sources in splits.items() for source in sources]
     for inspection in base.in_threads(lambda t: inspect(builder, *t, len(class_names)), tasks, threads):
@@ -163,7 +124,9 @@ def audit(
     _void_as_class(inspections)
     findings = _gather(inspections)
     for path in getattr(builder, "loose_masks", [])[:1]:
-        findings.append(Finding(False, "loose mask", _KINDS["loose mask"][1], len(builder.loose_masks), (str(path),)))
+        findings.append(Finding(False, "loose mask", KINDS["loose mask"][1], len(builder.loose_masks), (str(path),)))
+    findings += [Finding(False, "reading", note, 1, ()) for note in getattr(builder, "notes", [])]
+    findings += [Finding(True, "no image", f"{KINDS['no image'][1]}", 1, (s,)) for s, of in splits.items() if not of]
     return _summarize(builder, class_names, splits, inspections, findings)
 
 
@@ -180,33 +143,68 @@ def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, 
     _inspect_image(found, data, damaged)
     if source.label is None:
         return found
-    raw = b""
-    if getattr(source.label, "suffix", "") != ".json":  # one file for all images: read once, by the builder
-        try:
-            raw = base.read_bytes(source.label)
-        except UserError:
-            found.add("label missing")
-            return found
-    boundary, indices = _inspect_label_format(found, raw, builder.mask_colors())
+    facts = builder.survey().get(source.label) if hasattr(builder, "survey") else None
     try:
-        label = builder.read_label(source)
+        if facts is None:
+            counts, size = _read_label(found, builder, source)
+        elif isinstance(facts, UserError):
+            raise facts
+        else:
+            counts, size = facts.id_counts(builder.meaning()), facts.size
+            _inspect_facts(found, facts, builder)
     except files.CorruptImageError:
         if (f"{damaged} image", "") not in found.problems:  # COCO's labels need the image's size
             found.add(f"{damaged} label")
         return found
-    except UserError as e:
-        found.add(*_label_problem(str(e), boundary and builder.mask_colors() is None))
+    except _MissingLabelError:
+        found.add("label missing")
         return found
-    if boundary and not _is_class(BOUNDARY_COLOR, builder.mask_colors()):
-        found.add("boundary void")
-    if indices is not None and (indices != label).any():
-        found.add("other color")
+    except UserError as e:
+        boundary = facts is not None and not isinstance(facts, UserError) and builder.mask_colors() is None
+        found.add(*_label_problem(str(e), boundary and _holds_boundary(facts)))
+        return found
+    if found.size is not None and size != found.size:
+        found.add("size", f"{size[1]}x{size[0]} for {found.size[1]}x{found.size[0]}")
+    _inspect_ids(found, counts, num_classes)
+    return found
+
+
+class _MissingLabelError(UserError):
+    """A label file that is not there."""
+
+
+def _read_label(found: Inspection, builder: base.SegmentationBuilder, source: base.Source):
+    """(pixels of each id, size) of a label that its builder alone can read."""
+    raw = b""
+    if getattr(source.label, "suffix", "") != ".json":  # one file for all images: read once, by the builder
+        try:
+            raw = base.read_bytes(source.label)
+        except UserError as e:
+            raise _MissingLabelError(str(e)) from e
+    if raw.startswith(b"\xff\xd8"):
+        found.add("jpeg mask")
+    label = builder.read_label(source)
     if builder.LABEL_TABLE is not None:
         label = builder.LABEL_TABLE[label]
-    if found.size is not None and label.shape != found.size:
-        found.add("size", f"{label.shape[1]}x{label.shape[0]} for {found.size[1]}x{found.size[0]}")
-    _inspect_ids(found, np.bincount(label.ravel(), minlength=256), num_classes)
-    return found
+    return np.bincount(label.ravel(), minlength=256), label.shape
+
+
+def _inspect_facts(found: Inspection, facts: Facts, builder) -> None:
+    """Notes what a mask of one's own data shows beside its ids."""
+    if facts.lossy:
+        found.add("jpeg mask")
+    by_color = facts.family in builder.meaning().by_color
+    if by_color and _holds_boundary(facts) and not _is_class(BOUNDARY_COLOR, builder.mask_colors()):
+        found.add("boundary void")
+    if by_color and facts.family == "palette":
+        ids = facts.ids(builder.meaning())
+        if (ids != facts.values).any():
+            found.add("other color")
+
+
+def _holds_boundary(facts: Facts) -> bool:
+    """Whether PASCAL's boundary color is in a mask as RGB."""
+    return facts.family == "color" and bool((facts.shown == masks.packed_colors(np.array(BOUNDARY_COLOR))).any())
 
 
 def _label_problem(sentence: str, boundary: bool) -> tuple[str, str]:
@@ -228,46 +226,35 @@ def _is_class(color: tuple[int, ...], colors: np.ndarray | None) -> bool:
 
 
 def _inspect_image(found: Inspection, data: bytes, damaged: str) -> None:
+    """Reads an image as training would, but for the pixels of 8-bit JPEGs, of which an eighth is worked out."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            mode, turned = image.mode, image.getexif().get(0x0112, 1) not in (0, 1)
-            found.size = files.size_of(data)
-            if image.format == "JPEG":  # every byte is still decoded, at an eighth of the work after that
-                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        image = decoding.open_image(data, found.image, load=False)
+        kind = photographs.kind_of(image, data)
+        found.size = files.size_of(data)
+        turned, frames = decoding.is_turned(image), decoding.frames_of(image)
+        if image.format == "JPEG":  # every byte is still decoded, at an eighth of the work after that
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
+        else:
+            files.read_photograph(data, found.image)
+    except files.CorruptImageError:
+        found.add(f"{damaged} image")
+        found.size = None
+        return
+    except UserError as e:
+        found.add("unusable image", str(e).removeprefix(f"{found.image}: "))
+        found.size = None
+        return
     except Exception:  # Pillow raises many things on damaged files
         found.add(f"{damaged} image")
         found.size = None
         return
-    deep_png = data.startswith(b"\x89PNG") and data[24] == 16  # Pillow gives 16-bit RGB as if it had 8
-    if deep_png or mode.startswith("I") or mode == "F":
-        found.add("16 bit image")
-    if mode in ("1", "L"):
-        found.add("gray image")
-    elif mode == "CMYK":
-        found.add("cmyk image")
-    elif mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        found.add("transparent image")
+    if kind.note:
+        found.add(f"{kind.name} image")
+    if frames > 1:
+        found.add("frames image", str(frames))
     if turned:
         found.add("exif")
-
-
-def _inspect_label_format(found: Inspection, raw: bytes, colors: np.ndarray | None) -> tuple[bool, np.ndarray | None]:
-    """(PASCAL's boundary color is in it as RGB, its palette indices where `colors` may give them another meaning)."""
-    try:
-        image = Image.open(io.BytesIO(raw))
-        if image.format == "JPEG":
-            found.add("jpeg mask")
-        if image.mode in ("RGB", "RGBA"):
-            pixels = np.asarray(image.convert("RGB"))
-            return bool((pixels == np.array(BOUNDARY_COLOR, np.uint8)).all(axis=2).any()), None
-        if image.mode == "P" and colors is not None and image.getexif().get(0x0112, 1) in (0, 1):
-            return False, np.asarray(image)
-    except Exception:  # not an image: a .mat, or damaged, which read_label will tell
-        pass
-    return False, None
 
 
 def _inspect_ids(found: Inspection, counts: np.ndarray, num_classes: int) -> None:
@@ -318,7 +305,7 @@ def _gather(inspections: list[Inspection]) -> list[Finding]:
             by_kind[kind].append(f"{name} ({detail})" if detail else name)
     return [
         Finding(error, kind, sentence, len(by_kind[kind]), tuple(by_kind[kind][:5]))
-        for kind, (error, sentence) in _KINDS.items()
+        for kind, (error, sentence) in KINDS.items()
         if by_kind.get(kind)
     ]
 
@@ -334,6 +321,10 @@ def _summarize(builder, class_names, splits, inspections, findings) -> Audit:
     labelled = {split: p[:count].sum() + p[base.VOID] for split, p in pixels.items()}
     void = {split: float(p[base.VOID] / max(1, labelled[split])) for split, p in pixels.items()}
     for split, p in pixels.items():
+        if labelled[split] and (p[:count] > 0).sum() <= 1 and split == next(iter(splits)):
+            alone = next((n for n, pixels_of in zip(class_names, p) if pixels_of), "no")
+            sentence = f"one {KINDS['one class'][1]}" if alone != "no" else f"no {KINDS['one class'][1]}"
+            findings.append(Finding(True, "one class", sentence, 1, (alone,) if alone != "no" else ()))
         never = [name for name, n in zip(class_names, p) if n == 0]
         if never and labelled[split]:
             learns = split == next(iter(splits))

@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 
 from deeplab_jax.imaging.mirror import swap_table
+from deeplab_jax.imaging.palettes import VOID
 
-VOID = 255
 # R, G, B of the mean color that the networks subtract, rounded: padding is nothing after preprocessing.
 MEAN_COLOR = np.array([123, 117, 104], np.uint8)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)

@@ -40,6 +40,7 @@ def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | 
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([builder.name, str(builder.VERSION), *builder.class_names()]).encode())
+    digest.update(builder.meaning_key().encode())
     if splits is not None:
         listed = [[split, [(s.name, s.label is not None) for s in sources]] for split, sources in splits.items()]
         digest.update(json.dumps(listed).encode())
@@ -86,6 +87,11 @@ def _build(open_builder, folder: Path, name: str, raw: Path | None) -> None:
             shutil.rmtree(unpacked_folder(downloads, name), ignore_errors=True)
 
 
+def digest_of(text: str) -> str:
+    """A short digest of a text, for the name of a file."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def contents(paths: Iterable[Path], cache: Path) -> str:
     """A digest of the files' contents in this order, each read once."""
     paths = list(dict.fromkeys(paths))
@@ -93,6 +99,8 @@ def contents(paths: Iterable[Path], cache: Path) -> str:
         stats = [(os.fspath(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
     except FileNotFoundError as e:
         raise UserError(f"{e.filename}: no such file, but the data set lists it") from e
+    except OSError as e:
+        raise UserError(f"{e.filename}: cannot be read ({e.strerror})") from e
     memo = cache / "fingerprints" / hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
     with contextlib.suppress(OSError):
         return memo.read_text()

@@ -13,6 +13,7 @@ from deeplab_jax.data import caching
 from deeplab_jax.data.builders.base import SegmentationBuilder
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
+from deeplab_jax.imaging.palettes import VOID
 
 BUILDERS = (
     "camvid", "cityscapes", "coco_voc", "folder", "pascal_context", "pascal_person_part", "shapes", "voc_segmentation",
@@ -122,6 +123,13 @@ def raw_builder(data_config, seed: int = 0) -> SegmentationBuilder:
     if data_config.on_corrupt not in ("stop", "skip"):
         raise UserError(f"config.data.on_corrupt={data_config.on_corrupt}: must be stop or skip")
     cls = builder_class(data_config.name)
+    own = {"ignore": (255,), "reduce_zero": False, "mask_prefix": "", "mask_suffix": ""}
+    for field, default in own.items():
+        if data_config.name != "folder" and data_config.get(field, default) != default:
+            raise UserError(f"config.data.{field}: is for config.data.name=folder; leave it out")
+    ignore = tuple(data_config.get("ignore", own["ignore"]))
+    if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i <= 65535 for i in ignore):
+        raise UserError(f"config.data.ignore={ignore}: must be ids, whole numbers from 0 on")
     raw = None
     if data_config.dir:
         raw = Path(data_config.dir).expanduser()
@@ -181,9 +189,33 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
     dataset.group_of = lambda name: group_of(name, prefixes(data_config)) or builder.sequence_of(name)
     if not len(dataset):
         raise UserError(
-            f"{data_config.name} split '{split}' holds no image; check config.data.dir and config.data.holdout"
+            f"{data_config.name} split '{split}' holds no image; check config.data.dir, config.data.holdout and, for a "
+            "folder, config.data.val_fraction; python -m deeplab_jax.main --mode train trains without evaluation"
         )
+    if split == data_config.train_split:
+        require_two_classes(dataset)
     return dataset
+
+
+def require_two_classes(dataset: SegmentationDataset) -> None:
+    """Raises `UserError` where at most one class occurs in a split's labels: nothing could be learned from them."""
+    seen: set[int] = set()
+    read = 0
+    for i in range(len(dataset)):
+        encoded = dataset.record(i)["label"]
+        if not encoded or encoded == b"corrupt":
+            continue
+        read += 1
+        seen |= set(np.unique(files.read_label(encoded)).tolist()) - {VOID}
+        if len(seen) > 1:
+            return
+    if not read:  # none can be decoded, or none has a label: the reader says so
+        return
+    which = f"class '{dataset.class_names[seen.pop()]}' alone occurs" if seen else "no class occurs"
+    raise UserError(
+        f"{dataset.name} split '{dataset.split}': {which} in its labels, so there is nothing to learn; see what "
+        "python -m deeplab_jax.check_dataset says of them"
+    )
 
 
 def has_holdout(data_config) -> bool:

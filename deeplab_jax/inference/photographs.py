@@ -152,7 +152,12 @@ def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Iterator
 def _read(readers: ThreadPoolExecutor, task: Task, options: Options) -> tuple[Task, Future | None]:
     if task.source.is_video:
         return task, None
-    return task, readers.submit(files.read_photograph, task.source.path, max_pixels=options.max_pixels)
+    return task, readers.submit(
+        files.read_photograph,
+        task.source.path,
+        max_pixels=options.max_pixels,
+        remark=lambda line: print(line, flush=True),
+    )
 
 
 def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options, say) -> list:

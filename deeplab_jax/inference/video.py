@@ -1,6 +1,7 @@
 """Video in and out, by the ffmpeg that imageio-ffmpeg brings: every frame segmented on its own."""
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from deeplab_jax.imaging.overlay import overlay
 
 _NOTE = "deeplab_jax "
 _SAID_EVERY = 25  # frames
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns where pixels are made square
+_SQUARE = ["-vf", "scale=round(iw*sar):ih,setsar=1"]  # pixels that are not square would lose the picture's shape
 
 
 def segment_video(segment, source: Path, result: Path, note: str, iterations: int | None = None, say=None) -> str:
@@ -39,7 +42,7 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
 
     def write(path: Path) -> None:
         writer = imageio_ffmpeg.write_frames(
-            str(path),
+            _file(path),
             size,
             fps=rate,
             quality=7,
@@ -67,10 +70,12 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
 def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.ndarray]]:
     """Opens a video: frames per second, (width, height), about how many frames, uint8 [H, W, 3] RGB frames.
 
+    Pixels that are not square are made so: the frames have the shape that a player shows.
+
     Raises:
       UserError: ffmpeg cannot read it.
     """
-    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", output_params=_SQUARE)
     try:
         meta = next(reader)
         width, height = meta["size"]
@@ -87,6 +92,11 @@ def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.nda
 
     frame_count = round(meta.get("duration", 0) * meta["fps"])
     return meta["fps"], (width, height), frame_count, frames()
+
+
+def _file(path: Path) -> str:
+    """A path as ffmpeg takes it for a file: `concat:a.mp4` alone would name a protocol."""
+    return f"file:{path}"
 
 
 def read_note(path: Path) -> str | None:

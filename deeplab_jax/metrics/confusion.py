@@ -5,7 +5,7 @@ Mean IoU comes from one matrix summed over the whole set, never from averages of
 
 import numpy as np
 
-VOID = 255
+from deeplab_jax.imaging.palettes import VOID
 
 
 def confusion_matrix(

@@ -5,11 +5,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from deeplab_jax.crf.params import Settings
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import files, listing, overlay, strip
+from deeplab_jax.imaging import files, listing, overlay, pairing, strip
 from deeplab_jax.refinement import pieces
 from deeplab_jax.refinement.rough import Probabilities, RoughLabels
+
+_NAMES = [f"class {i}" for i in range(256)]
 
 
 class Options(NamedTuple):
@@ -25,6 +29,7 @@ class Options(NamedTuple):
     iterations_strip: bool = False
     max_pixels: int = 4_000_000
     refused_pixels: int = files.MAX_PIXELS
+    colors: np.ndarray | None = None  # of the classes, where labels show them
 
 
 def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int:
@@ -38,11 +43,13 @@ def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: --image is a folder, so this must be a folder")
     inputs = [item for item in listing.find_inputs([images], exclude=out) if not item.is_video]
+    by_name = _labels_of(images, given) if options.given == "labels" else {}
     failed = 0
     for number, (item, stem) in enumerate(zip(inputs, listing.result_stems(inputs)), 1):
         print(f"[{number}/{len(inputs)}] ", end="", flush=True)
         try:
-            refine_file(item.path, find_partner(item, given, options.given), out / stem, options)
+            partner = by_name.get(item.path.resolve()) or find_partner(item, given, options.given)
+            refine_file(item.path, partner, out / stem, options)
         except UserError as e:
             failed += 1
             print(f"{item.path}: failed", flush=True)
@@ -50,6 +57,15 @@ def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int
     if failed:
         print(f"error: {failed} of {len(inputs)} photographs failed", file=sys.stderr)
     return failed
+
+
+def _labels_of(images: Path, labels: Path) -> dict[Path, Path]:
+    """The label map of each photograph, by the rule of data sets (see `imaging.pairing`)."""
+    try:
+        pairs, _ = pairing.pair_folders(images, labels, pairing.Affixes())
+    except UserError:  # two photographs of one name: theirs keep their endings, and `find_partner` looks for those
+        return {}
+    return {image.resolve(): label for _, image, label in pairs if label is not None}
 
 
 def find_partner(item: listing.Input, folder: Path, given: str) -> Path:
@@ -81,13 +97,19 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
     if options.given == "probs":
         rough = Probabilities.from_file(given, size)
     else:
-        rough = RoughLabels.from_file(given, size, options.unknown, options.confidence)
+        rough = RoughLabels.from_file(given, size, options.unknown, options.confidence, options.colors)
+        if rough.is_settled:
+            has = f"the id {rough.ids[0]} alone" if len(rough.ids) else "no label"
+            files.write_png(f"{out}_overlay.png", overlay.overlay(image, rough.given, rough.palette, _NAMES))
+            files.write_palette_png(f"{out}.png", rough.given, rough.palette)
+            print(f"{out}.png  ({given.name} has {has}: as it is)", flush=True)
+            return
     count = len(pieces.pieces(size, options.max_pixels, pieces.margin_of(options.crf.params)))
     if count > 1:
         print(f"{image_path}: {size[0] * size[1] / 1e6:.1f} megapixels, above --crf_max_pixels: in {count} overlapping "
               "pieces", flush=True)  # fmt: skip
     settings = options.crf._asdict() | {"max_pixels": options.max_pixels}
-    names = [f"class {i}" for i in range(256)]
+    names = _NAMES
     if options.iterations_strip:
         labels, frames = pieces.refine_frames(rough, image, **settings)
         picture = strip.iterations_strip(frames, rough.palette, rough.ids, names)

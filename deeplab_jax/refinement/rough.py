@@ -44,7 +44,7 @@ class Probabilities(Rough):
 
     @classmethod
     def from_file(cls, path: Path, size: tuple[int, int]) -> "Probabilities":
-        """Opens a `.npy` file, float16 or float32 [H, W, C], for a photograph of `size` (H, W); nothing is unpickled.
+        """Opens a `.npy` file, float16 to float64 [H, W, C], for a photograph of `size` (H, W); nothing is unpickled.
 
         Raises:
           UserError: it cannot be read, is of another type or shape.
@@ -58,8 +58,14 @@ class Probabilities(Rough):
             raise UserError(f"{path}: is not a .npy file of numbers; save it with numpy.save(path, array)") from e
         if not isinstance(values, np.ndarray):
             raise UserError(f"{path}: is an archive of arrays; save the one array with numpy.save(path, array)")
-        if values.dtype not in (np.float16, np.float32):
-            raise UserError(f"{path}: holds {values.dtype}; probabilities must be float16 or float32")
+        if values.dtype not in (np.float16, np.float32, np.float64):
+            raise UserError(f"{path}: holds {values.dtype}; probabilities must be float16, float32 or float64")
+        if values.ndim == 2:
+            raise UserError(f"{path}: has shape {list(values.shape)}, one value for each pixel; probabilities must be "
+                            "[H, W, C]: save numpy.stack([1 - p, p], -1) for an object and its background")  # fmt: skip
+        if values.ndim == 4 and values.shape[0] == 1:
+            raise UserError(f"{path}: has shape {list(values.shape)}, a batch of one image; probabilities must be "
+                            "[H, W, C]: save array[0]")  # fmt: skip
         if values.ndim != 3:
             raise UserError(f"{path}: has shape {list(values.shape)}; probabilities must be [H, W, C]")
         if values.shape[:2] != size:
@@ -81,6 +87,11 @@ class Probabilities(Rough):
         if low < 0 or high > 1.01:
             raise UserError(f"{self.path}: holds values from {low:.4g} to {high:.4g}; give probabilities in 0..1 "
                             "(the softmax of scores)")  # fmt: skip
+        total = float(p.sum(-1, dtype=np.float32).max())
+        if total > 1.05:
+            raise UserError(f"{self.path}: the probabilities of a pixel sum to {total:.3g}, where classes exclude each "
+                            "other; scores of independent classes (sigmoid) must be made one distribution: add a "
+                            "background, and divide by the sum (or give the softmax of the scores)")  # fmt: skip
         if not p.any(-1).all():
             raise UserError(f"{self.path}: all classes of a pixel have probability 0; they must sum to 1")
         return unary_from_probabilities(p, PROBABILITY_FLOOR)
@@ -101,30 +112,40 @@ class RoughLabels(Rough):
 
     channels: np.ndarray  # int16 [H, W], -1 = unknown
     confidence: float
+    given: np.ndarray  # uint8 [H, W], as it is in the file
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether fewer than two labels occur, so that the map can only stay as it is."""
+        return len(self.ids) < 2
 
     @classmethod
-    def from_file(cls, path: Path, size: tuple[int, int], unknown: int, confidence: float) -> "RoughLabels":
-        """Reads a label map (palette or gray PNG of class ids) for a photograph of `size` (H, W).
+    def from_file(
+        cls, path: Path, size: tuple[int, int], unknown: int, confidence: float, colors: np.ndarray | None = None
+    ) -> "RoughLabels":
+        """Reads a label map (ids, or colors of classes) for a photograph of `size` (H, W).
 
-        Only the ids that occur in it are labels; `unknown` marks pixels without one.
+        Only the ids that occur in it are labels; `unknown` marks pixels without one. With fewer than two there is
+        nothing to refine (`is_settled`).
+
+        Args:
+          colors: the classes' colors, uint8 `[K, 3]`, where the map shows them.
 
         Raises:
-          UserError: it cannot be read, has another size, or fewer than two ids.
+          UserError: it cannot be read, or has another size.
         """
-        labels = files.read_label(path)
+        labels = files.read_label(path, colors=colors)
         if labels.shape != size:
             raise UserError(f"{path}: is {labels.shape[0]} high and {labels.shape[1]} wide, but the photograph is "
                             f"{size[0]} high and {size[1]} wide; they must be equal")  # fmt: skip
         ids = np.setdiff1d(np.unique(labels), [unknown]).astype(np.uint8)
-        if len(ids) < 2:
-            has = f"only the id {ids[0]}" if len(ids) else "no id"
-            raise UserError(f"{path}: has {has} besides --unknown={unknown}; at least two labels are needed")
-        if not 1 / len(ids) < confidence < 1:
+        if len(ids) >= 2 and not 1 / len(ids) < confidence < 1:
             raise UserError(f"--confidence={confidence:g}: with {len(ids)} labels it must lie above {1 / len(ids):.3g} "
                             "(a guess) and below 1")  # fmt: skip
         channel_of = np.full(256, -1, np.int16)
         channel_of[ids] = np.arange(len(ids))
-        return cls(ids, _readable_palette(path, ids), channel_of[labels], confidence)
+        palette = _readable_palette(path, ids) if colors is None else palettes.from_colors(colors)
+        return cls(ids, palette, channel_of[labels], confidence, labels)
 
     def unary(self, window: Slices) -> jax.Array:
         """Returns -log P of a window, float32 [h, w, C]: P = confidence for the pixel's label, the rest shared."""
@@ -136,4 +157,4 @@ def _readable_palette(path: Path, ids: np.ndarray) -> np.ndarray:
     palette = files.read_palette(path)
     used = palette[ids].astype(int)
     apart = np.abs(used[:, None] - used[None]).sum(-1) + 1000 * np.eye(len(ids), dtype=int)
-    return palette if apart.min() >= 96 else palettes.voc_palette()
+    return palette if apart.min(initial=255) >= 96 else palettes.voc_palette()

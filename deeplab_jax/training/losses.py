@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from deeplab_jax.imaging.palettes import VOID
 from deeplab_jax.models.layers import resize_bilinear
 
-VOID = 255
 STRIDES = (1, 2, 4, 8, 16, 32)  # of score maps over labels
 
 

@@ -80,7 +80,7 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
         print_overview(state)
     weights = class_weights_for(config, dataset)
     present = Checkpoints(workdir, read_only=True).present()
-    done, state = (0, state) if restart else resume(workdir, state, dataset)
+    done, state = (0, state) if restart else resume(workdir, state, dataset, config.num_steps)
     meta = {
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
@@ -171,13 +171,14 @@ def print_overview(state: TrainState) -> None:
     say(f"parameters: {total:,} learned ({parts}), {frozen:,} frozen")
 
 
-def resume(workdir: Path, state: TrainState, dataset) -> tuple[int, TrainState]:
+def resume(workdir: Path, state: TrainState, dataset, num_steps: int) -> tuple[int, TrainState]:
     """The steps that are done and their state, from the newest whole checkpoint; (0, `state`) for a new workdir.
 
     Process 0 looks for it and all take that one: what each of them sees of a shared folder may differ for a moment.
 
     Raises:
-      UserError: the checkpoint is of another architecture, or the workdir was trained and has none that can be used.
+      UserError: the checkpoint is of another architecture, or the run is at its end, with other data; or the workdir
+        was trained and has no checkpoint that can be used.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     newest = checkpoints.newest_whole(say) if processes.is_first() else None
@@ -190,6 +191,12 @@ def resume(workdir: Path, state: TrainState, dataset) -> tuple[int, TrainState]:
     flat, meta = checkpoints.read(done)
     state = unflatten_state(state, flat)
     before = meta.get("data_fingerprint", dataset.fingerprint)
+    if before != dataset.fingerprint and done >= num_steps:
+        raise UserError(
+            f"the run is at its end, step {done} of {num_steps}, and these data are not those that it was "
+            "trained on, so nothing would be trained: give another --workdir or a larger --config.num_steps, or "
+            "evaluate the run on these data with --mode eval"
+        )
     if before != dataset.fingerprint:
         say(f"the data differ from those of the run so far (fingerprint {dataset.fingerprint}, before: {before})")
     return done, state

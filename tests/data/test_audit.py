@@ -44,7 +44,7 @@ def messy(config, tmp_path):
     Image.fromarray(np.array([[0, 0, 0], [224, 224, 192], [128, 0, 0]], np.uint8)[blocks(0, 1, 2)]).save(mask)
     for kind, change in {
         "gray image": lambda i: i.convert("L"),
-        "16 bit image": lambda i: Image.fromarray(np.array(i.convert("L")).astype(np.uint16) * 257),
+        "16-bit gray image": lambda i: Image.fromarray(np.array(i.convert("L")).astype(np.uint16) * 257),
         "transparent image": lambda i: i.convert("RGBA"),
     }.items():
         image, _ = add(kind)
@@ -190,7 +190,7 @@ def test_16_bit_color_is_noticed(config, tmp_path):
     images, _ = _folder(config, tmp_path, [blocks(0, 1)] * 2)
     (images / "p01.png").write_bytes(_png_of_16_bits(24, 32))
     found = _findings(config)
-    assert found["16 bit image"].count == 1 and found["16 bit image"].examples[0].endswith("p01.png")
+    assert found["16-bit color image"].count == 1 and found["16-bit color image"].examples[0].endswith("p01.png")
     assert "gray image" not in found
 
 

@@ -189,7 +189,7 @@ def test_coco(config, tmp_path, monkeypatch):
 
 
 def test_coco_run_lengths():
-    from deeplab_jax.data.builders.coco_voc.coco_voc_dataset_builder import run_lengths
+    from deeplab_jax.data.annotations.coco import run_lengths
 
     expected = np.array([[0, 1, 1], [0, 1, 0], [1, 1, 0]], bool)
     # Columns: 0 0 1 | 1 1 1 | 1 0 0 -> runs 2, 5, 2; the text form writes each in base 32 from character "0".

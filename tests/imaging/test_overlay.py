@@ -115,3 +115,15 @@ def test_plots_are_pictures():
 def test_matplotlib_is_loaded_for_plots_only():
     code = "import sys; import deeplab_jax.imaging.overlay; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_legends_have_names_of_many_scripts_and_numbers_for_others():
+    from deeplab_jax.imaging.overlay import legend_name
+
+    names = ("road", "Straße", "дорога", "写")
+    assert [legend_name(i, names) for i in range(5)] == ["road", "Straße", "дорога", "class 3", "4"]
+    labels = np.repeat(np.arange(4, dtype=np.uint8), 60)[:, None].repeat(300, 1)
+    palette = np.full((256, 3), 90, np.uint8)
+    image = np.zeros((240, 300, 3), np.uint8)
+    first, second = (overlay.overlay(image, labels, palette, n) for n in (names, ("a", "b", "c", "d")))
+    assert (first != second).any()

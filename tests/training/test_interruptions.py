@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import workdir as evaluation
 from deeplab_jax.runs import checkpoints, reporting
 from deeplab_jax.runs.checkpoints import Checkpoints
@@ -201,10 +202,18 @@ def test_other_data_on_resume_are_said(tmp_path, capfd, fingerprint, said):
     state = {"step": np.int32(2)}
     writer = Checkpoints(tmp_path)
     writer.save(2, flatten_state(state), {"data_fingerprint": "same"})
-    done, _ = setup.resume(tmp_path, {"step": np.int32(0)}, SimpleNamespace(fingerprint=fingerprint))
+    done, _ = setup.resume(tmp_path, {"step": np.int32(0)}, SimpleNamespace(fingerprint=fingerprint), 4)
     assert done == 2
     err = capfd.readouterr().err
     assert err.count("the data differ from those of the run so far (fingerprint another, before: same)") == said
+
+
+def test_a_finished_run_with_other_data_is_an_error(tmp_path):
+    state = {"step": np.int32(4)}
+    Checkpoints(tmp_path).save(4, flatten_state(state), {"data_fingerprint": "same"})
+    assert setup.resume(tmp_path, state, SimpleNamespace(fingerprint="same"), 4)[0] == 4
+    with pytest.raises(UserError, match=r"nothing would be trained: give another --workdir .* --mode eval"):
+        setup.resume(tmp_path, state, SimpleNamespace(fingerprint="another"), 4)
 
 
 def test_resume_from_a_moved_data_folder(runs, tmp_path, capfd):

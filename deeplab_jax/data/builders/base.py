@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import concurrent.futures
 import dataclasses
 import errno
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import files, palettes
+from deeplab_jax.imaging import files, listing, palettes
 
 VOID = palettes.VOID
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the disk's fault, not the network's
@@ -101,6 +102,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def read_label(self, source: Source) -> np.ndarray:
         """Class ids, uint8 `[H, W]`, before `LABEL_TABLE`."""
         return files.read_label(read_bytes(source.label), str(source.label))
+
+    def meaning_key(self) -> str:
+        """What decides, besides files and classes, how labels are read; part of the fingerprint."""
+        return ""
 
     def encode(self, source: Source) -> tuple[bytes, bytes]:
         """(encoded photograph, label PNG or b"") of one example, checked.
@@ -238,7 +243,7 @@ def read_bytes(path: Path) -> bytes:
 def read_names(path: Path) -> list[str]:
     """The lines of a list file, without empty ones; `UserError` if there is no such file or nothing in it."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = text_of(Path(path).read_bytes()).splitlines()
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; check config.data.dir") from e
     except (OSError, UnicodeDecodeError) as e:
@@ -249,11 +254,18 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
+def text_of(data: bytes) -> str:
+    """Text as editors of any system save it: UTF-8 or UTF-16, with a byte order mark or without."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
 def images_by_stem(folder: Path) -> dict[str, Path]:
     """The images directly in `folder`, by file name without suffix; `UserError` if there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; check config.data.dir")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in files.IMAGE_SUFFIXES}
+    return {p.stem: p for p in listing.walk(folder, files.IMAGE_SUFFIXES) if p.parent == folder}
 
 
 def in_threads(function, items: Sequence, threads: int = 2) -> Iterator:

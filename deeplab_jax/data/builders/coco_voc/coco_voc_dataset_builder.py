@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
+from deeplab_jax.data.annotations.coco import run_lengths
 from deeplab_jax.data.builders import base
 from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import CLASS_NAMES
 from deeplab_jax.errors import UserError
@@ -95,31 +96,3 @@ def paint(annotations: list[dict], height: int, width: int) -> np.ndarray:
                 if len(polygon) >= 6:
                     ImageDraw.Draw(label).polygon([float(c) for c in polygon], fill=value)
     return np.array(label)
-
-
-def run_lengths(rle: dict) -> np.ndarray:
-    """COCO's run lengths (column by column, off first), as numbers or compressed text: bool `[H, W]`."""
-    height, width = rle["size"]
-    counts = rle["counts"]
-    if isinstance(counts, str):
-        counts = _uncompress(counts)
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return values.reshape(width, height).T
-
-
-def _uncompress(text: str) -> list[int]:
-    """COCO's text form: 5 bits a character, lowest first, signed; from the fourth on, differences to two before."""
-    counts: list[int] = []
-    position = 0
-    while position < len(text):
-        value, shift, more = 0, 0, True
-        while more:
-            code = ord(text[position]) - 48
-            value |= (code & 0x1F) << shift
-            more = bool(code & 0x20)
-            shift += 5
-            position += 1
-            if not more and code & 0x10:
-                value |= -1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-    return counts

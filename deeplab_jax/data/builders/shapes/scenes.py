@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from deeplab_jax.imaging.palettes import VOID
+
 CLASS_NAMES = ("background", "ball", "melon", "box", "star", "ring", "tree")
-VOID = 255
 HEIGHT, WIDTH = 96, 128
 # Mean RGB of each class; drawn colors scatter widely about it.
 _COLORS = {

@@ -1,0 +1,218 @@
+"""From the files of an annotation tool to masks, a classes file and a sheet of overlays."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from deeplab_jax.data import class_files, meaning
+from deeplab_jax.data.annotations import coco, cvat, label_studio, labelme, raster
+from deeplab_jax.data.annotations.drawing import Annotations, painted, stem_of
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_text
+from deeplab_jax.imaging import files, listing, masks, pairing, palettes
+from deeplab_jax.imaging.overlay import overlay, side_by_side, stack
+from deeplab_jax.imaging.palettes import VOID
+
+_COLUMNS, _TILE = 4, 240
+
+# Formats in JSON: the words for the user, whether a file is one, and its reader.
+JSON_FORMATS: tuple[tuple[str, Callable, Callable], ...] = (
+    ("COCO", coco.fits, coco.read),
+    ("labelme", labelme.fits, labelme.read),
+    ("Label Studio", label_studio.fits, label_studio.read),
+)
+
+
+class Labelled(NamedTuple):
+    """What is to be written: classes, background first, their colors, and (stem, how to make it) of each mask."""
+
+    kind: str
+    names: Sequence[str]
+    colors: np.ndarray
+    masks: Sequence[tuple[str, Callable[[], np.ndarray]]]
+    left_out: int = 0
+
+
+class Result(NamedTuple):
+    """What was written."""
+
+    kind: str
+    out: Path
+    count: int
+    failed: int
+    names: Sequence[str]
+    left_out: int
+    sheet: Path | None
+
+    def words(self) -> str:
+        """For the user."""
+        lines = [f"{self.kind}: {self.count} masks in {self.out / 'masks'}, {len(self.names)} classes in "
+                 f"{self.out / 'classes.txt'}"]  # fmt: skip
+        if self.left_out:
+            lines.append(f"note: {self.left_out} annotations have no area (points, lines, boxes) and are left out")
+        if self.sheet:
+            lines.append(f"Look at {self.sheet}")
+        if self.failed:
+            lines.append(f"error: {self.failed} masks could not be made")
+        return "\n".join(lines)
+
+
+def convert(source: Path, out: Path, images: Path | None, classes: Path | None, examples: int) -> Result:
+    """Writes `out`/masks, `out`/classes.txt and `out`/overlay.png; a bad mask is reported and the rest go on.
+
+    Args:
+      source: a file or folder of labels.
+      out: the folder to write.
+      images: where the photographs are; None = beside the labels.
+      classes: names in the order of the ids, in the place of the tool's own; for masks in colors, their colors.
+      examples: pictures on the sheet; 0 = no sheet.
+
+    Raises:
+      UserError: the labels are of no known format, or a file of them is damaged.
+    """
+    labelled = open_labels(source, classes)
+    text = class_files.write_classes(labelled.names, labelled.colors)
+    write_text(out / "classes.txt", text)
+    back, _ = class_files.read_classes(out / "classes.txt")
+    if list(back) != list(labelled.names):
+        odd = next(a for a, b in zip(labelled.names, back) if a != b)
+        raise UserError(f"{source}: the class '{odd}' cannot stand in a classes file; rename it in the tool")
+    palette = palettes.from_colors(labelled.colors)
+    photographs = _photographs(images or (source if source.is_dir() else source.parent))
+    failed, shown = 0, []
+    for stem, make in tqdm(labelled.masks, desc="making masks", unit="mask", mininterval=0.5):
+        try:
+            label = make()
+            files.write_palette_png(out / "masks" / f"{stem}.png", label, palette)
+            if len(shown) < examples:
+                shown.append((stem, _tile(photographs.get(pairing.split(stem)[1]), label, palette, labelled.names)))
+        except UserError as e:
+            failed += 1
+            print(f"error: {e}", file=sys.stderr, flush=True)
+    sheet = None
+    if shown:
+        sheet = out / "overlay.png"
+        rows = [shown[n : n + _COLUMNS] for n in range(0, len(shown), _COLUMNS)]
+        files.write_png(sheet, stack([side_by_side([p for _, p in row], [s for s, _ in row]) for row in rows]))
+    count = len(labelled.masks) - failed
+    return Result(labelled.kind, out, count, failed, labelled.names, labelled.left_out, sheet)
+
+
+def open_labels(source: Path, classes: Path | None = None) -> Labelled:
+    """Reads the labels, whatever tool they are of; raises as `convert`."""
+    for suffix, read in ((".json", _json), (".xml", _cvat)):
+        paths = _below(source, suffix)
+        found = read(paths) if paths else None
+        if found:
+            return _of_shapes(source, *found, classes)
+    if source.is_dir():
+        listed = classes or raster.class_list(raster.colored_masks(source)) or raster.class_list(source)
+        apart = raster.folders_of_classes(source)
+        if apart and raster.colored_masks(source) == source:
+            return _of_shapes(source, "one mask for each class", raster.read_classes_apart(apart), classes)
+        if listed:
+            return _of_colors(source, listed)
+    raise UserError(
+        f"{source}: holds no labels that are known: JSON of labelme, COCO or Label Studio, CVAT's XML for images, "
+        "masks in colors with a labelmap.txt (or --classes), or one folder of masks for each class"
+    )
+
+
+def _below(source: Path, suffix: str) -> list[Path]:
+    if source.is_file():
+        return [source] if source.suffix.lower() == suffix else []
+    return list(listing.walk(source, (suffix,)))
+
+
+def _json(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
+    """(format, annotations) of JSON files, those that are no labels left out; None where none is."""
+    contents = []
+    for path in paths:
+        try:
+            contents.append((path, json.loads(path.read_bytes().decode("utf-8-sig"))))
+        except (OSError, ValueError, RecursionError) as e:
+            raise UserError(f"{path}: is not whole JSON ({str(e).splitlines()[0]}); export it again") from e
+    for name, fits, read in JSON_FORMATS:
+        mine = [(path, content) for path, content in contents if fits(content)]
+        if mine:
+            try:
+                return name, read(mine)
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+                raise UserError(
+                    f"{mine[0][0]}: is not whole {name} JSON ({type(e).__name__}: {e}); export it again"
+                ) from e
+    return None
+
+
+def _cvat(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
+    return "CVAT", cvat.read(list(paths))
+
+
+def _of_shapes(source: Path, kind: str, found: Annotations, classes: Path | None) -> Labelled:
+    if not found.images:
+        raise UserError(f"{source}: holds no annotated image")
+    if classes is not None:
+        names, colors = class_files.read_classes(classes)
+        unknown = sorted({a.label for i in found.images for a in i.areas if a.label and a.label not in names})
+        if unknown:
+            raise UserError(f"{classes}: lacks the class '{unknown[0]}', which {source} has; add it")
+    else:
+        names = ("background", *found.names)
+        colors = None if found.colors is None else np.array([(0, 0, 0), *found.colors], np.uint8)
+    if len(names) > VOID:
+        raise UserError(f"{source}: has {len(names)} classes with the background; at most 255 are supported")
+    ids = {name: i for i, name in enumerate(names)}
+    stems = [stem_of(image.image) for image in found.images]
+    twice = next((s for s in stems if stems.count(s) > 1), None) if len(set(stems)) < len(stems) else None
+    if twice is not None:
+        raise UserError(f"{source}: has two images '{twice}', whose masks would have one name; rename one of them")
+    made = [(stem, lambda image=image: painted(image, ids)) for stem, image in zip(stems, found.images)]
+    left_out = sum(image.left_out for image in found.images)
+    return Labelled(kind, names, palettes.voc_palette()[: len(names)] if colors is None else colors, made, left_out)
+
+
+def _of_colors(source: Path, classes: Path) -> Labelled:
+    names, colors, paths = raster.read_colored(source, classes)
+    if not paths:
+        raise UserError(f"{source}: holds no mask")
+    found = []
+    for path in tqdm(paths, desc="reading masks", unit="mask", mininterval=0.5, leave=False):
+        try:
+            found.append(meaning.facts_of(path.read_bytes(), str(path), colors))
+        except (UserError, OSError):  # told of when the mask is made
+            continue
+    how, _ = meaning.decide(found, len(names), colors)
+    folder = raster.colored_masks(source)
+
+    def make(path: Path) -> np.ndarray:
+        label = masks.read_label(path, meaning=how)
+        wrong = np.unique(label[(label >= len(names)) & (label != VOID)])
+        if len(wrong):
+            raise UserError(f"{path}: holds the id {wrong[0]}, but {classes} names {len(names)} classes")
+        return label
+
+    made = [(path.relative_to(folder).with_suffix("").as_posix(), lambda p=path: make(p)) for path in paths]
+    return Labelled("masks in colors", names, palettes.voc_palette()[: len(names)] if colors is None else colors, made)
+
+
+def _photographs(folder: Path) -> dict[str, Path]:
+    """The photographs of a folder by name without suffix."""
+    return {path.stem: path for path in listing.walk(folder)} if folder.is_dir() else {}
+
+
+def _tile(photograph: Path | None, label: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """A label over its photograph, or over gray where there is none of its size."""
+    image = np.full((*label.shape, 3), 128, np.uint8)
+    if photograph is not None:
+        try:
+            read = files.read_photograph(photograph)
+            image = read if read.shape[:2] == label.shape else image
+        except UserError:  # the sheet does without
+            pass
+    step = max(1, -(-max(label.shape) // _TILE))
+    return overlay(image[::step, ::step], label[::step, ::step], palette, names)

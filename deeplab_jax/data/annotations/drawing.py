@@ -1,0 +1,126 @@
+"""Areas of annotation tools as pixels: polygons, boxes, ellipses, run lengths."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.decoding import MAX_PIXELS
+from deeplab_jax.imaging.palettes import VOID
+
+
+class Area(NamedTuple):
+    """One annotated area: its class (None = void) and its pixels, bool `[h, w]`, the corner of which is (top, left)."""
+
+    label: str | None
+    pixels: np.ndarray
+    top: int = 0
+    left: int = 0
+
+
+class Annotated(NamedTuple):
+    """The annotation of one image: its path as the tool has it, (height, width), and its areas from the bottom up.
+
+    `left_out` counts what has no area: points, lines, shapes of unknown kinds.
+    """
+
+    image: str
+    size: tuple[int, int]
+    areas: list[Area]
+    left_out: int = 0
+
+
+class Annotations(NamedTuple):
+    """What a tool's files say: names of the classes without the background, colors (None = none), and the images."""
+
+    names: list[str]
+    colors: list[tuple[int, int, int]] | None
+    images: list[Annotated]
+
+
+def checked_size(where: object, height: object, width: object) -> tuple[int, int]:
+    """(height, width) as a file gives them; `UserError` where they are no image's."""
+    try:
+        h, w = int(height), int(width)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError) as e:
+        raise UserError(f"{where}: gives no height and width of an image; export it again") from e
+    if h < 1 or w < 1 or h * w > MAX_PIXELS:
+        raise UserError(f"{where}: gives an image of {w}x{h} pixels; export it again")
+    return h, w
+
+
+def painted(image: Annotated, ids: dict[str, int]) -> np.ndarray:
+    """The class map, uint8 `[H, W]`: 0 where no area is, later areas over earlier ones; `ids`: of each class."""
+    label = np.zeros(image.size, np.uint8)
+    height, width = image.size
+    for area in image.areas:
+        h, w = area.pixels.shape
+        top, left = max(area.top, 0), max(area.left, 0)
+        bottom, right = min(area.top + h, height), min(area.left + w, width)
+        if bottom > top and right > left:
+            inside = area.pixels[top - area.top : bottom - area.top, left - area.left : right - area.left]
+            label[top:bottom, left:right][inside] = VOID if area.label is None else ids[area.label]
+    return label
+
+
+def polygon(rings: Sequence[Sequence[Sequence[float]]], size: tuple[int, int]) -> np.ndarray:
+    """Pixels whose centers lie inside an odd number of rings: a ring within a ring is a hole.
+
+    Args:
+      rings: each a list of corners (x, y), pixel (0, 0) reaching from 0 to 1.
+      size: height, width.
+
+    Returns:
+      bool `[H, W]`.
+
+    Raises:
+      ValueError: a corner is no pair of finite numbers.
+    """
+    height, width = size
+    flips = np.zeros((height, width + 1), np.int32)
+    for ring in rings:
+        corners = np.asarray(ring, np.float64).reshape(len(ring), 2)
+        if not np.isfinite(corners).all():
+            raise ValueError("a corner is not finite")
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
+            if y0 == y1:
+                continue
+            low, high = min(y0, y1), max(y0, y1)
+            rows = np.arange(max(0, int(np.ceil(low - 0.5))), min(height, int(np.ceil(high - 0.5))))
+            crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+            columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)
+            np.add.at(flips, (rows, columns), 1)
+    return np.cumsum(flips[:, :width], axis=1) % 2 == 1
+
+
+def box(x: float, y: float, width: float, height: float, turn: float = 0.0) -> list[tuple[float, float]]:
+    """Corners of a box whose upper left one is (x, y), turned about it by `turn` degrees clockwise."""
+    cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+    corners = ((0.0, 0.0), (width, 0.0), (width, height), (0.0, height))
+    return [(x + dx * cos - dy * sin, y + dx * sin + dy * cos) for dx, dy in corners]
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> list[tuple[float, float]]:
+    """An ellipse about (x, y) as a polygon of 180 corners, turned by `turn` degrees clockwise."""
+    angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
+    cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+    u, v = rx * np.cos(angle), ry * np.sin(angle)
+    return list(zip((x + u * cos - v * sin).tolist(), (y + u * sin + v * cos).tolist()))
+
+
+def runs(counts: Sequence[int], height: int, width: int, by_column: bool) -> np.ndarray:
+    """Run lengths, off first, as bool `[height, width]`; `ValueError` where they do not fill it."""
+    counts = np.asarray(counts, np.int64)
+    if (counts < 0).any() or counts.sum() != height * width:
+        raise ValueError(f"run lengths of {counts.sum()} pixels for {height * width}")
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return values.reshape(width, height).T if by_column else values.reshape(height, width)
+
+
+def stem_of(image: str) -> str:
+    """The name of an image's mask: its path with slashes, without suffix and without what leads out of the folder."""
+    path = Path(image.replace("\\", "/"))
+    parts = [p for p in path.with_suffix("").parts if p not in ("/", ".", "..") and not p.endswith(":")]
+    return "/".join(parts)

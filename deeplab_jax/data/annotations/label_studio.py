@@ -1,0 +1,107 @@
+"""Label Studio's JSON: polygons, boxes and ellipses in percent, brushes; later areas lie over earlier ones."""
+
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from deeplab_jax.data.annotations.drawing import Annotated, Annotations, Area, box, checked_size, ellipse, polygon
+from deeplab_jax.errors import UserError
+
+_KINDS = ("polygonlabels", "rectanglelabels", "ellipselabels", "brushlabels")
+
+
+def fits(content: object) -> bool:
+    """Whether a JSON file is Label Studio's export (not its short form)."""
+    return (
+        isinstance(content, list) and bool(content) and all(isinstance(t, dict) and "annotations" in t for t in content)
+    )
+
+
+def read(contents: list[tuple[Path, list]]) -> Annotations:
+    """All tasks; of several annotations of a task the first that was not cancelled, unlabelled tasks left out."""
+    images = []
+    for path, content in contents:
+        for number, task in enumerate(content, 1):
+            try:
+                image = _task(path, task)
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as e:
+                raise UserError(
+                    f"{path}: task {number} cannot be read ({type(e).__name__}: {e}); export it again"
+                ) from e
+            if image is not None:
+                images.append(image)
+    names = sorted({a.label for image in images for a in image.areas if a.label} - {"background"})
+    return Annotations(names, None, images)
+
+
+def _task(path: Path, task: dict) -> Annotated | None:
+    done = [a for a in task["annotations"] if not a.get("was_cancelled")]
+    results = done[0]["result"] if done else []
+    shapes = [r for r in results if "original_width" in r]
+    if not shapes:
+        return None
+    url = next(str(v) for k, v in task["data"].items() if k == "image" or isinstance(v, str))
+    split = urlsplit(url)
+    name = Path(unquote(parse_qs(split.query).get("d", [split.path])[0])).name
+    size = checked_size(f"{path}: {name}", shapes[0]["original_height"], shapes[0]["original_width"])
+    areas, left_out = [], 0
+    for result in results:
+        kind = next((k for k in _KINDS if k in result.get("value", {})), None)
+        if kind is None:
+            left_out += 1
+        else:
+            areas.append(Area(str(result["value"][kind][0]), _pixels(kind, result["value"], size)))
+    return Annotated(name, size, areas, left_out)
+
+
+def _pixels(kind: str, value: dict, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    if kind == "brushlabels":
+        return brush(value["rle"], size)
+    sx, sy = width / 100, height / 100
+    if kind == "polygonlabels":
+        return polygon([[(float(x) * sx, float(y) * sy) for x, y in value["points"]]], size)
+    x, y, turn = float(value["x"]) * sx, float(value["y"]) * sy, float(value.get("rotation") or 0)
+    if kind == "rectanglelabels":
+        return polygon([box(x, y, float(value["width"]) * sx, float(value["height"]) * sy, turn)], size)
+    return polygon([ellipse(x, y, float(value["radiusX"]) * sx, float(value["radiusY"]) * sy, turn)], size)
+
+
+def brush(rle: list[int], size: tuple[int, int]) -> np.ndarray:
+    """Label Studio's packed RGBA of a brush, bool `[H, W]`: where it is not transparent.
+
+    The bits: 32 for the number of bytes, 5 for the bits of a byte less one, 4 x 4 for the widths of lengths less one;
+    then runs: 1 whether one byte is repeated, 2 which width, the length less one, and the byte or bytes.
+
+    Raises:
+      ValueError: the bits are those of another size, or end too early.
+    """
+    bits = np.unpackbits(np.asarray(rle, np.uint8))
+    position = 0
+
+    def take(count: int) -> int:
+        nonlocal position
+        part = bits[position : position + count]
+        if len(part) < count:
+            raise ValueError("a brush that ends too early")
+        position += count
+        return int("".join(map(str, part.tolist())) or "0", 2)
+
+    total, word = take(32), take(5) + 1
+    widths = [take(4) + 1 for _ in range(4)]
+    if total != size[0] * size[1] * 4:
+        raise ValueError(f"a brush of {total // 4} pixels for an image of {size[0] * size[1]}")
+    values = np.zeros(total, np.uint8)
+    at = 0
+    while at < total:
+        repeated = take(1)
+        end = at + 1 + take(widths[take(2)])
+        if end > total:
+            raise ValueError("a brush that is too long")
+        if repeated:
+            values[at:end] = take(word)
+        else:
+            values[at:end] = [take(word) for _ in range(end - at)]
+        at = end
+    return values.reshape(*size, 4)[..., 3] > 0

@@ -1,0 +1,179 @@
+"""Opening an encoded image of any format that Pillow itself decodes; which formats, and under which names."""
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, TiffImagePlugin, features
+
+from deeplab_jax.errors import UserError
+
+# Pillow's name of a format -> suffixes, and the feature of the library that decodes it ("" = always there). Other
+# formats are not opened: Pillow would hand EPS, for one, to a program of the system.
+FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
+    "JPEG": ((".jpg", ".jpeg", ".jpe", ".jfif"), ""),
+    "PNG": ((".png",), ""),
+    "BMP": ((".bmp", ".dib"), ""),
+    "DIB": ((), ""),
+    "TIFF": ((".tif", ".tiff"), ""),
+    "PPM": ((".ppm", ".pgm", ".pbm", ".pnm"), ""),
+    "GIF": ((".gif",), ""),
+    "TGA": ((".tga",), ""),
+    "ICO": ((".ico",), ""),
+    "WEBP": ((".webp",), "webp"),
+    "JPEG2000": ((".jp2", ".j2k"), "jpg_2000"),
+    "AVIF": ((".avif",), "avif"),
+}
+_READABLE = {name: suffixes for name, (suffixes, need) in FORMATS.items() if not need or features.check(need)}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _READABLE.values() for suffix in suffixes)
+
+# Images above this size are refused unless the caller allows more.
+MAX_PIXELS = 200_000_000
+
+
+class CorruptImageError(UserError):
+    """A file that is there but cannot be decoded."""
+
+
+def named(source: str | os.PathLike | bytes, name: str, kind: str = "image") -> str:
+    """What errors call a source."""
+    return name or (kind if isinstance(source, bytes) else os.fspath(source))
+
+
+def read_source(source: str | os.PathLike | bytes, name: str = "") -> bytes:
+    """The encoded bytes of a path or of themselves; `UserError` where there is no file that can be read."""
+    if isinstance(source, bytes):
+        return source
+    where = named(source, name)
+    try:
+        mode = os.stat(source).st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{where}: is a folder where an image is expected")
+        return Path(source).read_bytes()
+    except FileNotFoundError as e:
+        raise UserError(f"{where}: no such file") from e
+    except PermissionError as e:
+        raise UserError(f"{where}: may not be read; check its permissions") from e
+    except OSError as e:
+        raise UserError(f"{where}: cannot be read ({e.strerror or e})") from e
+
+
+def open_image(
+    source: str | os.PathLike | bytes, name: str = "", load: bool = True, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Opens an image, its first frame where it has several.
+
+    Args:
+      source: a path, or the encoded bytes.
+      name: what errors call it; default the path.
+      load: decodes the pixels; else the header alone is read.
+      max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+      UserError: no such file, it is too large, or has bands that no photograph has.
+      CorruptImageError: it cannot be decoded.
+    """
+    where = named(source, name)
+    data = read_source(source, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # Pillow refuses twice as many
+            Image.init()  # of formats named, only those are found that are loaded
+            image = Image.open(io.BytesIO(data), formats=[f for f in _READABLE if f in Image.OPEN])
+            if image.width * image.height > max_pixels:
+                raise _too_large(where, f"has {image.width * image.height / 1e6:.3g} megapixels, more than", max_pixels)
+            if load:
+                image.load()
+        return image
+    except Image.DecompressionBombError as e:
+        raise _too_large(where, "has more than twice", max_pixels) from e
+    except UserError:
+        raise
+    except Exception as e:  # decoders raise many kinds on damaged files
+        bands = _tiff_bands(data)
+        if bands:
+            raise UserError(f"{where}: {bands}; export its visible bands as RGB, or one of them as gray") from e
+        why = "is empty" if not data else "cannot be decoded as an image"
+        raise CorruptImageError(f"{where}: {why}; replace or remove it") from e
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; where that is damaged, as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's reader of EXIF raises many kinds
+        return image
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that the image is to be turned or mirrored."""
+    return orientation(image) in range(2, 9)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 where it says nothing or is damaged."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # as in `upright`
+        return 1
+
+
+def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int]:
+    """(height, width) of an image after EXIF rotation, from its header alone."""
+    image = open_image(source, name, load=False)
+    width, height = image.size
+    return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
+
+
+def frames_of(image: Image.Image) -> int:
+    """How many pages or frames a file has; the second picture of a camera's JPEG is none."""
+    if image.format not in ("TIFF", "GIF", "PNG", "WEBP", "AVIF"):
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # a damaged chain of pages: the first one was read
+        return 1
+
+
+def tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
+    """The tags of a TIFF's first page; None where it is none."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged tags
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+            file = io.BytesIO(data)
+            file.seek(tags.next)
+            tags.load(file)
+        return tags
+    except Exception:  # damaged
+        return None
+
+
+def _tiff_bands(data: bytes) -> str:
+    """What a TIFF holds that Pillow does not take; "" where its bands and bits are a photograph's."""
+    tags = tiff_tags(data)
+    if tags is None:
+        return ""
+    try:
+        bits, bands = tags.get(258, (1,)), int(tags.get(277, 1))
+        bits = bits if isinstance(bits, tuple) else (bits,)
+        number = {1: "unsigned", 2: "signed", 3: "float"}.get((tags.get(339, (1,)) or (1,))[0], "unknown")
+    except Exception:  # damaged tags
+        return ""
+    if bands in (1, 3, 4) and set(bits) <= {1, 2, 4, 8, 16} and number == "unsigned":
+        return ""
+    if bands == 1 and set(bits) == {32} and number in ("float", "signed"):
+        return ""
+    return f"is a TIFF of {bands} band{'s' * (bands != 1)} of {max(bits)} bits ({number}), which is not read"
+
+
+def _too_large(where: str, how: str, max_pixels: int) -> UserError:
+    return UserError(
+        f"{where}: {how} the limit of {max_pixels / 1e6:.3g} megapixels; make it smaller, or let predict or "
+        "refine take it with --max_megapixels"
+    )

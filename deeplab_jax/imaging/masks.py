@@ -1,0 +1,307 @@
+"""What a mask stores, and what its samples mean: ids, or colors that are looked up.
+
+A mask is decoded to the samples that the file stores (`read_stored`), never to those that a viewer would show. What
+they mean is decided for all masks of a data set together (`deeplab_jax.data.meaning`), and applied by `ids_of`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import decoding
+from deeplab_jax.imaging.decoding import CorruptImageError
+from deeplab_jax.imaging.palettes import VOID, voc_palette
+
+# Colors that mean void in a colored label map unless a class has them: black, white, and PASCAL's boundary color.
+VOID_COLORS = np.array([[0, 0, 0], [255, 255, 255], [224, 224, 192]], np.uint8)
+NO_COLOR = -1  # shown by an index beyond its palette's end
+
+# Pillow's word for how gray samples are packed -> what it shows for a stored sample s: (factor, largest sample) where
+# it shows factor * s, and the negative factor where white is zero and it shows factor * (largest - s).
+_PACKED = {
+    "1": (1, 1), "1;R": (1, 1), "1;I": (-1, 1), "1;IR": (-1, 1),
+    "L;2": (85, 3), "L;2R": (85, 3), "L;2I": (-85, 3), "L;2IR": (-85, 3),
+    "L;4": (17, 15), "L;4R": (17, 15), "L;4I": (-17, 15), "L;4IR": (-17, 15),
+    "L;I": (-1, 255), "L;IR": (-1, 255),
+}  # fmt: skip
+
+
+class MaskKind(NamedTuple):
+    """A row of `MASK_KINDS`.
+
+    Attributes:
+      name: what tests call it.
+      family: "gray", "palette" or "color": masks of one family are read alike in a data set.
+      reads: what its samples are; the row of docs/own_data.md.
+      fits: whether an image of Pillow is of this kind.
+    """
+
+    name: str
+    family: str
+    reads: str
+    fits: Callable[[Image.Image], bool]
+
+
+MASK_KINDS = (
+    MaskKind("palette", "palette", "PNG, GIF, TIFF, BMP, TGA of 1 to 8 bits: the indices", lambda i: i.mode == "P"),
+    MaskKind("1 bit", "gray", "PNG, TIFF, PBM: the stored 0 or 1", lambda i: i.mode == "1"),
+    MaskKind("8 bits", "gray", "2, 4 or 8 bits, PNG, TIFF (white or black as zero), PGM, JPEG, JPEG 2000: the stored "
+             "values", lambda i: i.mode == "L"),
+    MaskKind("16 bits", "gray", "PNG, TIFF, PGM of 16 or 32 bits: the stored values", lambda i: i.mode.startswith("I")),
+    MaskKind("float", "gray", "TIFF: whole numbers", lambda i: i.mode == "F"),
+    MaskKind("gray with opacity", "gray", "the gray values; opacity is left out", lambda i: i.mode == "LA"),
+    MaskKind("color", "color", "the colors; opacity is left out", lambda i: True),
+)  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """A decoded mask.
+
+    Attributes:
+      values: distinct stored samples, int32 `[N]`; of colors, R * 65536 + G * 256 + B.
+      inverse: int32 `[H, W]`, for each pixel its place in `values`.
+      shown: int32 `[N]`, the color that each value shows, packed alike; `NO_COLOR` beyond a palette's end.
+      family: of the kind.
+      lossy: whether the file's compression invents values.
+    """
+
+    values: np.ndarray
+    inverse: np.ndarray
+    shown: np.ndarray
+    family: str
+    lossy: bool
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Pixels of each value, int64 `[N]`."""
+        return np.bincount(self.inverse.ravel(), minlength=len(self.values))
+
+
+class Meaning(NamedTuple):
+    """How a data set's masks are to be read.
+
+    Attributes:
+      count: number of classes; None = not known.
+      colors: uint8 `[K, 3]`, the classes' colors; None = the classes have none.
+      ignore: stored ids that are void.
+      reduce_zero: the stored 0 is void and ids count from 1.
+      by_color: families whose colors are looked up; others hold ids.
+      object_255: 255 marks the one object: it is id 1.
+    """
+
+    count: int | None = None
+    colors: np.ndarray | None = None
+    ignore: tuple[int, ...] = (VOID,)
+    reduce_zero: bool = False
+    by_color: frozenset[str] = frozenset()
+    object_255: bool = False
+
+
+def read_stored(source: str | os.PathLike | bytes, name: str = "") -> Stored:
+    """Decodes a mask to the samples that it stores, turned upright.
+
+    Raises:
+      UserError: no such file. CorruptImageError: it cannot be decoded.
+    """
+    data = decoding.read_source(source, name)
+    where = decoding.named(source, name, "label")
+    image = decoding.open_image(data, where, load=False)
+    factor, largest = _packing(image)
+    kind = next(k for k in MASK_KINDS if k.fits(image))
+    image = decoding.open_image(data, where)
+    lossy = image.format == "JPEG" or (image.format in ("WEBP", "AVIF", "JPEG2000") and kind.family == "gray")
+    palette = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3) if image.mode == "P" else None
+    try:
+        image = decoding.upright(image)
+        samples = _samples(image, kind)
+    except Exception as e:  # Pillow converts not every color space
+        raise CorruptImageError(f"{where}: cannot be decoded as an image; replace or remove it") from e
+    if kind.name == "float" and not ((np.abs(samples) < 2**31) & (samples == np.rint(samples))).all():
+        raise UserError(f"{where}: holds floats that are no whole numbers where class ids are expected; round them")
+    values, inverse = _distinct(samples.astype(np.int32))
+    if kind.family == "color":
+        return Stored(values, inverse, values, "color", lossy)
+    if palette is not None:
+        packed = packed_colors(palette)
+        shown = np.where(values < len(packed), packed[np.minimum(values, len(packed) - 1)], NO_COLOR)
+        return Stored(values, inverse, shown.astype(np.int32), "palette", False)
+    gray = np.clip(values if values.max(initial=0) <= 255 else values // 257, 0, 255)
+    if kind.name == "1 bit":
+        gray = values * 255
+    shown = gray * 65536 + gray * 256 + gray
+    if factor < 0:
+        values = largest - values // -factor
+    elif (factor, largest) != (1, 255):
+        values = np.rint(values / factor).astype(np.int32)
+    return Stored(values, inverse, shown, "gray", lossy)
+
+
+def ids_of(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, meaning: Meaning, where: str) -> np.ndarray:
+    """The class id of each stored value.
+
+    Args:
+      values, shown, family, lossy: as in `Stored`.
+      meaning: the data set's.
+      where: what errors call the file.
+
+    Returns:
+      uint8 `[N]`, 255 = void. Ids outside the classes are left as they are.
+
+    Raises:
+      UserError: colors without a table, a color that the table lacks, an id above 255.
+    """
+    if family in meaning.by_color:
+        return _by_color(shown, meaning, lossy, where)
+    if family == "color":
+        if not (shown % 256 == shown // 256 % 256).all() or not (shown % 256 == shown // 65536).all():
+            raise UserError(
+                f"{where}: is a color picture where class ids are expected; give R G B for each class in the classes "
+                "file (config.data.classes), or save an index or palette PNG"
+            )
+        values = shown % 256
+    if meaning.object_255:
+        return np.where(values == 255, 1, values).astype(np.uint8)
+    void = np.isin(values, meaning.ignore)
+    if meaning.reduce_zero:
+        void, values = void | (values == 0), values - 1
+    wrong = (~void) & ((values > 255) | (values < 0))
+    if wrong.any():
+        shown_id = int(values[wrong].max() if (values[wrong] > 255).any() else values[wrong].min())
+        raise UserError(
+            f"{where}: holds the id {shown_id + meaning.reduce_zero}, and ids above 255 are not supported; "
+            "renumber them, or name it in config.data.ignore"
+        )
+    return np.where(void, VOID, values).astype(np.uint8)
+
+
+def read_label(
+    source: str | os.PathLike | bytes,
+    name: str = "",
+    colors: np.ndarray | None = None,
+    meaning: Meaning | None = None,
+) -> np.ndarray:
+    """Decodes a label map of any kind in `MASK_KINDS`.
+
+    Args:
+      source: a path, or the encoded bytes.
+      name: what errors call it; default the path.
+      colors: uint8 `[K, 3]`, RGB of class 0..K-1, by which this one file is read where its samples are no ids: colors
+        of the table, and `VOID_COLORS` outside it as void; in JPEGs the nearest of them.
+      meaning: what a data set's masks mean, in the place of `colors`.
+
+    Returns:
+      Class ids, uint8 `[H, W]`, 255 = void.
+
+    Raises:
+      UserError: no such file, colors without a table, or a color that the table lacks.
+      CorruptImageError: it cannot be decoded.
+    """
+    stored = read_stored(source, name)
+    where = decoding.named(source, name, "label")
+    if meaning is None:
+        meaning = Meaning() if colors is None else _of_one_file(stored, colors)
+    ids = ids_of(stored.values, stored.shown, stored.family, stored.lossy, meaning, where)
+    return ids[stored.inverse]
+
+
+def read_palette(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
+    """The palette of a palette image, uint8 `[256, 3]`, entries it lacks as in VOC's; VOC's for other images."""
+    palette = voc_palette()
+    image = decoding.open_image(source, name, load=False)
+    if image.mode == "P":
+        own = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(own)] = own
+    return palette
+
+
+def packed_colors(rgb: np.ndarray) -> np.ndarray:
+    """R * 65536 + G * 256 + B of `[..., 3]`, int32."""
+    return (np.asarray(rgb, np.int32) << np.array([16, 8, 0], np.int32)).sum(-1, dtype=np.int32)
+
+
+def color_text(packed: int) -> str:
+    """A packed color in words.
+
+    >>> color_text(65536 + 512 + 3)
+    '(1, 2, 3)'
+    """
+    return str((int(packed) >> 16, int(packed) >> 8 & 255, int(packed) & 255))
+
+
+def _of_one_file(stored: Stored, colors: np.ndarray) -> Meaning:
+    """By color where that is what the file alone speaks for; see `deeplab_jax.data.meaning` for whole data sets."""
+    meaning = Meaning(len(colors), colors)
+    ids = ((stored.values < len(colors)) | (stored.values == VOID)).all()
+    gray = (stored.shown % 256 == stored.shown // 65536).all() and (
+        stored.shown % 256 == stored.shown // 256 % 256
+    ).all()
+    known = np.isin(stored.shown, packed_colors(np.concatenate([colors, VOID_COLORS]))).all()
+    classes = np.isin(stored.shown, packed_colors(colors)).any()
+    if stored.family == "color":
+        ids = gray and ((stored.shown % 256 < len(colors)) | (stored.shown % 256 == VOID)).all()
+        by_color = known or not ids
+    elif stored.family == "palette":
+        by_color = known and classes
+    else:
+        by_color = not ids and (known or (stored.lossy and gray))
+    return meaning._replace(by_color=frozenset({stored.family} if by_color else ()))
+
+
+def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str) -> np.ndarray:
+    if meaning.colors is None:
+        raise UserError(f"{where}: colors are looked up, but no class has one; give R G B in config.data.classes")
+    table = np.concatenate([meaning.colors, VOID_COLORS]).astype(np.int32)
+    ids = np.concatenate([np.arange(len(meaning.colors)), np.full(len(VOID_COLORS), VOID)]).astype(np.uint8)
+    packed = packed_colors(table)
+    order = np.argsort(packed, kind="stable")  # of equal colors the first: a class before void
+    place = np.minimum(np.searchsorted(packed[order], shown), len(order) - 1)
+    found = packed[order][place] == shown
+    result = ids[order][place]
+    if not found.all():
+        if not lossy:
+            first = color_text(shown[~found][0]) if shown[~found][0] != NO_COLOR else "of an index beyond its palette"
+            raise UserError(
+                f"{where}: holds the color {first}, which no class has; add it to the classes file or repaint it"
+            )
+        parts = np.stack([shown >> 16, shown >> 8 & 255, shown & 255], -1)
+        nearest = ((parts[:, None] - table[None]) ** 2).sum(-1).argmin(1)
+        result = np.where(found, result, ids[nearest])
+    return result
+
+
+def _packing(image: Image.Image) -> tuple[float, int]:
+    """(factor, largest sample) by which Pillow shows the gray samples of a file; (1, 255) = as they are."""
+    tile = image.tile[0] if getattr(image, "tile", None) else None
+    arguments = tile[3] if tile else ()
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    if image.format == "PPM" and tile and tile[0].startswith("ppm") and image.mode in ("L", "I"):
+        largest = int(arguments[1])  # Pillow stretches 0..largest to 8 or 16 bits
+        return (255 if image.mode == "L" else 65535) / largest, largest
+    return _PACKED.get(first, (1, 255)) if isinstance(first, str) else (1, 255)
+
+
+def _samples(image: Image.Image, kind: MaskKind) -> np.ndarray:
+    if kind.name == "gray with opacity":
+        return np.asarray(image.getchannel(0))
+    if kind.name == "1 bit":
+        return np.asarray(image).astype(np.uint8)
+    return packed_colors(np.asarray(image.convert("RGB"))) if kind.family == "color" else np.asarray(image)
+
+
+def _distinct(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values of a map and each pixel's place among them; only the starts of its long runs are sorted."""
+    flat = samples.ravel()
+    if not flat.size:
+        return flat, samples
+    if flat.min() >= 0 and flat.max() < 65536:
+        present = np.zeros(int(flat.max()) + 1, bool)
+        present[flat] = True
+        return np.flatnonzero(present).astype(np.int32), (np.cumsum(present, dtype=np.int32) - 1)[samples]
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    values, place = np.unique(flat[starts], return_inverse=True)
+    lengths = np.diff(np.append(starts, flat.size))
+    return values, np.repeat(place.astype(np.int32), lengths).reshape(samples.shape)

@@ -1,0 +1,149 @@
+"""Which mask belongs to which photograph, by their names: the rule of data sets and of `refine`."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.decoding import IMAGE_SUFFIXES
+from deeplab_jax.imaging.listing import walk
+
+# What tools put behind and before a mask's name, and behind a photograph's.
+MASK_ENDINGS = (
+    "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "_groundtruth",
+    "-mask", "-label", "_gtfine_labelids", "_gtfine_labeltrainids",
+)  # fmt: skip
+MASK_BEGINNINGS = ("mask_", "label_", "seg_", "gt_", "mask-")
+IMAGE_ENDINGS = ("_image", "_img", "_rgb", "_sat", "_leftimg8bit")
+_PHOTOGRAPHS_ONLY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif")
+
+
+class Affixes:
+    """How masks are named after their photographs.
+
+    Args:
+      prefix, suffix: what stands before and after a photograph's name (without suffix such as .png) in its mask's;
+        both empty = the names that tools give.
+    """
+
+    def __init__(self, prefix: str = "", suffix: str = ""):
+        ending = PurePosixPath(f"x{suffix}").suffix.lower()
+        self.prefix = normal(prefix)
+        self.suffix = normal(suffix[: len(suffix) - len(ending)] if ending in IMAGE_SUFFIXES else suffix)
+        self.given = bool(prefix or suffix)
+
+    def bases(self, stem: str) -> list[str]:
+        """The photographs' names that a mask of this name may belong to; the first is the likeliest.
+
+        >>> Affixes().bases("day/a.jpg_mask")
+        ['day/a.jpg_mask', 'day/a.jpg', 'day/a']
+        """
+        folder, name = split(normal(stem))
+        low = name.casefold()
+        if self.given:
+            fits = name.startswith(self.prefix) and name.endswith(self.suffix)
+            names = [name[len(self.prefix) : len(name) - len(self.suffix)]] if fits else []
+        else:
+            names = [name, *(name[: -len(e)] for e in MASK_ENDINGS if low.endswith(e))]
+            names += [name[len(b) :] for b in MASK_BEGINNINGS if low.startswith(b)]
+        names += [n[: -len(ending)] for n in names if (ending := PurePosixPath(n).suffix).lower() in IMAGE_SUFFIXES]
+        return [folder + n for n in dict.fromkeys(names) if n]
+
+
+def normal(name: str) -> str:
+    """A name as it is compared: one spelling for what Unicode spells in several ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def split(name: str) -> tuple[str, str]:
+    """(folder with its slash, last part).
+
+    >>> split("a/b/c"), split("c")
+    (('a/b/', 'c'), ('', 'c'))
+    """
+    folder, slash, last = name.rpartition("/")
+    return folder + slash, last
+
+
+def stems(folder: Path, exclude: Path | None = None) -> list[tuple[str, Path]]:
+    """(path below `folder` without suffix, file) of every image below it, in the order of the paths."""
+    return [(p.relative_to(folder).with_suffix("").as_posix(), p) for p in walk(folder, IMAGE_SUFFIXES, exclude)]
+
+
+def pair_folders(images: Path, masks: Path, affixes: Affixes) -> tuple[list[tuple[str, Path, Path | None]], list[Path]]:
+    """Pairs the photographs below a folder with the masks below another, or below the same.
+
+    Returns:
+      ((name, photograph, its mask or None) in the order of the photographs, masks of no photograph).
+
+    Raises:
+      UserError: two photographs of one name, or two masks for one photograph.
+    """
+    here, there = images.resolve(), masks.resolve()
+    if here == there:
+        photographs, candidates = _told_apart(stems(images), affixes)
+    else:
+        photographs = stems(images, there if here in there.parents else None)
+        candidates = stems(masks, here if there in here.parents else None)
+    _refuse_doubles(photographs)
+    if not affixes.given:
+        _refuse_doubles(candidates)
+    by_name: dict[str, dict[int, list[Path]]] = {}
+    for stem, path in candidates:
+        for rank, base in enumerate(affixes.bases(stem)):
+            by_name.setdefault(base, {}).setdefault(min(rank, 1), []).append(path)
+    pairs, used = [], set()
+    for stem, path in photographs:
+        found = _mask_of(stem, path, by_name)
+        if found is not None:
+            used.add(found)
+        pairs.append((stem, path, found))
+    return pairs, [path for _, path in candidates if path not in used]
+
+
+def _mask_of(stem: str, image: Path, by_name: dict[str, dict[int, list[Path]]]) -> Path | None:
+    folder, name = split(normal(stem))
+    shorter = [name[: -len(e)] for e in IMAGE_ENDINGS if name.casefold().endswith(e)]
+    for base in (name, *shorter):
+        ranks = by_name.get(folder + base, {})
+        for rank in sorted(ranks):
+            found = [p for p in ranks[rank] if p != image]
+            if len(found) > 1:
+                raise UserError(
+                    f"{found[0]} and {found[1].name}: may both be the mask of {image}; remove one, or name the masks' "
+                    "ending with config.data.mask_suffix"
+                )
+            if found:
+                return found[0]
+    return None
+
+
+def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
+    """(photographs, masks) of one folder: masks are named after a photograph, or are the PNG beside a JPEG."""
+    names = {normal(stem) for stem, _ in files}
+    endings: dict[str, set[str]] = {}
+    for stem, path in files:
+        endings.setdefault(normal(stem), set()).add(path.suffix.lower())
+    photographs, masks = [], []
+    for stem, path in files:
+        bases = affixes.bases(stem)
+        own = normal(stem)
+        after = any(base != own and _is_photograph(base, names) for base in bases)
+        beside = not affixes.given and len(endings[own]) == 2 and path.suffix.lower() not in _PHOTOGRAPHS_ONLY
+        beside = beside and bool(endings[own] & set(_PHOTOGRAPHS_ONLY))
+        (masks if after or beside else photographs).append((stem, path))
+    return photographs, masks
+
+
+def _is_photograph(base: str, names: set[str]) -> bool:
+    return base in names or any(base + ending in names for ending in IMAGE_ENDINGS)
+
+
+def _refuse_doubles(files: Iterable[tuple[str, Path]]) -> None:
+    seen: dict[str, Path] = {}
+    for stem, path in files:
+        first = seen.setdefault(normal(stem), path)
+        if first is not path:
+            raise UserError(
+                f"{first} and {path.name}: have the same name but for the suffix; rename one of them or remove it"
+            )

@@ -1,0 +1,266 @@
+"""What a photograph's samples become: one table of kinds, each with its reader and what a user is told of it."""
+
+import io
+import os
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import decoding
+from deeplab_jax.imaging.decoding import MAX_PIXELS, CorruptImageError
+
+# Another byte of each 16-bit sample: Pillow keeps the high one, and these are what it calls the low one.
+_LOW_BYTE = {
+    "RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B",
+    "RGBA;16N": "RGBA;16B", "RGBX;16B": "RGBX;16L", "RGBX;16L": "RGBX;16B", "RGBX;16N": "RGBX;16B",
+}  # fmt: skip
+
+
+class ImageKind(NamedTuple):
+    """A row of `IMAGE_KINDS`.
+
+    Attributes:
+      name: what tests and the check call it.
+      reads: how it is read; the row of docs/own_data.md.
+      fits: whether an image (opened, encoded) is of this kind.
+      read: (decoded image, encoded, what errors call it) to RGB uint8 `[H, W, 3]`, before it is turned upright.
+      note: what the check says of such images; "" = nothing.
+    """
+
+    name: str
+    reads: str
+    fits: Callable[[Image.Image, bytes], bool]
+    read: Callable[[Image.Image, bytes, str], np.ndarray]
+    note: str = ""
+
+
+def _read_deep_gray(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    return _gray(scaled_to_8_bits(np.asarray(image), where))
+
+
+def _read_deep_color(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    high, low = np.asarray(image), np.asarray(_load_as(data, _LOW_BYTE[_rawmode(_header(data))]))
+    return _over_white(scaled_to_8_bits(high.astype(np.uint16) << 8 | low, where))
+
+
+def _read_planar(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    planes = [np.asarray(decoding.open_image(plane, where)) for plane in _planes(data)]
+    return _over_white(scaled_to_8_bits(np.stack(planes, -1), where))
+
+
+def _read_transparent(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    image = image.convert("RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB"))
+
+
+def _read_plain(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+IMAGE_KINDS = (
+    ImageKind(
+        "planar 16 bits", "TIFF of 16 bits with one plane for each band: as 16-bit color",
+        lambda image, data: _is_planar_16(image), _read_planar,
+        "have 16 bits; of the bits in use, the highest 8 are taken",
+    ),
+    ImageKind(
+        "16-bit color", "the most bits in use in an image (8, 10, 12, 14 or 16) are white",
+        lambda image, data: _rawmode(image) in _LOW_BYTE, _read_deep_color,
+        "have 16 bits; of the bits in use, the highest 8 are taken",
+    ),
+    ImageKind(
+        "16-bit gray", "the same; fed as three equal channels",
+        lambda image, data: image.mode.startswith("I"), _read_deep_gray,
+        "have 16 bits; of the bits in use, the highest 8 are taken",
+    ),
+    ImageKind(
+        "float", "0..1, or 0..255, or as 16-bit; negative values and NaN are refused",
+        lambda image, data: image.mode == "F", _read_deep_gray,
+        "hold floats: up to 1 they are shares of white, above that as integers",
+    ),
+    ImageKind(
+        "transparent", "laid over white",
+        lambda image, data: image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+        _read_transparent, "have transparency; they are laid over white",
+    ),
+    ImageKind(
+        "other bands", "a fourth band that is no transparency is left out",
+        lambda image, data: _rawmode(image).startswith("RGBX") and image.format == "TIFF", _read_plain,
+        "have a fourth band that is no transparency; it is left out",
+    ),
+    ImageKind(
+        "cmyk", "converted to RGB", lambda image, data: image.mode == "CMYK", _read_plain,
+        "are CMYK; they are converted to RGB",
+    ),
+    ImageKind(
+        "gray", "1 to 8 bits; fed as three equal channels", lambda image, data: image.mode in ("1", "L"), _read_plain,
+        "are gray; they are fed as three equal channels",
+    ),
+    ImageKind("palette", "its colors", lambda image, data: image.mode == "P", _read_plain),
+    ImageKind("color", "as it is", lambda image, data: True, _read_plain),
+)  # fmt: skip
+
+
+def kind_of(image: Image.Image, data: bytes) -> ImageKind:
+    """The row of `IMAGE_KINDS` of an image whose header has been read, not its pixels."""
+    return next(kind for kind in IMAGE_KINDS if kind.fits(image, data))
+
+
+def read_photograph(
+    source: str | os.PathLike | bytes,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    remark: Callable[[str], object] | None = None,
+) -> np.ndarray:
+    """Decodes a photograph of any kind in `IMAGE_KINDS`, turned by EXIF; of several frames the first.
+
+    Args:
+      source: a path, or the encoded bytes.
+      name: what errors call it; default the path.
+      max_pixels: larger images are refused before they are decoded.
+      remark: takes a sentence about what was left out: further frames.
+
+    Returns:
+      RGB, uint8 `[H, W, 3]`, upright.
+
+    Raises:
+      UserError: no such file, it is too large, or its samples cannot be a photograph's.
+      CorruptImageError: it cannot be decoded.
+    """
+    data = decoding.read_source(source, name)
+    where = decoding.named(source, name)
+    image = decoding.open_image(data, where, load=False, max_pixels=max_pixels)
+    kind = kind_of(image, data)
+    if remark and decoding.frames_of(image) > 1:
+        remark(f"{where}: has {decoding.frames_of(image)} frames; the first is read")
+        image.seek(0)
+    if kind.name != "planar 16 bits":
+        image = decoding.open_image(data, where, max_pixels=max_pixels)
+    turn = decoding.orientation(image)
+    try:
+        rgb = kind.read(image, data, where)
+    except UserError:
+        raise
+    except Exception as e:  # a color space that Pillow does not convert, a damaged profile
+        raise CorruptImageError(f"{where}: cannot be decoded as an image; replace or remove it") from e
+    return _turned(rgb, turn)
+
+
+def scaled_to_8_bits(values: np.ndarray, where: str) -> np.ndarray:
+    """Deep samples as 8 bits: the smallest of 8, 10, 12, 14 and 16 bits that holds the largest sample is white.
+
+    Floats up to 1 are shares of white.
+
+    Args:
+      values: integers or floats of any shape.
+      where: what errors call the image.
+
+    Returns:
+      uint8, of the same shape.
+
+    Raises:
+      UserError: NaN, infinite, negative or above 16 bits.
+    """
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not np.isfinite([low, high]).all():
+        raise UserError(f"{where}: holds NaN or infinite values; replace them, and export 8 or 16 bits")
+    if low < 0 or high > 65535:
+        raise UserError(f"{where}: holds values from {low:.6g} to {high:.6g}; scale them to 0..255 or 0..65535")
+    if values.dtype.kind == "f" and high <= 1:
+        white = 1.0
+    else:
+        white = next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
+    return (
+        np.rint(values * np.float32(255 / white)).astype(np.uint8) if white != 255 else np.rint(values).astype(np.uint8)
+    )
+
+
+def _gray(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[..., None], 3, axis=2)
+
+
+def _over_white(samples: np.ndarray) -> np.ndarray:
+    """RGB of uint8 `[H, W, 3 or 4]`, a fourth channel being opacity."""
+    if samples.shape[-1] == 3:
+        return samples
+    alpha = samples[..., 3:].astype(np.float32) / 255
+    return np.rint(samples[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def _turned(rgb: np.ndarray, turn: int) -> np.ndarray:
+    """As `ImageOps.exif_transpose` turns, on an array."""
+    if turn in (5, 6, 7, 8):
+        rgb = rgb.swapaxes(0, 1)
+    if turn in (2, 3, 6, 7):
+        rgb = rgb[:, ::-1]
+    if turn in (3, 4, 7, 8):
+        rgb = rgb[::-1]
+    return np.ascontiguousarray(rgb)
+
+
+def _header(data: bytes) -> Image.Image:
+    return decoding.open_image(data, load=False)
+
+
+def _rawmode(image: Image.Image) -> str:
+    """How the file packs its samples, in Pillow's words; "" where Pillow does not say or the pixels are read."""
+    if not getattr(image, "tile", None):
+        return ""
+    arguments = image.tile[0][3]
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _load_as(data: bytes, rawmode: str) -> Image.Image:
+    """The image decoded as if its samples were packed otherwise."""
+    image = Image.open(io.BytesIO(data))
+    image.tile = [
+        tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
+        for tile in image.tile
+    ]
+    image.load()
+    return image
+
+
+def _is_planar_16(image: Image.Image) -> bool:
+    if image.format != "TIFF" or not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    tags = image.tag_v2
+    return tags.get(284, 1) == 2 and set(tags.get(258, (1,))) == {16} and tags.get(277, 1) in (3, 4)
+
+
+def _planes(data: bytes) -> list[bytes]:
+    """Each plane of a planar TIFF as a gray TIFF of its own, their strips or tiles shared out in order."""
+    tags = decoding.tiff_tags(data)
+    count = int(tags[277])
+    offset_tag, size_tag = (324, 325) if 324 in tags else (273, 279)
+    planes = []
+    for plane in range(count):
+        share = slice(len(tags[offset_tag]) * plane // count, len(tags[offset_tag]) * (plane + 1) // count)
+        pieces = [data[o : o + n] for o, n in zip(tags[offset_tag][share], tags[size_tag][share], strict=True)]
+        kept = {tag: (int(tags[tag]),) for tag in (256, 257, 259, 266, 278, 317, 322, 323) if tag in tags}
+        planes.append(gray_tiff(data[:2], kept, offset_tag, size_tag, pieces))
+    return planes
+
+
+def gray_tiff(
+    order: bytes, tags: dict[int, tuple[int, ...]], offset_tag: int, size_tag: int, pieces: list[bytes]
+) -> bytes:
+    """A TIFF of one 16-bit gray plane: its byte order (II or MM), its other tags, and its strips or tiles."""
+    long, head = ("<I", "<HHI") if order == b"II" else (">I", ">HHI")
+    tags = tags | {258: (16,), 262: (1,), 277: (1,), size_tag: tuple(map(len, pieces)), offset_tag: (0,) * len(pieces)}
+    values_at = 8 + 2 + 12 * len(tags) + 4
+    pieces_at = values_at + sum(4 * len(v) for v in tags.values() if len(v) > 1)
+    tags[offset_tag] = tuple(pieces_at + sum(map(len, pieces[:n])) for n in range(len(pieces)))
+    entries, values = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        packed = b"".join(struct.pack(long, n) for n in numbers)
+        entries += struct.pack(head, tag, 4, len(numbers))
+        entries += packed if len(numbers) == 1 else struct.pack(long, values_at + len(values))
+        values += packed if len(numbers) > 1 else b""
+    start = order + struct.pack(head[0] + "HI", 42, 8) + struct.pack(head[0] + "H", len(tags))
+    return start + entries + bytes(4) + values + b"".join(pieces)

@@ -1,0 +1,228 @@
+"""Labels of annotation tools become masks, areas over one another by each format's rule."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.data.annotations import coco, conversion, label_studio
+from deeplab_jax.data.annotations.drawing import polygon
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import masks
+from tests.data.miniatures import blocks, write_image
+from tests.imaging.writers import pillow
+
+H, W = 24, 32
+LARGE = [[2, 2], [20, 2], [20, 20], [2, 20]]
+SMALL = [[8, 8], [12, 8], [12, 12], [8, 12]]
+
+
+def expected(large: int, small: int, small_on_top: bool = True) -> np.ndarray:
+    label = np.zeros((H, W), np.uint8)
+    label[2:20, 2:20] = large
+    if small_on_top:
+        label[8:12, 8:12] = small
+    return label
+
+
+def convert(source, tmp_path, **options):
+    out = tmp_path / "out"
+    result = conversion.convert(source, out, options.get("images"), options.get("classes"), options.get("examples", 0))
+    made = {p.relative_to(out / "masks").as_posix(): masks.read_label(p) for p in (out / "masks").rglob("*.png")}
+    return result, made
+
+
+def flat(points):
+    return [c for point in points for c in point]
+
+
+def test_labelme(tmp_path):
+    png = base64.b64encode(pillow(np.ones((4, 5), bool), "PNG")).decode()
+    shapes = [
+        {"label": "cat", "points": LARGE, "shape_type": "polygon"},
+        {"label": "dog", "points": [[8, 8], [12, 12]], "shape_type": "rectangle"},
+        {"label": "__ignore__", "points": [[24, 1], [28, 4]], "shape_type": "mask", "mask": png},
+        {"label": "cat", "points": [[1, 1]], "shape_type": "point"},
+    ]
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    content = {"shapes": shapes, "imagePath": "..\\photos\\a.jpg", "imageHeight": H, "imageWidth": W}
+    (folder / "a.json").write_text(json.dumps(content))
+    write_image(tmp_path / "photos" / "a.jpg")
+    result, made = convert(folder, tmp_path, images=tmp_path / "photos", examples=3)
+    wanted = expected(1, 2)
+    wanted[1:5, 24:29] = 255
+    np.testing.assert_array_equal(made["a.png"], wanted)
+    assert result.kind == "labelme" and result.left_out == 1 and tuple(result.names) == ("background", "cat", "dog")
+    assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[1] == "cat 128 0 0"
+    with Image.open(result.sheet) as sheet:
+        assert sheet.width > W
+    (folder / "b.json").write_text(json.dumps(content | {"shapes": [{"label": "cat", "points": [["x", 1]] * 3}]}))
+    with pytest.raises(UserError, match=r"b.json: shape 1 cannot be read .*; correct it in labelme"):
+        convert(folder, tmp_path)
+
+
+def coco_file(tmp_path, annotations):
+    content = {
+        "images": [{"id": 7, "file_name": "day/a.jpg", "height": H, "width": W}],
+        "categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 7, "id": n, **a} for n, a in enumerate(annotations)],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    return tmp_path / "coco.json"
+
+
+def test_coco_small_over_large_and_crowds_void(tmp_path):
+    crowd = np.zeros((H, W), bool)
+    crowd[:, 30:] = True
+    flips = np.flatnonzero(np.diff(np.concatenate([[False], crowd.T.ravel()])))
+    counts = np.diff([0, *flips.tolist(), H * W]).tolist()
+    annotations = [
+        {"category_id": 3, "segmentation": [flat(SMALL)]},
+        {"category_id": 1, "segmentation": [flat(LARGE)]},
+        {"category_id": 1, "iscrowd": 1, "segmentation": {"size": [H, W], "counts": counts}},
+        {"category_id": 1, "bbox": [0, 0, 3, 3]},
+    ]
+    result, made = convert(coco_file(tmp_path, annotations), tmp_path)
+    wanted = expected(1, 2)
+    wanted[:, 30:] = 255
+    np.testing.assert_array_equal(made["day/a.png"], wanted)
+    assert result.left_out == 1
+    with pytest.raises(UserError, match="image 7: has an annotation that cannot be read"):
+        convert(coco_file(tmp_path, [{"category_id": 1, "segmentation": {"size": [3, 3], "counts": [9]}}]), tmp_path)
+
+
+def test_run_lengths_are_pycocotools(tmp_path):
+    mask = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        pixels = rng.random((H, W)) < rng.random()
+        rle = mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
+        np.testing.assert_array_equal(coco.run_lengths(rle, (H, W)), pixels)
+        np.testing.assert_array_equal(coco.run_lengths(rle | {"counts": rle["counts"].decode()}), pixels)
+
+
+def test_cvat(tmp_path):
+    points = lambda ring: ";".join(f"{x},{y}" for x, y in ring)  # noqa: E731
+    (tmp_path / "annotations.xml").write_text(f"""<?xml version="1.0"?><annotations><version>1.1</version>
+      <meta><task><labels><label><name>dog</name><color>#00ff00</color></label>
+      <label><name>cat</name><color>#ff0000</color></label></labels></task></meta>
+      <image id="0" name="a.jpg" width="{W}" height="{H}">
+        <polygon label="dog" z_order="1" points="{points(SMALL)}"/>
+        <polygon label="cat" z_order="0" points="{points(LARGE)}"/>
+        <mask label="dog" z_order="0" rle="1,2,1" left="24" top="3" width="2" height="2"/>
+        <box label="cat" z_order="0" xtl="28" ytl="20" xbr="31" ybr="22"/>
+        <points label="cat" points="1,1"/>
+      </image></annotations>""")
+    result, made = convert(tmp_path, tmp_path)
+    wanted = expected(2, 1)
+    wanted[3, 25] = wanted[4, 24] = 1
+    wanted[20:22, 28:31] = 2
+    np.testing.assert_array_equal(made["a.png"], wanted)
+    assert result.left_out == 1
+    assert (tmp_path / "out/classes.txt").read_text() == "background 0 0 0\ndog 0 255 0\ncat 255 0 0\n"
+    (tmp_path / "annotations.xml").write_text("<annotations><image")
+    with pytest.raises(UserError, match=r"annotations.xml: is not whole XML"):
+        convert(tmp_path, tmp_path)
+
+
+def packed_brush(pixels: np.ndarray) -> list[int]:
+    """RGBA of a brush as Label Studio packs it: one run of single bytes, or of equal ones, a row."""
+    values = np.repeat(pixels.astype(np.uint8)[..., None] * 255, 4, -1).ravel()
+    bits = f"{values.size:032b}{7:05b}" + "".join(f"{n - 1:04b}" for n in (4, 8, 12, 16))
+    at = 0
+    while at < values.size:
+        length = 1
+        while at + length < values.size and values[at + length] == values[at] and length < 4000:
+            length += 1
+        if length > 3:
+            bits += f"1{2:02b}{length - 1:012b}{values[at]:08b}"
+        else:
+            length = min(5, values.size - at)
+            bits += f"0{0:02b}{length - 1:04b}" + "".join(f"{v:08b}" for v in values[at : at + length])
+        at += length
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
+
+
+def test_label_studio(tmp_path):
+    pixels = np.random.default_rng(0).random((H, W)) < 0.3
+    np.testing.assert_array_equal(label_studio.brush(packed_brush(pixels), (H, W)), pixels)
+    stroke = np.zeros((H, W), bool)
+    stroke[22:, :5] = True
+    percent = [[x * 100 / W, y * 100 / H] for x, y in LARGE]
+    shapes = [
+        {"polygonlabels": ["cat"], "points": percent},
+        {"rectanglelabels": ["dog"], "x": 800 / W, "y": 800 / H, "width": 400 / W, "height": 400 / H, "rotation": 0},
+        {"brushlabels": ["dog"], "format": "rle", "rle": packed_brush(stroke)},
+    ]
+    results = [{"original_width": W, "original_height": H, "value": v} for v in shapes]
+    tasks = [
+        {"id": 1, "data": {"image": "/data/upload/1/a%20b.jpg?x=1"}, "annotations": [{"result": results}]},
+        {"id": 2, "data": {"image": "/data/c.jpg"}, "annotations": [{"was_cancelled": True, "result": results}]},
+    ]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    _, made = convert(tmp_path / "export.json", tmp_path)
+    wanted = expected(1, 2)
+    wanted[stroke] = 2
+    assert list(made) == ["a b.png"]
+    np.testing.assert_array_equal(made["a b.png"], wanted)
+
+
+def test_colored_masks(tmp_path):
+    colors = np.array([[0, 0, 0], [250, 50, 83], [92, 0, 10]], np.uint8)
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,83::\n"
+                                           "dog:92,0,10::\n")  # fmt: skip
+    (tmp_path / "SegmentationClass").mkdir()
+    Image.fromarray(colors[blocks(0, 2, 1)]).save(tmp_path / "SegmentationClass" / "a.png")
+    (tmp_path / "SegmentationClass" / "b.png").write_bytes(b"damaged")
+    result, made = convert(tmp_path, tmp_path)
+    np.testing.assert_array_equal(made["a.png"], blocks(0, 2, 1))
+    assert result.failed == 1 and result.count == 1
+
+
+def test_one_mask_for_each_class(tmp_path):
+    for name, ids in (("cat", (0, 255, 255)), ("dog", (0, 0, 255))):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(blocks(*ids)).save(tmp_path / "in" / name / "a.png")
+    _, made = convert(tmp_path / "in", tmp_path)
+    np.testing.assert_array_equal(made["a.png"], blocks(0, 1, 2))
+
+
+def test_a_ring_within_a_ring_is_a_hole():
+    pixels = polygon([LARGE, SMALL], (H, W))
+    assert pixels.sum() == 18 * 18 - 16 and not pixels[9, 9] and pixels[3, 3] and not pixels[:, 20:].any()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"shapes": []}', b"\xff\xfe", b'{"images": [], "annotations": []}'])
+def test_what_holds_no_labels_is_told(tmp_path, content):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match="in"):
+        convert(tmp_path / "in", tmp_path)
+
+
+def test_damaged_annotations_give_a_sentence(tmp_path):
+    rng = np.random.default_rng(0)
+    shape = {"label": "cat", "points": LARGE, "shape_type": "polygon"}
+    whole = [
+        json.dumps({"shapes": [shape], "imagePath": "a.jpg", "imageHeight": H, "imageWidth": W}),
+        coco_file(tmp_path, [{"category_id": 1, "segmentation": [flat(LARGE)]}]).read_text(),
+        json.dumps([{"data": {"image": "a.jpg"}, "annotations": [{"result": [
+            {"original_width": W, "original_height": H, "value": {"polygonlabels": ["cat"], "points": LARGE}}]}]}]),
+    ]  # fmt: skip
+    refused = 0
+    for n in range(200):
+        text = whole[n % 3]
+        at = int(rng.integers(len(text)))
+        piece = ("", "null", "[]", '"x"', "-1", "1e999")[int(rng.integers(6))]
+        (tmp_path / "d.json").write_text(text[:at] + piece + text[at + int(rng.integers(1, 9)) :])
+        try:
+            for _, make in conversion.open_labels(tmp_path / "d.json").masks:
+                make()
+        except UserError as e:
+            refused += 1
+            assert "d.json" in str(e) and "\n" not in str(e)
+    assert refused > 100

@@ -1,0 +1,46 @@
+"""Names that file systems take, however long and in whatever script."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax import cli
+from deeplab_jax.files import write_atomically, write_text
+from deeplab_jax.imaging import files, listing
+
+LONG = ("写" * 83 + "ab.jpg", "x" * 251 + ".jpg", "é" * 125 + "y.jpg", "50% #1: a.jpg", "-x.jpg", "~a.jpg")
+
+
+def test_results_of_the_longest_names_are_written_and_differ(tmp_path):
+    (tmp_path / "in").mkdir()
+    names = [*LONG, "写" * 83 + "ac.jpg"]
+    for name in names:
+        assert len(os.fsencode(name)) <= 255
+        Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(tmp_path / "in" / name)
+    inputs = listing.find_inputs([tmp_path / "in"])
+    stems = listing.result_stems(inputs)
+    assert len(inputs) == len(names) == len(set(stems))
+    for stem in stems:
+        for ending in (".png", "_overlay.png", "_probs.npy", "_iterations.png"):
+            files.write_png(tmp_path / "out" / f"{stem}{ending}", np.zeros((2, 2), np.uint8))
+    assert len(os.listdir(tmp_path / "out")) == 4 * len(names)
+
+
+def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
+    from deeplab_jax.errors import UserError
+
+    with pytest.raises(UserError, match="cannot be written"):
+        write_text(tmp_path / ("写" * 90), "x")
+    seen = []
+    write_atomically(tmp_path / ("写" * 80 + ".txt"), lambda path: seen.append(path.name) or path.write_text("x"))
+    assert len(os.fsencode(seen[0])) <= 255 and len(os.listdir(tmp_path)) == 1
+
+
+def test_the_home_folder_in_every_argument(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["~/a.jpg", "--out=~/b", "--config.data.images=~/c", "--x=a~b", "~a", "-"]
+    assert [cli._with_home(a) for a in given] == [
+        "/home/me/a.jpg", "--out=/home/me/b", "--config.data.images=/home/me/c", "--x=a~b", "~a", "-",
+    ]  # fmt: skip
