@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.model.fine_branch = 0  # resnet_small only: channels of a stride-4 side branch; 0 = none
     config.model.width_multiplier = 1.0  # vgg16 only: share of the trunk's published channels, to train on a CPU
     config.model.dtype = "float32"  # compute type: float32 or bfloat16 (parameters stay float32)
+    config.model.matmul_precision = "default"  # of float32 products: default, high, highest (docs/scaling.md)
     config.model.remat = False  # recompute blocks in the backward pass to save memory
 
     config.crf = ConfigDict()

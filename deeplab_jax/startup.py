@@ -14,17 +14,20 @@ def set_xla_defaults(training: bool = False) -> None:
     """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
 
     Where only CPUs can be used these are flags that make them faster; where a GPU can be used and `training` is true,
-    one that makes its results repeatable. No flag is added that XLA_FLAGS names already, nor one that the installed
-    jaxlib may not know, for XLA ends the process then.
+    one that makes its results repeatable. That a plugin for GPUs or TPUs is installed counts only where this machine
+    has what it is for, or JAX_PLATFORMS names it. No flag is added that XLA_FLAGS names already, nor one that the
+    installed jaxlib may not know, for XLA ends the process then.
     """
     from importlib import metadata, util
 
     if os.environ.get("DEEPLAB_XLA_DEFAULTS") == "off":
         return
-    accelerators = any(util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
+    plugins = [*_plugins(), *(["libtpu"] if util.find_spec("libtpu") else [])]
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    usable = [plugin for plugin in plugins if asked != "cpu" and (asked or _has_devices(plugin))]
     flags = _CPU_FLAGS
-    if os.environ.get("JAX_PLATFORMS") != "cpu" and accelerators:
-        gpu = any(kind in plugin for plugin in _plugins() for kind in ("cuda", "rocm"))
+    if usable:
+        gpu = any(kind in plugin for plugin in usable for kind in ("cuda", "rocm"))
         flags = _GPU_TRAINING_FLAGS if training and gpu else {}
     if not flags:
         return
@@ -70,6 +73,20 @@ def _plugins() -> list[str]:
 
     found = util.find_spec("jax_plugins")
     return [m.name for m in iter_modules(found.submodule_search_locations or [])] if found else []
+
+
+# Where Linux shows the devices that a plugin is for (the second of NVIDIA's: inside Windows; the others: Jetson).
+_DEVICES = {
+    "cuda": ("dev/nvidia[0-9]*", "dev/dxg", "dev/nvgpu*", "dev/nvhost*"),
+    "rocm": ("dev/kfd", "dev/dxg"),
+    "tpu": ("dev/accel*", "dev/vfio/[0-9]*"),
+}
+
+
+def _has_devices(plugin: str, root: str = "/") -> bool:
+    """Whether this machine may have what a plugin is for; of plugins that are not known here, it may."""
+    patterns = next((found for kind, found in _DEVICES.items() if kind in plugin), None)
+    return patterns is None or any(any(Path(root).glob(pattern)) for pattern in patterns)
 
 
 def persistent_compilation_cache() -> None:

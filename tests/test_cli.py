@@ -1,6 +1,7 @@
 """What commands set before JAX starts."""
 
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -46,6 +47,35 @@ def test_when_defaults_are_set(monkeypatch, environment, jaxlib, expected):
     for name, value in ({"XLA_FLAGS": "", "DEEPLAB_XLA_DEFAULTS": "", "JAX_PLATFORMS": "cpu"} | environment).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: jaxlib)
+    startup.set_xla_defaults()
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.parametrize(
+    ("plugins", "devices", "asked", "expected"),
+    [
+        (["xla_cuda12"], [], "", f"{FLAG}="),  # plugins alone are no devices
+        (["libtpu", "xla_cuda12"], [], "", f"{FLAG}="),
+        (["xla_cuda12"], ["nvidia0"], "", ""),
+        (["xla_cuda12"], ["nvidia0"], "cpu", f"{FLAG}="),
+        (["xla_cuda12"], [], "cuda,cpu", ""),
+        (["libtpu"], ["accel0"], "", ""),
+        (["libtpu"], ["nvidia0"], "", f"{FLAG}="),
+        (["xla_rocm7"], ["kfd"], "", ""),
+        (["another"], [], "", ""),  # what it is for is not known
+    ],
+)
+def test_cpus_keep_their_flags_beside_plugins_without_devices(monkeypatch, tmp_path, plugins, devices, asked, expected):
+    for name, value in {"XLA_FLAGS": "", "DEEPLAB_XLA_DEFAULTS": "", "JAX_PLATFORMS": asked}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "dev").mkdir()
+    for name in devices:
+        (tmp_path / "dev" / name).touch()
+    has_devices = startup._has_devices
+    monkeypatch.setattr(startup, "_has_devices", lambda plugin: has_devices(plugin, tmp_path))
+    monkeypatch.setattr(startup, "_plugins", lambda: [p for p in plugins if p != "libtpu"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in plugins)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
     startup.set_xla_defaults()
     assert os.environ["XLA_FLAGS"] == expected
 

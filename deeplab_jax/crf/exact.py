@@ -13,7 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-TILE = 512  # points per tile: a 512 x 512 float32 block of the kernel is 1 MiB and stays in a core's L2 cache
+from deeplab_jax.target import platform
+
+# Points per tile. On a CPU a 512 x 512 float32 block of the kernel is 1 MiB and stays in a core's L2 cache. On a GPU
+# each pair of tiles is several launches: a 500 x 375 image is 37 x 37 pairs there, and not 367 x 367.
+TILES = {"cpu": 512, "gpu": 5120}
 
 
 @flax.struct.dataclass
@@ -33,7 +37,7 @@ class Structure:
     reach: float | None = flax.struct.field(pytree_node=False)
 
 
-def build(features: jax.Array, *, cutoff: float | None = None, tile: int = TILE) -> Structure:
+def build(features: jax.Array, *, cutoff: float | None = None, tile: int | None = None) -> Structure:
     """Puts points into tiles.
 
     Args:
@@ -41,12 +45,13 @@ def build(features: jax.Array, *, cutoff: float | None = None, tile: int = TILE)
       cutoff: None is the definition. A number in (0, 1) orders the points by recursive median splits, so that tiles are
         compact in feature space, and skips pairs of tiles between which no kernel value can reach it; every pair with
         a kernel value of at least `cutoff` is still counted.
-      tile: most points per tile.
+      tile: most points per tile; None = the platform's, of `TILES`.
 
     Returns:
       The structure for `apply`, differentiable in `features`.
     """
     points = features.shape[0]
+    tile = TILES.get(platform(), TILES["cpu"]) if tile is None else tile
     # |a|^2 + |b|^2 - 2ab cancels: without centring, float32 moves single marginals by several percent.
     features = features - lax.stop_gradient(features.mean(0))
     tiles = math.ceil(points / tile)

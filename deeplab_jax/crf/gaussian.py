@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from deeplab_jax.crf.params import Value, components
+from deeplab_jax.target import ANY, platform
 
 TRUNCATE = 4.5  # standard deviations: what is dropped has kernel values below 4e-5, 7e-6 of each axis's mass
 SHIFTS = 32  # radius up to which shifting and adding is faster than a banded matrix
 ROWS = 16  # image rows filtered at once by shifting and adding
+DENSE = 512  # off CPUs, an axis up to this length is one matrix, whatever the radius: products are cheap there
+BLOCK = 128  # off CPUs, outputs of a banded matrix at least: the side of a TPU's matrix unit
 
 
 @flax.struct.dataclass
@@ -21,7 +24,7 @@ class Structure:
     """One symmetric matrix or one row of taps per axis.
 
     Attributes:
-      rows: along the vertical axis: taps [2r + 1], or the whole matrix [H, H].
+      rows: along the vertical axis: taps [2r + 1], or the whole matrix [H, H] (see `DENSE`).
       columns: along the horizontal axis: taps [2r + 1], or the whole matrix [W, W].
       height: H.
       width: W.
@@ -49,6 +52,10 @@ def build(
     std_x, std_y = components(std, 2, dtype)
 
     def axis(length: int, deviation: jax.Array, reach: int | None) -> jax.Array:
+        if reach is not None and platform() in ("gpu", "tpu") and length <= DENSE:
+            at = jnp.arange(length, dtype=dtype)
+            lag = at[:, None] - at[None]
+            return jnp.where(jnp.abs(lag) <= reach, _gaussian(lag, lax.stop_gradient(deviation)), 0)
         if reach is not None and reach < length:
             return _gaussian(jnp.arange(-reach, reach + 1, dtype=dtype), lax.stop_gradient(deviation))
         at = jnp.arange(length, dtype=dtype)
@@ -61,12 +68,20 @@ def build(
 def apply(structure: Structure, values: jax.Array) -> jax.Array:
     """Filters `values` [H * W, C]; returns [H * W, C]."""
     rows, columns = structure.rows, structure.columns
-    if rows.ndim == columns.ndim == 1 and max(rows.size, columns.size) <= 2 * SHIFTS + 1:
+    few = rows.ndim == columns.ndim == 1 and max(rows.size, columns.size) <= 2 * SHIFTS + 1
+
+    def shifted(values: jax.Array) -> jax.Array:
         image = values.reshape(structure.height, structure.width, -1)
         return _shifted(rows, columns, image).reshape(values.shape)
-    # The barrier keeps XLA from computing the first pass again inside the second.
-    grid = lax.optimization_barrier(_along(structure.rows, values.reshape(1, structure.height, -1)))
-    return _along(structure.columns, grid.reshape(structure.height, structure.width, -1)).reshape(values.shape)
+
+    def products(values: jax.Array) -> jax.Array:
+        # The barrier keeps XLA from computing the first pass again inside the second.
+        grid = lax.optimization_barrier(_along(rows, values.reshape(1, structure.height, -1)))
+        return _along(columns, grid.reshape(structure.height, structure.width, -1)).reshape(values.shape)
+
+    if few and platform() == ANY:
+        return lax.platform_dependent(values, cpu=shifted, default=products)
+    return shifted(values) if few and platform() == "cpu" else products(values)
 
 
 def transpose(structure: Structure, values: jax.Array) -> jax.Array:
@@ -87,7 +102,9 @@ def _along(kernel: jax.Array, values: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _truncated(taps: jax.Array, values: jax.Array) -> jax.Array:
-    return _shift_and_add(taps, values, 1) if taps.size <= 2 * SHIFTS + 1 else _banded(taps, values)
+    if taps.size <= 2 * SHIFTS + 1 and platform() == "cpu":
+        return _shift_and_add(taps, values, 1)
+    return _banded(taps, values)
 
 
 def _truncated_forward(taps: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -153,7 +170,7 @@ def _banded(taps: jax.Array, values: jax.Array) -> jax.Array:
     """Blocks of outputs, each a product of one matrix with the inputs that reach it."""
     radius = taps.shape[0] // 2
     length = values.shape[1]
-    block = 2 * radius
+    block = 2 * radius if platform() == "cpu" else max(2 * radius, BLOCK)
     blocks = -(-length // block)
     lag = jnp.arange(block + 2 * radius)[None] - jnp.arange(block)[:, None]
     band = jnp.where((lag >= 0) & (lag <= 2 * radius), taps[jnp.clip(lag, 0, 2 * radius)], 0)

@@ -12,12 +12,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax import target
 from deeplab_jax.crf.params import CRFParams, Value, components
 
 BILATERALS = ("permutohedral", "exact", "separable")
 
 # Up to this many pixels all pairs are affordable, and then nothing is approximated and widths have gradients.
-EXACT_UP_TO = {"cpu": 4096, "gpu": 16384, "tpu": 65536}
+EXACT_UP_TO = {"cpu": 4096, "gpu": 16384, "tpu": 8192}
 
 
 def choose_bilateral(bilateral: str, height: int, width: int, platform: str | None = None) -> str:
@@ -26,16 +27,17 @@ def choose_bilateral(bilateral: str, height: int, width: int, platform: str | No
     Args:
       bilateral: "permutohedral", "exact", "separable", or "auto": exact up to 4,096 pixels on CPU (score maps of
         41 x 41 and the like; ten iterations over 63 x 47 pixels and 21 labels take 0.3 s of CPU time, six times the
-        lattice's), 16,384 on GPU and 65,536 on TPU (chosen, not measured), else permutohedral.
+        lattice's), 16,384 on GPU and 8,192 on TPU (chosen by what the compilers say, not measured; see
+        docs/scaling.md), else permutohedral. A program for several platforms takes the CPU's limit.
       height: H; for point sets, N with width 1.
       width: W.
-      platform: "cpu", "gpu" or "tpu"; default: JAX's default backend.
+      platform: "cpu", "gpu" or "tpu"; default: that for which a program is traced.
 
     Raises:
       ValueError: an unknown name.
     """
     if bilateral == "auto":
-        limit = EXACT_UP_TO.get(platform or jax.default_backend(), EXACT_UP_TO["gpu"])
+        limit = EXACT_UP_TO.get(platform or target.platform(), EXACT_UP_TO["cpu"])
         return "exact" if height * width <= limit else "permutohedral"
     if bilateral not in BILATERALS:
         raise ValueError(f"bilateral={bilateral!r} must be one of auto, {', '.join(BILATERALS)}")

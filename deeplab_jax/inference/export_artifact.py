@@ -20,6 +20,7 @@ from deeplab_jax.inference.program import flat_weights, program
 from deeplab_jax.inference.saved_model import write_saved_model
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import STRIDE, padded_size
+from deeplab_jax.target import tracing_for
 from deeplab_jax.version import __version__
 
 _PREPROCESSING = (
@@ -76,13 +77,14 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
     np.savez(folder / WEIGHTS, **weights)
     programs = []
     for height, width in sorted({tuple(padded_size(n, STRIDE, segmenter.size_extra) for n in size) for size in sizes}):
-        bilateral = crf.choose_bilateral(segmenter.bilateral, height, width, "cpu")
-        exported = jax.export.export(jax.jit(program(segmenter, bilateral)), platforms=tuple(platforms))(
-            {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
-            jax.ShapeDtypeStruct((height, width, 3), jnp.uint8),
-            jax.ShapeDtypeStruct((2,), jnp.int32),
-            jax.ShapeDtypeStruct((), jnp.int32),
-        )
+        with tracing_for(platforms):
+            bilateral = crf.choose_bilateral(segmenter.bilateral, height, width)
+            exported = jax.export.export(jax.jit(program(segmenter, bilateral)), platforms=tuple(platforms))(
+                {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
+                jax.ShapeDtypeStruct((height, width, 3), jnp.uint8),
+                jax.ShapeDtypeStruct((2,), jnp.int32),
+                jax.ShapeDtypeStruct((), jnp.int32),
+            )
         file = f"program_{height}x{width}.stablehlo"
         (folder / file).write_bytes(exported.serialize())
         programs.append({"size": [height, width], "file": file, "bilateral": bilateral})

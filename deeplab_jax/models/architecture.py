@@ -35,6 +35,7 @@ class Architecture:
     fine_branch: int = 0
     width_multiplier: float = 1.0
     dtype: str = "float32"
+    matmul_precision: str = "default"
     remat: bool = False
 
     @classmethod
@@ -62,6 +63,7 @@ class Architecture:
             "stride_on": ("1x1", "3x3"),
             "preprocessing": ("caffe_bgr", "torch_rgb"),
             "dtype": ("float32", "bfloat16"),
+            "matmul_precision": ("default", "high", "highest"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -1,7 +1,7 @@
 """The pmapped training step: the only place that maps over devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,19 @@ Batch = dict[str, jax.Array]
 
 
 def create_train_step(
-    model, config, optimizer: optax.GradientTransformation, class_weights: np.ndarray | None
+    model,
+    config,
+    optimizer: optax.GradientTransformation,
+    class_weights: np.ndarray | None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
     """Builds `step(state, batch) -> (state, metrics)`, mapped over this process's devices; the state is donated.
 
     Loss and gradient are global sums over the global number of valid positions: over devices, processes and
     micro-batches, so that how much void a device happens to hold changes nothing. Where no position is valid, nothing
     changes. All randomness is keyed by seed, step and the example's index in the global batch.
+
+    `devices` are others to map over: those of a topology that programs are compiled for (`experiments.compile_for`).
 
     The batch has leading axes [devices, micro-batches, examples]: image [.., H, W, 3] uint8, label [.., H, W] uint8,
     valid [.., H, W] bool, index [..] int32. Metrics are scalars per device, equal on all: `loss`, `loss_<map>`,
@@ -96,7 +102,10 @@ def create_train_step(
             ema = update_ema(state.ema, trainable, batch_stats, state.step, config.optimizer.ema)
         # Finite gradients can still overflow on their way into the parameters. Where nothing is valid, nothing is
         # updated.
-        finite = finite_leaves(gradient, trainable, batch_stats) & jnp.isfinite(loss) | (valid == 0)
+        squares = squared_norms(gradient)
+        finite = finite_leaves(squares, trainable, batch_stats) & jnp.isfinite(loss) | (valid == 0)
+        # Known before the update, so that choosing is part of it. Only where it is asked for does the choice wait for
+        # what the update gave, which is another pass over the whole state.
         updated = valid > 0
         if config.optimizer.skip_nonfinite:
             updated &= jnp.all(finite)
@@ -114,21 +123,27 @@ def create_train_step(
         )
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": jnp.sqrt(sum(jax.tree.leaves(squares))),
             "valid_positions": valid,
             "updated": updated,
             "finite": finite,
         }
         return state, metrics | {f"loss_{name}": term for name, term in terms.items()}
 
-    return jax.pmap(step_fn, axis_name=AXIS, donate_argnums=(0,))
+    return jax.pmap(step_fn, axis_name=AXIS, donate_argnums=(0,), devices=devices)
+
+
+def squared_norms(gradient: dict) -> dict:
+    """The sum of squares of each leaf, float32 []: the parts of the norm, and not finite where the leaf is not."""
+    return jax.tree.map(lambda g: jnp.sum(jnp.square(g)), gradient)
 
 
 def finite_leaves(gradient: dict, trainable: dict, batch_stats: dict) -> jax.Array:
     """Whether each parameter and its gradient are finite, and with them all statistics of batch norm.
 
     Args:
-      gradient, trainable: alike, one leaf for each parameter.
+      gradient, trainable: alike, one leaf for each parameter; of the gradient `squared_norms` will do, which are there
+        anyway: one pass over it instead of two.
       batch_stats: counts for every parameter.
 
     Returns:

@@ -88,5 +88,6 @@ def test_training_on_gpus_is_deterministic(monkeypatch, plugins, training, flags
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jax_plugins")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
     monkeypatch.setattr(startup, "_plugins", lambda: plugins)
+    monkeypatch.setattr(startup, "_has_devices", lambda plugin: True)
     startup.set_xla_defaults(training)
     assert os.environ["XLA_FLAGS"] == expected

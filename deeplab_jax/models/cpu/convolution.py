@@ -1,8 +1,9 @@
 """Convolution and max pooling, each in the form that is fastest for its shape, all equal to the plain definition.
 
 On a CPU, XLA's gradients of a convolution with respect to its kernel and of a max pool are several times slower than
-the matrix products and shifted additions that they amount to; there, and there only (`jax.default_backend() == "cpu"`),
-these functions bring gradients of their own. On other platforms they are XLA's plain operations.
+the matrix products and shifted additions that they amount to; there, and there only (`target.platform() == "cpu"`),
+these functions bring gradients of their own. On other platforms they are XLA's plain operations, but for the max pool:
+GPUs would scatter its gradient, and with deterministic operations sort first.
 """
 
 import functools
@@ -13,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from deeplab_jax.models.cpu import winograd
+from deeplab_jax.target import ANY, platform
 
 # Kernel gradients are taken tap by tap from this many input channels on; below, products are too thin to pay.
 MIN_TAP_CHANNELS = 48
@@ -36,12 +38,11 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax
     if kernel.shape[:2] == (1, 1):
         if stride > 1:
             x = x[:, ::stride, ::stride]
-        return (point_conv if jax.default_backend() == "cpu" else plain_point_conv)(x, kernel[0, 0])
-    if jax.default_backend() == "cpu":
-        if _suits_winograd(x, kernel, stride):
-            return winograd_conv(x, kernel, rate)
-        if kernel.shape[2] >= MIN_TAP_CHANNELS:
-            return tap_conv(x, kernel, stride, rate)
+        return (point_conv if platform() == "cpu" else plain_point_conv)(x, kernel[0, 0])
+    if platform() in ("cpu", ANY) and _suits_winograd(x, kernel, stride):
+        return winograd_conv(x, kernel, rate)
+    if platform() == "cpu" and kernel.shape[2] >= MIN_TAP_CHANNELS:
+        return tap_conv(x, kernel, stride, rate)
     return plain_conv(x, kernel, stride, rate)
 
 
@@ -197,7 +198,7 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: tuple[tuple[int, i
     Returns:
       [B, h, w, C]; the gradient goes to the first maximum in row-major order.
     """
-    if jax.default_backend() == "cpu":
+    if platform() != "tpu":
         return line_max_pool(x, window, stride, padding)
     return plain_max_pool(x, window, stride, padding)
 

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deeplab_jax.target import platform
+
 
 def over_positions(x: jax.Array) -> jax.Array:
     """Sums [B, H, W, C] to [C]."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return x.sum((0, 1, 2))
     rows = x.reshape(-1, x.shape[-1])
     return lax.dot_general(jnp.ones((1, len(rows)), x.dtype), rows, (((1,), (0,)), ((), ())))[0]

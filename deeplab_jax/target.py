@@ -1,0 +1,47 @@
+"""For which platform a program is traced: where its form depends on that, this is asked, and nothing else."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+# Part of the key of JAX's caches, so that what was traced for one platform is not taken for another.
+_targets: Any = jax.make_user_context(default_value=None)
+
+# What a program is traced for that is to run on platforms of more than one kind.
+ANY = "any"
+
+
+def platform() -> str:
+    """The platform of the program being traced: "cpu", "gpu", "tpu", or `ANY` in a program for several.
+
+    It is what the innermost `tracing_for` says; else that of `jax.default_device`, where one is set; else JAX's default
+    backend.
+
+    >>> with tracing_for("cuda"):
+    ...     platform()
+    'gpu'
+    """
+    if _targets.value is not None:
+        return _targets.value
+    device = jax.config.jax_default_device
+    if device is not None:
+        return _kind(device if isinstance(device, str) else device.platform)
+    return jax.default_backend()
+
+
+@contextmanager
+def tracing_for(platforms: str | Sequence[str]) -> Iterator[None]:
+    """Programs traced inside are for these platforms, whatever this process runs on.
+
+    Args:
+      platforms: "cpu", "gpu" (also "cuda" or "rocm") or "tpu", or several of them.
+    """
+    names = {_kind(name) for name in ([platforms] if isinstance(platforms, str) else platforms)}
+    with _targets(names.pop() if len(names) == 1 else ANY):
+        yield
+
+
+def _kind(platform: str) -> str:
+    return "gpu" if platform in ("cuda", "rocm") else platform

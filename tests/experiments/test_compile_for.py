@@ -1,0 +1,107 @@
+"""What is read from compiled programs, and which targets there are."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deeplab_jax.errors import UserError
+from experiments import compile_for, targets
+from experiments.program_text import costs
+
+# A loop of five steps whose trips only its condition shows, a fusion that slices, an all-reduce, a branch.
+TEXT = """HloModule example
+
+%product (a: bf16[8,16], b: bf16[16,4]) -> f32[8,4] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %b = bf16[16,4]{1,0} parameter(1)
+  ROOT %dot = f32[8,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%rows (whole: f32[100,4], at: s32[]) -> f32[1,4] {
+  %whole = f32[100,4]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,4]{1,0} dynamic-slice(%whole, %at, %zero), dynamic_slice_sizes={1,4}
+}
+
+%body (p: (s32[], f32[100,4])) -> (s32[], f32[100,4]) {
+  %p = (s32[], f32[100,4]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%p), index=0
+  %x = f32[100,4]{1,0} get-tuple-element(%p), index=1
+  %row = f32[1,4]{1,0} fusion(%x, %n), kind=kLoop, calls=%rows
+  %sorted = f32[1,4]{1,0} sort(%row), dimensions={1}, backend_config={"estimated_cycles":"10"}
+  ROOT %out = (s32[], f32[100,4]{1,0}) tuple(%n, %x)
+}
+
+%condition (q: (s32[], f32[100,4])) -> pred[] {
+  %q = (s32[], f32[100,4]{1,0}) parameter(0)
+  %m = s32[] get-tuple-element(%q), index=0
+  %five = s32[] constant(5)
+  ROOT %less = pred[] compare(%m, %five), direction=LT
+}
+
+%cheap (c: f32[8,4]) -> f32[8,4] {
+  ROOT %c = f32[8,4]{1,0} parameter(0)
+}
+
+%dear (d: f32[8,4]) -> f32[8,4] {
+  %d = f32[8,4]{1,0} parameter(0)
+  ROOT %copied = f32[8,4]{1,0} copy(%d)
+}
+
+ENTRY %main (a: bf16[8,16], b: bf16[16,4], x: f32[100,4], which: pred[]) -> f32[8,4] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %b = bf16[16,4]{1,0} parameter(1)
+  %x = f32[100,4]{1,0} parameter(2)
+  %which = pred[] parameter(3)
+  %y = f32[8,4]{1,0:S(1)} fusion(%a, %b), kind=kOutput, calls=%product
+  %sum = f32[8,4]{1,0} all-reduce(%y), replica_groups={}, to_apply=%add
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[100,4]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[100,4]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %end = f32[8,4]{1,0} conditional(%which, %sum, %sum), true_computation=%cheap, false_computation=%dear
+}
+"""
+
+
+def test_costs_of_a_program_count_loops_by_their_trips():
+    found = costs(TEXT)
+    assert found["flops"] == found["flops_bfloat16"] == 2 * 8 * 4 * 16
+    assert (found["loop_steps"], found["unknown_loops"], found["sorts"], found["cycles"]) == (5, 0, 5, 50)
+    assert (found["collectives"], found["collective_bytes"]) == (1, 8 * 4 * 4)
+    # The product, the sum, five times slice, sort and comparison, the copy of the dearer branch.
+    assert found["kernels"] == 1 + 1 + 5 * 3 + 1
+    product = 8 * 16 * 2 + 16 * 4 * 2  # its result lies in VMEM
+    loop = 5 * ((16 + 4 + 16) + (16 + 16) + (4 + 4 + 1))
+    assert found["bytes"] == product + 128 + loop + 256
+
+
+def test_costs_of_what_jax_compiles_here():
+    def steps(x):
+        return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=7)[0]
+
+    found = costs(jax.jit(steps).lower(jax.ShapeDtypeStruct((64, 64), jnp.float32)).compile().as_text())
+    assert (found["flops"], found["loop_steps"], found["unknown_loops"]) == (7 * 2 * 64**3, 7, 0)
+
+
+def test_estimates_follow_the_chip():
+    chip = targets.CHIPS["v5e"]
+    counts = {"flops": 3e12, "flops_highest": 1e12, "flops_bfloat16": 1e12, "bytes": 819e6, "cycles": 3e6}
+    found = compile_for.estimate(counts, chip)
+    assert found["bytes_ms"] == pytest.approx(1.0)
+    assert found["products_ms"] == found["estimate_ms"] == pytest.approx(8e12 / 197e12 * 1e3)
+    assert found["cycles_ms"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("target", ["v5e", "v5e:8", "h100:2x4", "a100:1", ""])
+def test_targets_that_are_none(target):
+    with pytest.raises(UserError, match=r"v5e:2x4"):
+        targets.chip_of(target)
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(compile_for, "installed", lambda platform: False)
+    flags = type("Flags", (), {"target": "h100:8", "what": ["step"]})
+    monkeypatch.setattr(compile_for, "FLAGS", flags)
+    with pytest.raises(UserError, match=r"--target=h100:8: needs its compiler; pip install '\.\[aot\]'"):
+        compile_for.main([])
