@@ -86,6 +86,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "v1_msc_coco_largefov": Preset(CRFParams(4.0, 59.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
         "v2_vgg16": Preset(CRFParams(4.0, 65.0, 3.0, 2.0, 2.0), source=_V2),
         "v2_resnet101": Preset(CRFParams(4.0, 67.0, 3.0, 3.0, 1.0), source=_V2),
+        "deeplab_pytorch": Preset(
+            CRFParams(4.0, 67.0, 3.0, 3.0, 1.0),
+            normalization="symmetric",
+            source="kazuto1011/deeplab-pytorch, configs/voc12.yaml, through pydensecrf on the untouched photograph",
+        ),
         "crfasrnn": Preset(
             CRFParams(5.0, 160.0, 3.0, 3.0, 3.0), source="Zheng et al., ICCV 2015 (5 iterations in training)"
         ),
@@ -176,8 +181,8 @@ def params_from_config(config: Any) -> tuple[CRFParams, str]:
 
     Args:
       config: anything with the attributes `preset`, `normalization` and the five fields of `CRFParams`. `preset` is a
-        name in `PRESETS`, a preset file, or "" for the five fields. A preset file brings its own normalization, which
-        belongs to its numbers; otherwise `normalization` holds.
+        name in `PRESETS`, a preset file, or "" for the five fields. A preset file, and a preset found with another
+        normalization than "after", bring their own, which belongs to their numbers; otherwise `normalization` holds.
 
     Raises:
       ValueError: an unknown preset, an unreadable preset file, or a value that cannot be used.
@@ -186,8 +191,8 @@ def params_from_config(config: Any) -> tuple[CRFParams, str]:
         raise ValueError(f"normalization={config.normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
     if config.preset:
         preset = preset_named(config.preset)
-        from_file = config.preset not in PRESETS
-        return preset.params, preset.normalization if from_file else config.normalization
+        own = config.preset not in PRESETS or preset.normalization != "after"
+        return preset.params, preset.normalization if own else config.normalization
     params = CRFParams(**{name: getattr(config, name) for name in FIELDS})
     check_params(params)
     return params, config.normalization

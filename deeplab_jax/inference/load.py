@@ -16,7 +16,7 @@ from deeplab_jax.inference.artifact import Artifact, load_artifact
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segment import Segment, digest_of
 from deeplab_jax.runs.checkpoints import load_workdir
-from deeplab_jax.weights import conversion, files, transfer
+from deeplab_jax.weights import contents, conversion, files, transfer
 from deeplab_jax.weights.initial import load_initial, recorded_settings
 
 
@@ -95,7 +95,7 @@ def load_weights(
         raise UserError(f"{weights}: is a folder; give a workdir with --workdir, or a converted .safetensors")
     with config.unlocked():
         config.model.update(recorded_settings(weights))
-    classes = conversion.classes_of(files.read(weights))
+    classes = contents.classes_of(files.read(weights))
     if classes is None:
         raise UserError(f"{weights}: has no classifier, only a trunk; train it first with --config.init_from={weights}")
     shapes = conversion.network_shapes(config.model, classes)

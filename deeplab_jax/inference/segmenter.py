@@ -76,6 +76,7 @@ class Segmenter:
         batch_size: int = 1,
         size_multiple: int = 32,
         size_extra: int = 1,
+        resize: str = "corners",
         devices: Sequence[jax.Device] | None = None,
     ):
         """Keeps a copy of `variables` on each device.
@@ -97,6 +98,7 @@ class Segmenter:
           batch_size: images of one padded shape that go through the network together.
           size_multiple: see the class; a multiple of 8.
           size_extra: the network's `Architecture.size_extra`.
+          resize: the network's `Architecture.resize`, for test-time scales and the way back to the photograph.
           devices: work is spread over these; default the first local device.
         """
         if size_multiple % tiling.STRIDE:
@@ -110,6 +112,7 @@ class Segmenter:
         self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
         self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
         self.batch_size, self.size_multiple, self.size_extra = batch_size, size_multiple, size_extra
+        self.resize = resize
         self.devices = list(devices) if devices else jax.local_devices()[:1]
         self.programs: set[tuple] = set()
         self._compiling: dict[tuple, threading.Lock] = {}
@@ -214,6 +217,7 @@ class Segmenter:
             mirror=self.mirror,
             swaps=self.mirror_swaps if self.mirror else (),
             extra=self.size_extra,
+            resize=self.resize,
         )
         return list(self._run(kind, device, run, self._variables[device], batch, sizes))[: len(images)]
 
@@ -294,7 +298,7 @@ class Segmenter:
             return result
 
 
-@partial(jax.jit, static_argnames=("model", "scales", "mirror", "swaps", "extra"))
+@partial(jax.jit, static_argnames=("model", "scales", "mirror", "swaps", "extra", "resize"))
 def network_scores(
     model,
     variables: dict,
@@ -305,6 +309,7 @@ def network_scores(
     mirror: bool,
     swaps: tuple[tuple[int, int], ...] = (),
     extra: int = 1,
+    resize: str = "corners",
 ) -> tuple[jax.Array, ...]:
     """Log-probabilities at the padded size, averaged over scales and mirroring.
 
@@ -315,6 +320,7 @@ def network_scores(
       mirror: averages with the mirrored images.
       swaps: pairs of classes that trade places in the mirrored images.
       extra: what sizes exceed a multiple of the output stride by, at every scale.
+      resize: "corners" or "half_pixel".
 
     Returns:
       B arrays [H, W, C] float32.
@@ -334,12 +340,11 @@ def network_scores(
             target = tuple(round((n - extra) * scale / tiling.STRIDE) * tiling.STRIDE + extra for n in size)
             scaled, inside = view, valid
             if target != size:
-                scaled = resize_bilinear(view, target)
-                rows = jnp.round(jnp.linspace(0, size[0] - 1, target[0])).astype(jnp.int32)
-                columns = jnp.round(jnp.linspace(0, size[1] - 1, target[1])).astype(jnp.int32)
+                scaled = resize_bilinear(view, target, resize)
+                rows, columns = (_nearest(n, m, resize) for n, m in zip(size, target))
                 inside = valid[:, rows][:, :, columns]
             logits, _ = model.apply(variables, scaled, train=False, valid=inside)
-            log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size))
+            log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size, resize))
             if flip:
                 log_probs = jnp.take_along_axis(log_probs, flipped[:, None, :, None], axis=2)
                 if swaps:
@@ -348,6 +353,13 @@ def network_scores(
     mean = views[0] if len(views) == 1 else jax.nn.logsumexp(jnp.stack(views), axis=0) - jnp.log(len(views))
     mean = jnp.maximum(mean, LOG_FLOOR)
     return tuple(mean[i] for i in range(images.shape[0]))
+
+
+def _nearest(n: int, m: int, resize: str) -> np.ndarray:
+    """The position of n, whole, that each of m resized ones lies nearest to: [m] int."""
+    if resize == "corners":
+        return np.round(np.linspace(0, n - 1, m)).astype(int)
+    return ((2 * np.arange(m) + 1) * n) // (2 * m)
 
 
 @jax.jit

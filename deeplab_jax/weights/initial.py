@@ -12,9 +12,11 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights import files, transfer
 from deeplab_jax.weights.source import Source
 
+_EARLIER = {"resize": "corners"}  # of runs from before the field existed
+
 
 def recorded_settings(path: str | os.PathLike) -> dict[str, str]:
-    """The `config.model` fields that go with weights: `preprocessing`, and for ResNets `stride_on`.
+    """The `config.model` fields that go with weights: `preprocessing`, `resize`, and for ResNets `stride_on`.
 
     Set them before the network is built: weights trained on BGR minus mean are wrong on RGB.
 
@@ -55,10 +57,10 @@ def load_initial(
     path = Path(path)
     settings = recorded_settings(path)
     for name, value in settings.items():
-        if getattr(model_config, name) != value:
+        if _field(model_config, name) != value:
             raise UserError(
                 f"{path}: these weights need config.model.{name}={value}, and the config has "
-                f"{getattr(model_config, name)}; set it, or convert the weights for this config"
+                f"{_field(model_config, name)}; set it, or convert the weights for this config"
             )
     source = read_workdir(path)[0] if path.is_dir() else files.read(path)
     targets = transfer.flatten(variables)
@@ -86,7 +88,11 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
 def settings_of(model_config: Any) -> dict[str, str]:
     """The fields of a `config.model` that weights of that network need."""
     bottlenecks = model_config.backbone in ("resnet50", "resnet101")
-    return {k: getattr(model_config, k) for k in files.SETTINGS if k != "stride_on" or bottlenecks}
+    return {k: _field(model_config, k) for k in files.SETTINGS if k != "stride_on" or bottlenecks}
+
+
+def _field(model_config: Any, name: str) -> str:
+    return getattr(model_config, name, _EARLIER[name]) if name in _EARLIER else getattr(model_config, name)
 
 
 def _workdir_settings(workdir: Path) -> dict[str, str]:

@@ -50,11 +50,8 @@ class Runs:
     ) -> subprocess.Popen:
         command = [sys.executable, *program, "--config", "shapes", "--workdir", str(workdir), *flags]
         command += [f"--config.{o}" for o in (*self.overrides, *overrides)]
-        cache = Path(self.overrides[-1].split("=")[1]) / "compiled"
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         return subprocess.Popen(
