@@ -18,8 +18,12 @@ _EXTRAS = {
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip
 
+_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags")
 
-def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+
+def run(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, huge_pages: bool = False
+) -> None:
     """Runs a command's `main(argv)` under absl flags and exits with its status.
 
     A `UserError` becomes one line on stderr and status 1, a wrong flag likewise; Ctrl-C gives 130. Anything else is a
@@ -28,7 +32,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     Args:
       main: takes the arguments that are not flags (without the program's name), returns an exit status or None.
       argv: the whole command line; default `sys.argv`. `--config NAME` and `--config.a.b=v` are left to
-        `config_flag()`.
+        `config_from_flags`.
+      huge_pages: the process first starts itself anew with an allocator that asks for them (see `startup`). It is for
+        training, and costs the time of everything imported before.
     """
     try:
         from absl import flags
@@ -41,9 +47,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         sys.exit(0)
     interrupted = interrupts.Interruptible()
     if command:
-        startup.restart_with_huge_pages()
         interrupted.install()
-    argv, overrides = _split_overrides([argv[0], *map(_with_home, argv[1:])])
+    argv, overrides = _split_overrides(_with_empty_model([argv[0], *map(_with_home, argv[1:])]))
     _OVERRIDES[:] = overrides
     try:
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
@@ -52,6 +57,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             print(_flag_help(flags.FLAGS, main.__module__))
             sys.exit(0)
         rest = flags.FLAGS(argv)[1:]
+        if huge_pages and command:
+            startup.restart_with_huge_pages()
         startup.set_xla_defaults(training="mode" in flags.FLAGS and "train" in flags.FLAGS["mode"].value)
         startup.persistent_compilation_cache()
         status = main(rest)
@@ -113,6 +120,13 @@ def config_from_flags(name: str | None):
     return load_config(name, _OVERRIDES)
 
 
+def _with_empty_model(argv: list[str]) -> list[str]:
+    """`--model` without a name becomes `--model=`, by which commands list what there is."""
+    following = [*argv[1:], "--"]
+    bare = [arg in ("--model", "-model") and after.startswith("-") for arg, after in zip(argv, following)]
+    return [f"{arg}=" if is_bare else arg for arg, is_bare in zip(argv, bare)]
+
+
 def _with_home(argument: str) -> str:
     """`~` at the start of an argument, or of a flag's value, as the home folder: shells leave --flag=~/x as it is."""
     flag, sign, value = argument.partition("=")
@@ -137,7 +151,7 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _flag_help(flag_values, module: str) -> str:
     by_module = flag_values.flags_by_module_dict()
-    own = [flag for name in (sys.argv[0], module, "deeplab_jax.crf_flags") for flag in by_module.get(name, [])]
+    own = [flag for name in (sys.argv[0], module, *_SHARED_FLAGS) for flag in by_module.get(name, [])]
     shown = {f.name: f for f in own}
     for flag in flag_values.get_key_flags_for_module(module) or []:
         shown.setdefault(flag.name, flag)

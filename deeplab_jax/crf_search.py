@@ -11,16 +11,17 @@ those classes is searched apart from the others'.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from deeplab_jax import cli, crf_flags
-from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS
+from deeplab_jax.crf_flags import FIELDS, NORMALIZATIONS
 from deeplab_jax.errors import UserError
-from deeplab_jax.search.grid import GRIDS, OBJECTIVES
+
+OBJECTIVES, GRIDS = ("mean_iou", "trimap", "both"), ("v1", "v2")  # search.grid's, without what it imports
 
 FLAGS = flags.FLAGS
 
@@ -33,7 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "", "which images; default: holdout if config.data.holdout is set, else eval.split")
     flags.DEFINE_enum("objective", "mean_iou", OBJECTIVES, "what to maximize")
     flags.DEFINE_integer("trimap_width", 5, "pixels around the true boundaries that count as trimap", lower_bound=1)
-    flags.DEFINE_enum("grid", "v2", list(GRIDS), "the paper whose coarse grid is searched")
+    flags.DEFINE_enum("grid", "v2", GRIDS, "the paper whose coarse grid is searched")
     for name in FIELDS:
         flags.DEFINE_list(name, None, "coarse values, separated by commas; default: the grid's")
     flags.DEFINE_list(
@@ -59,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
     if not FLAGS.workdir:
         raise UserError("--workdir is missing; name the folder of the training run")
     config = cli.config_from_flags(FLAGS.config)
-    grid = dict(GRIDS[FLAGS.grid])
+    from deeplab_jax.search import grid as grids
+
+    grid = dict(grids.GRIDS[FLAGS.grid])
     for name in FIELDS:
         if FLAGS[name].value is not None:
             grid[name] = numbers(name, FLAGS[name].value)
@@ -104,7 +107,7 @@ def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:
         values = sorted({float(text) for text in texts})
     except ValueError as e:
         raise UserError(f"--{name}={','.join(texts)}: needs numbers separated by commas") from e
-    if not values or not np.isfinite(values).all() or (positive and values[0] <= 0) or values[0] < 0:
+    if not values or not all(map(math.isfinite, values)) or (positive and values[0] <= 0) or values[0] < 0:
         raise UserError(f"--{name}={','.join(texts)}: needs finite numbers, {'above' if positive else 'from'} 0")
     return tuple(values)
 

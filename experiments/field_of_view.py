@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import cli
 from deeplab_jax.config import load_config
-from deeplab_jax.describe import classes_of, describe
+from deeplab_jax.describe import classes_of
 from deeplab_jax.models.architecture import Architecture
 from deeplab_jax.models.heads import FC_WIDTH
+from deeplab_jax.models.summary import describe
 from experiments import common
 
 FLAGS = flags.FLAGS

@@ -15,7 +15,7 @@ FILES = [p for p in PACKAGE.rglob("*.py") if "configs" not in p.relative_to(PACK
 ROOMS = (
     "interrupts", "version", "errors", "target", "console", "files", "startup", "old_fields", "config", "imaging",
     "metrics", "crf", "models", "data", "runs", "weights", "refinement", "inference", "search", "evaluation",
-    "training", "pages", "cli", "crf_flags",
+    "training", "pages", "cli", "crf_flags", "model_flags",
 )  # fmt: skip
 COMMANDS = (
     "main", "predict", "refine", "describe", "convert_weights", "convert_labels", "crf_search", "check_dataset",

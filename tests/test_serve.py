@@ -40,7 +40,9 @@ def no_network(images):
 def bare_app():
     """The page without a network: every class is as likely as the others."""
     segment = SimpleNamespace(class_names=NAMES, palette=voc_palette(), crf_iterations=4, crf=Preset(CRFParams()))
-    segment.segmenter = SimpleNamespace(scores=no_network)
+    segment.segmenter = SimpleNamespace(
+        scores=no_network, pad_to=lambda shapes: None, padded_shape=lambda size: size, size_extra=1
+    )
     return local.create_app(segment)
 
 

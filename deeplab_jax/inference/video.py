@@ -75,7 +75,9 @@ def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.nda
     Raises:
       UserError: ffmpeg cannot read it.
     """
-    reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", output_params=_SQUARE)
+    # A playlist within the file opens nothing but files.
+    only_files = ["-protocol_whitelist", "file"]
+    reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", input_params=only_files, output_params=_SQUARE)
     try:
         meta = next(reader)
         width, height = meta["size"]

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from deeplab_jax.config import load_config
-from deeplab_jax.describe import describe
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.summary import describe
 from deeplab_jax.runs.checkpoints import load_workdir
 from experiments import common, crf_iterations, field_of_view, runs
 
