@@ -114,15 +114,15 @@ def camvid_step(batch_size: int, crf: bool) -> Callable[[], dict]:
     import jax
 
     from deeplab_jax.config import load_config
-    from deeplab_jax.training import loop
+    from deeplab_jax.training import setup
     from deeplab_jax.training.optimizer import create_optimizer
     from deeplab_jax.training.state import create_state
     from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard
 
     overrides = ["crf.train=end_to_end", "crf.train_iterations=5", "crf.stride=1", "loss.at=pixels"] if crf else []
     config = load_config("camvid", [f"batch_size={batch_size}", *overrides])
-    model, optimizer = loop.build_model(config, 11), create_optimizer(config)
-    state = replicate(create_state(loop.initial_variables(config, model), config, optimizer))
+    model, optimizer = setup.build_model(config, 11), create_optimizer(config)
+    state = replicate(create_state(setup.initial_variables(config, model), config, optimizer))
     step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
     batch = shard(random_batch(batch_size, config.data.crop, 11), 1)
 
