@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from deeplab_jax import startup
+from deeplab_jax import interrupts, startup
 from deeplab_jax.errors import MissingExtraError, UserError
 from deeplab_jax.version import __version__
 
@@ -45,6 +45,9 @@ def run(
     if "--version" in argv:
         print(f"deeplab_jax {__version__}")
         sys.exit(0)
+    interrupted = interrupts.Interruptible()
+    if command:
+        interrupted.install()
     argv, overrides = _split_overrides(_with_empty_model([argv[0], *map(_with_home, argv[1:])]))
     _OVERRIDES[:] = overrides
     try:
@@ -59,7 +62,26 @@ def run(
         startup.set_xla_defaults(training="mode" in flags.FLAGS and "train" in flags.FLAGS["mode"].value)
         startup.persistent_compilation_cache()
         status = main(rest)
+    except BaseException as e:
+        if command and interrupted.arrived and not isinstance(e, SystemExit):
+            interrupts.now()
+        if command and isinstance(e, SystemExit) and e.code in (interrupts.STATUS, 143) and _alone():
+            interrupts.now(e.code, b"")
+        _end(e)
+    if command:
+        interrupts.end_at_once()  # in the middle of Python's own end nothing is left to tidy
+    sys.exit(status or 0)
+
+
+def _end(error: BaseException) -> None:
+    """Turns what a user can put right into one line and an exit status; anything else is raised again."""
+    from absl import flags
+
+    try:
+        raise error
     except UserError as e:
+        if getattr(e, "ends_at_once", False):
+            interrupts.now(1, f"error: {e}\n".encode())
         _fail(str(e), e)
     except flags.Error as e:
         _fail(" ".join(str(e).replace("FATAL Flags parsing error:", "").split()) + " (see --help)", e)
@@ -74,7 +96,12 @@ def run(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    sys.exit(status or 0)
+
+
+def _alone() -> bool:
+    """Whether this is the only process of its job: others wait for each other at Python's own end."""
+    jax = sys.modules.get("jax")
+    return jax is None or not jax.distributed.is_initialized()
 
 
 _OVERRIDES: list[str] = []

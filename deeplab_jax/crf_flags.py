@@ -20,6 +20,7 @@ PRESETS = (
     "v2_resnet101", "deeplab_pytorch", "crfasrnn",
 )  # fmt: skip
 
+_WEIGHT, _WIDTH = "from -1e+06 to 1e+06", "from 0.01 to 1e+06"  # crf.params.WEIGHTS and WIDTHS
 _MEANING = {
     "bilateral_weight": "w1, weight of the kernel on position and color",
     "bilateral_xy_std": "sigma_alpha, its width in pixels",
@@ -36,7 +37,8 @@ def define(preset: str) -> None:
     """Defines the flags; `preset` names the default preset in --help, or says in words where it comes from."""
     flags.DEFINE_string("preset", None, f"one of {', '.join(PRESETS)}, or a preset file (.json); default: {preset}")
     for name, meaning in _MEANING.items():
-        flags.DEFINE_float(name, None, f"{meaning}; default: the preset's")
+        allowed = _WIDTH if name.endswith("std") else _WEIGHT
+        flags.DEFINE_float(name, None, f"{meaning}, {allowed}; default: the preset's")
     flags.DEFINE_enum("bilateral", None, BILATERALS, "filter of the color kernel; default: auto")
     flags.DEFINE_enum("normalization", None, NORMALIZATIONS, "of the kernels; default: the preset's")
 
@@ -55,14 +57,15 @@ def settings(
     Raises:
       UserError: an unknown preset, an unreadable preset file, or a value that cannot be used.
     """
-    from deeplab_jax.crf.params import Settings, check_params, preset_named
+    from deeplab_jax.crf.params import Settings, check_iterations, check_params, preset_named
 
     try:
         preset = preset_named(values.preset) if values.preset else default
         given = {name: values[name].value for name in FIELDS if values[name].value is not None}
         params = preset.params.replace(**given)
         check_params(params, where="--")
+        iterations = preset.iterations if iterations is None else iterations
+        check_iterations(iterations, where="--")
     except ValueError as e:
         raise UserError(f"{'--' if str(e).startswith('preset=') else ''}{e}") from e
-    iterations = preset.iterations if iterations is None else iterations
     return Settings(params, iterations, values.normalization or preset.normalization, values.bilateral or bilateral)

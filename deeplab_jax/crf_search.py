@@ -10,8 +10,10 @@ Each parameter's coarse values can be given: --bilateral_xy_std 30,40,50. With -
 those classes is searched apart from the others'.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -69,24 +71,27 @@ def main(argv: Sequence[str]) -> int:
     for name in grid["normalization"]:
         if name not in NORMALIZATIONS:
             raise UserError(f"--normalization={name}: must be among {', '.join(NORMALIZATIONS)}")
+    from deeplab_jax.runs.lock import writing
     from deeplab_jax.search.workdir import search_workdir  # needs the extra [train]
 
-    preset, table = search_workdir(
-        config,
-        FLAGS.workdir,
-        grid,
-        images=FLAGS.images,
-        split=FLAGS.split,
-        objective=FLAGS.objective,
-        trimap_width=FLAGS.trimap_width,
-        passes=FLAGS.passes,
-        exhaustive=FLAGS.exhaustive,
-        thin=FLAGS.thin,
-        learn=FLAGS.learn,
-        iterations=FLAGS.iterations or max(config.crf.iterations, 1),
-        bilateral=FLAGS.bilateral or config.crf.bilateral,
-        say=lambda line: print(line, flush=True),
-    )
+    trained = (Path(FLAGS.workdir) / "config.json").is_file()  # else the search says what is wrong
+    with writing(FLAGS.workdir) if trained else contextlib.nullcontext():
+        preset, table = search_workdir(
+            config,
+            FLAGS.workdir,
+            grid,
+            images=FLAGS.images,
+            split=FLAGS.split,
+            objective=FLAGS.objective,
+            trimap_width=FLAGS.trimap_width,
+            passes=FLAGS.passes,
+            exhaustive=FLAGS.exhaustive,
+            thin=FLAGS.thin,
+            learn=FLAGS.learn,
+            iterations=FLAGS.iterations or max(config.crf.iterations, 1),
+            bilateral=FLAGS.bilateral or config.crf.bilateral,
+            say=lambda line: print(line, flush=True),
+        )
     print(f"\n{table}\n\nbest: {FLAGS.workdir}/crf_preset.json ({preset.source})")
     return 0
 

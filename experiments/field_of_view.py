@@ -70,14 +70,14 @@ def images_per_second(config: ConfigDict, num_classes: int, steps: int) -> float
     """Training speed on noise: the median of this many steps, after one that compiles."""
     import jax
 
-    from deeplab_jax.training import loop
+    from deeplab_jax.training import setup
     from deeplab_jax.training.optimizer import create_optimizer
     from deeplab_jax.training.state import create_state
     from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard
 
     config = common.changed(config, {"init_from": ""})
-    model, optimizer = loop.build_model(config, num_classes), create_optimizer(config)
-    state = replicate(create_state(loop.initial_variables(config, model), config, optimizer))
+    model, optimizer = setup.build_model(config, num_classes), create_optimizer(config)
+    state = replicate(create_state(setup.initial_variables(config, model), config, optimizer))
     step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
     rng, shape = np.random.default_rng(0), (config.batch_size, *config.data.crop)
     batch = {

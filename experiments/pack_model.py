@@ -100,7 +100,7 @@ def pack(
     from deeplab_jax.runs.checkpoints import load_workdir
 
     segment = load(workdir, step=step, crf=preset)
-    config, _, variables, meta = load_workdir(workdir, step)
+    config, variables, meta = load_workdir(workdir, step)
     known = dict(fields(config))
     with config.unlocked():
         for place in (p for p in PLACES if known.get(p)):

@@ -74,7 +74,7 @@ def load(
         return artifact
     from deeplab_jax.runs.checkpoints import load_workdir  # its orbax takes half a second that the others need not
 
-    config, _, variables, meta = load_workdir(path, step)
+    config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
     if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
         chosen["crf"] = searched  # what the run's own evaluation uses

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplab_jax.console import Meter
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging import files, listing
@@ -120,16 +120,18 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
     if len(todo) < len(tasks):
         say(f"{len(tasks) - len(todo)} of {len(tasks)} are done and skipped (--overwrite does them again)")
     segment.plan(_known_sizes(todo, options))
-    progress = _Progress(len(todo), say)
+    meter = Meter(len(todo), every=0)
     failed = len(unreadable)
     with closing(_outcomes(segment, todo, options, say)) as outcomes:
         for task, outcome in outcomes:
             if isinstance(outcome, UserError):
                 failed += 1
-                progress.step(f"{listing.shown(task.source.path)}: failed")
+                line = f"{listing.shown(task.source.path)}: failed"
                 print(f"error: {listing.shown(str(outcome))}", file=sys.stderr, flush=True)
             else:
-                progress.step(f"{listing.shown(task.result)}{outcome}")
+                line = f"{listing.shown(task.result)}{outcome}"
+            meter.tick()
+            say(f"[{meter.done}/{meter.total}{f', {meter.left}' if meter.done < meter.total else ''}] {line}")
     if options.verbose and segment.programs:
         say(f"programs: {', '.join(f'{number} {kind}' for kind, number in segment.programs.items())}")
     if failed:
@@ -220,16 +222,3 @@ def _write(computed: Future, i: int, task: Task, segment, options: Options) -> s
     except UserError as e:
         return e
     return segment.remark(labels.shape)
-
-
-class _Progress:
-    """Numbers the results and estimates how long the rest will take."""
-
-    def __init__(self, total: int, say):
-        self.total, self.say, self.done, self.start = total, say, 0, time.monotonic()
-
-    def step(self, line: str) -> None:
-        self.done += 1
-        seconds = (time.monotonic() - self.start) / self.done * (self.total - self.done)
-        left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left" if self.done < self.total else ""
-        self.say(f"[{self.done}/{self.total}{left}] {line}")

@@ -83,7 +83,7 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
     # commands and training import this package, so it reaches for training only when a workdir is asked for
     from deeplab_jax.runs.checkpoints import load_workdir
 
-    config, _, variables, _ = load_workdir(workdir)
+    config, variables, _ = load_workdir(workdir)
     source = Source(str(workdir), "a workdir", ours=True, settings=settings_of(config.model))
     for variable, value in transfer.flatten(variables).items():
         layer, _, leaf = transfer.full_name(variable).rpartition("/")
