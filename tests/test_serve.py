@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.crf import CRFParams, Preset, adjustable, ready
-from deeplab_jax.imaging import files
+from deeplab_jax.imaging import decoding
 from deeplab_jax.imaging.palettes import voc_palette
 from tests.browser import complaints, headless_browser, keep_screenshot
 from tests.toy_workdir import NAMES, photograph
@@ -184,7 +184,7 @@ def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("kind", files._FORMATS)
+@pytest.mark.parametrize("kind", decoding.READABLE)
 def test_a_hundred_malformed_files(bare, kind):
     """Of each format that is read: until a hundred are refused, for a damaged file may still be a picture."""
     whole = encoded(photograph((24, 32), seed=1), kind)
