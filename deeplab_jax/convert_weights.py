@@ -1,10 +1,12 @@
 """Converts published weights to a file that --config.init_from takes.
 
 python -m deeplab_jax.convert_weights SRC --config FILE --out DST.safetensors
+python -m deeplab_jax.convert_weights --describe SRC
 
-SRC is a .caffemodel, a .pth or .safetensors of torchvision, timm or deeplab-pytorch, a Keras .h5 or .weights.h5, or a
-workdir of a run. The preprocessing that goes with the weights, and where the ResNet's stride sits, are recorded in DST
-and applied when it is used.
+SRC is a .caffemodel, a .pth, .safetensors or .npz of torchvision, timm, deeplab-pytorch or another port of DeepLab v2,
+a Keras .h5, .weights.h5 or .keras, or a workdir of a run. The preprocessing that goes with the weights, where the
+ResNet's stride sits and how maps are resized are recorded in DST and applied when it is used. Layers of the file that
+are neither used nor known to be needless are an error. With --describe the command only reports what SRC is.
 """
 
 from collections.abc import Sequence
@@ -22,6 +24,8 @@ def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_string("config", None, "Config of the network that the weights are for.")
     flags.DEFINE_string("out", None, "The file to write, NAME.safetensors.")
+    flags.DEFINE_boolean("describe", False, "Say what the file is and stop; takes neither --config nor --out.")
+    flags.DEFINE_string("leave_out", "", "Regular expression for the names of layers of the file that are not wanted.")
     flags.DEFINE_integer("seed", 0, "Draws the filters that are kept where fc6 and fc7 are slimmed.")
     flags.DEFINE_enum(
         "preprocessing",
@@ -32,22 +36,38 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "stride_on", None, ["1x1", "3x3"], "Overrides what the kind of file says about the stride of ResNet's blocks."
     )
+    flags.DEFINE_enum(
+        "resize",
+        None,
+        ["corners", "half_pixel"],
+        "Overrides what the kind of file says about resizing: corners (Caffe) or half_pixel (align_corners=False).",
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 1:
         raise UserError(f"convert_weights takes one file or workdir, not {len(argv)}; see --help")
-    if not FLAGS.out:
+    if not FLAGS.out and not FLAGS.describe:
         raise UserError("--out is missing; give a file to write, such as --out=weights.safetensors")
-    from deeplab_jax.weights import conversion, files, initial
+    from deeplab_jax.imaging import listing
+    from deeplab_jax.weights import contents, conversion, files, initial
 
-    config = cli.config_from_flags(FLAGS.config)
+    if FLAGS.out:
+        listing.check_outputs([FLAGS.out], argv)
     src = Path(argv[0])
-    source = initial.read_workdir(src)[0] if src.is_dir() else files.read(src)
-    overrides = {"preprocessing": FLAGS.preprocessing, "stride_on": FLAGS.stride_on}
+    if FLAGS.describe:
+        print("\n".join(contents.describe(_read(src, files, initial))))
+        return
+    config = cli.config_from_flags(FLAGS.config)
+    source = _read(src, files, initial)
+    overrides = {"preprocessing": FLAGS.preprocessing, "stride_on": FLAGS.stride_on, "resize": FLAGS.resize}
     report = conversion.convert(source, config.model, FLAGS.out, FLAGS.seed, overrides)
     print(report)
     print(f"written: {FLAGS.out}")
+
+
+def _read(src: Path, files, initial):
+    return initial.read_workdir(src)[0] if src.is_dir() else files.read(src, FLAGS.leave_out)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     namespace = {"image": image, "probabilities": rng.dirichlet(np.ones(4), (24, 32)).astype(np.float32)}
+    namespace |= {"channel": image[..., 0] / 255, "annotation": image[..., 0] % 4, "num_classes": 4}
     if any("runs/shapes" in block for block in blocks):
         if importlib.util.find_spec("orbax") is None:
             pytest.skip("orbax is not installed")

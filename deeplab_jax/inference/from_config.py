@@ -51,6 +51,7 @@ def create_segmenter(
         "batch_size": config.eval.batch_size,
         "size_multiple": config.eval.size_multiple,
         "size_extra": model.architecture.size_extra,
+        "resize": model.architecture.resize,
     }
     return Segmenter(
         model,

@@ -27,6 +27,7 @@ def program(segmenter: Segmenter, bilateral: str):
             mirror=segmenter.mirror,
             swaps=segmenter.mirror_swaps if segmenter.mirror else (),
             extra=segmenter.size_extra,
+            resize=segmenter.resize,
         )
         y, x = jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])
         return mean_field_any(

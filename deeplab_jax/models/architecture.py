@@ -29,6 +29,7 @@ class Architecture:
     batch_norm: str = "frozen"
     stride_on: str = "1x1"
     preprocessing: str = "caffe_bgr"
+    resize: str = "corners"
     dropout: float = 0.5
     widths: tuple[int, ...] = (64, 128, 192, 192)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
@@ -62,6 +63,7 @@ class Architecture:
             "batch_norm": ("frozen", "trained"),
             "stride_on": ("1x1", "3x3"),
             "preprocessing": ("caffe_bgr", "torch_rgb"),
+            "resize": ("corners", "half_pixel"),
             "dtype": ("float32", "bfloat16"),
             "matmul_precision": ("default", "high", "highest"),
         }

@@ -73,8 +73,9 @@ class DeepLab(nn.Module):
                 features = lax.stop_gradient(features)  # the backward pass ends here
             return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
 
+        prepared = preprocess(images, a.preprocessing, valid)
         with matmul_precision(a.matmul_precision):
-            logits, maps = fuse_scales(network, preprocess(images, a.preprocessing, valid), a.scales, a.size_extra)
+            logits, maps = fuse_scales(network, prepared, a.scales, a.size_extra, a.resize)
         if a.freeze_network:
             logits = lax.stop_gradient(logits)
         out: dict[str, Any] = {"scales": maps} if maps else {}
@@ -99,7 +100,7 @@ class DeepLab(nn.Module):
         s = self.crf_stride
         sampled = images[:, ::s, ::s]
         mask = None if valid is None else valid[:, ::s, ::s]
-        unary = -jax.nn.log_softmax(resize_bilinear(logits, sampled.shape[1:3]))
+        unary = -jax.nn.log_softmax(resize_bilinear(logits, sampled.shape[1:3], self.architecture.resize))
         log_marginals = self.crf(unary, sampled, mask=mask, return_log=True)
         return {"marginals": jnp.exp(log_marginals), "log_marginals": log_marginals}
 

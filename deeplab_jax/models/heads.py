@@ -123,6 +123,6 @@ class SmallHead(nn.Module):
         x = jnp.concatenate([*branches, unit(x, "aspp_1x1", a.head_width, 1)], -1)
         if a.fine_branch:
             fine = unit(features["res2"], "fine", a.fine_branch, 1)
-            coarse = Upsample(name="upsample")(unit(x, "project", a.fine_branch, 1), fine.shape[1:3])
+            coarse = Upsample(a.resize, name="upsample")(unit(x, "project", a.fine_branch, 1), fine.shape[1:3])
             x = unit(jnp.concatenate([coarse, fine], -1), "fuse", a.fine_branch, 3)
         return Conv(self.num_classes, 1, dtype=a.compute_dtype, init=classifier_init, name="fc1")(x)

@@ -215,9 +215,11 @@ def average_pool(x: jax.Array, window: int, stride: int, pad: int, ceil: bool = 
 class Upsample(nn.Module):
     """`resize_bilinear` as a layer, so that it shows in the layer table."""
 
+    resize: str = "corners"
+
     @nn.compact
     def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
-        return resize_bilinear(x, size)
+        return resize_bilinear(x, size, self.resize)
 
 
 class Dropout(nn.Module):
@@ -245,15 +247,18 @@ def fold_keys(keys: jax.Array | None, number: int) -> jax.Array | None:
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Bilinear resize with aligned corners, the one resize of this package.
+def resize_bilinear(x: jax.Array, size: Sequence[int], resize: str = "corners", step: float | None = None) -> jax.Array:
+    """Bilinear resize without smoothing, the one resize of this package, in either of the two conventions.
 
-    Output position i of m reads input position i * (n - 1) / (m - 1): zooming by z takes n to n + (n - 1)(z - 1), and
-    where that position is an integer the value is copied, so that 321 -> 161 is exactly `[::2, ::2]`.
+    "corners" (Caffe, the papers): output position i of m reads input position i * (n - 1) / (m - 1): zooming by z takes
+    n to n + (n - 1)(z - 1), and where that position is an integer the value is copied, so that 321 -> 161 is exactly
+    `[::2, ::2]`. "half_pixel" (PyTorch's align_corners=False): it reads (i + 1/2) * n / m - 1/2, kept within the input.
 
     Args:
       x: [..., H, W, C], finite.
       size: (h, w) of the result.
+      resize: "corners" or "half_pixel".
+      step: with "half_pixel", input positions per output position in the place of n / m.
 
     Returns:
       [..., h, w, C] of x's type (float32 for integers).
@@ -264,20 +269,24 @@ def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
         n = x.shape[axis]
         if m == n:
             continue
-        if 1 < m < n and (n - 1) % (m - 1) == 0:
+        if resize == "corners" and 1 < m < n and (n - 1) % (m - 1) == 0:
             x = lax.slice_in_dim(x, 0, n, (n - 1) // (m - 1), axis=x.ndim + axis)
             continue
-        matrix = jnp.asarray(interpolation_matrix(n, m), x.dtype)
+        matrix = jnp.asarray(interpolation_matrix(n, m, resize, step), x.dtype)
         y = jnp.tensordot(matrix, x, (1, x.ndim + axis), precision=lax.Precision.HIGHEST)
         x = jnp.moveaxis(y, 0, axis)
     return x
 
 
-def interpolation_matrix(n: int, m: int) -> np.ndarray:
-    """[m, n] float64 weights of the aligned-corners resize from n to m positions; rows sum to 1."""
-    numerator = np.arange(m) * (n - 1)
-    low, remainder = np.divmod(numerator, max(m - 1, 1))
-    fraction = remainder / max(m - 1, 1)
+def interpolation_matrix(n: int, m: int, resize: str = "corners", step: float | None = None) -> np.ndarray:
+    """[m, n] float64 weights of the resize from n to m positions (see `resize_bilinear`); rows sum to 1."""
+    if resize == "corners":
+        low, remainder = np.divmod(np.arange(m) * (n - 1), max(m - 1, 1))
+        fraction = remainder / max(m - 1, 1)
+    else:
+        position = np.clip((np.arange(m) + 0.5) * (n / m if step is None else step) - 0.5, 0, n - 1)
+        low = position.astype(int)
+        fraction = position - low
     matrix = np.zeros((m, n))
     matrix[np.arange(m), low] = 1 - fraction
     matrix[np.arange(m), np.minimum(low + 1, n - 1)] += fraction

@@ -17,13 +17,22 @@ def scaled_size(size: Sequence[int], scale: float, extra: int = 1) -> tuple[int,
     return tuple(int((n - extra) * scale + 1e-6) + extra for n in size)
 
 
+def half_pixel_size(size: Sequence[int], scale: float) -> tuple[int, ...]:
+    """Size of the image at a scale under half-pixel centres, as PyTorch has it: n * scale rounded down, 321 -> 240."""
+    return tuple(max(1, int(n * scale + 1e-6)) for n in size)
+
+
 def is_own_size(first: float, scale: float) -> bool:
     """Whether a scale's map stays at its own size: the first scale is a whole multiple of it."""
     return abs(first / scale - round(first / scale)) < 1e-6
 
 
 def fuse_scales(
-    network: Callable[[jax.Array, int], jax.Array], images: jax.Array, scales: Sequence[float], extra: int = 1
+    network: Callable[[jax.Array, int], jax.Array],
+    images: jax.Array,
+    scales: Sequence[float],
+    extra: int = 1,
+    resize: str = "corners",
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Runs a network at several scales of its input.
 
@@ -32,20 +41,29 @@ def fuse_scales(
         called once for each scale, with the same weights.
       images: [B, H, W, 3], preprocessed.
       scales: the largest first.
-      extra: see `scaled_size`.
+      extra: see `scaled_size`; "corners" only.
+      resize: "corners", or "half_pixel" as deeplab-pytorch resizes images and scores. There an image at scale s reads
+        every (1/s)-th pixel exactly, whatever its size is rounded to.
 
     Returns:
-      The maximum over scales, [B, h, w, C] at the first scale's size, and the maps one by one: each brought to that
-      size, but those whose scale is one over a whole number (0.5) at their own, where the labels can be subsampled.
+      The maximum over scales, [B, h, w, C] at the first scale's size, and the maps one by one. With "corners" each is
+      brought to that size, but those whose scale is one over a whole number (0.5) at their own, where the labels can be
+      subsampled; with "half_pixel" all are at their own.
     """
     if len(scales) == 1 and scales[0] == 1:
         return network(images, 0), ()
-    sizes = [scaled_size(images.shape[1:3], s, extra) for s in scales]
-    own = [network(resize_bilinear(images, size), i) for i, size in enumerate(sizes)]
+    own = [network(_scaled(images, s, extra, resize), i) for i, s in enumerate(scales)]
     size = own[0].shape[1:3]
-    finest = [resize_bilinear(scores, size) for scores in own]
+    finest = [resize_bilinear(scores, size, resize) for scores in own]
     fused = finest[0]
     for scores in finest[1:]:
         fused = jnp.maximum(fused, scores)
-    whole = [is_own_size(scales[0], s) for s in scales]
+    whole = [resize == "half_pixel" or is_own_size(scales[0], s) for s in scales]
     return fused, tuple(o if w else f for o, f, w in zip(own, finest, whole))
+
+
+def _scaled(images: jax.Array, scale: float, extra: int, resize: str) -> jax.Array:
+    size = images.shape[1:3]
+    if resize == "corners":
+        return resize_bilinear(images, scaled_size(size, scale, extra))
+    return resize_bilinear(images, half_pixel_size(size, scale), resize, step=1 / scale)

@@ -25,12 +25,15 @@ def check_crop(config: ConfigDict) -> None:
     if config.loss.at == "pixels":  # scores are brought to the labels' size, whatever it is
         return
     try:
-        extra = Architecture.from_config(config.model).size_extra
+        architecture = Architecture.from_config(config.model)
     except ValueError as e:
         raise UserError(f"config.model: {e}") from e
     crf = config.crf
     if crf.train == "end_to_end" and crf.train_iterations and crf.stride not in STRIDES:
         raise UserError(f"config.crf.stride={crf.stride}: must be one of {', '.join(map(str, STRIDES))}")
+    if architecture.resize == "half_pixel":  # each position's nearest label, at any size
+        return
+    extra = architecture.size_extra
     large = _LARGE + extra
     strides = {name: stride_of(large, length) for name, length in map_lengths(config.model, large)}
     for name, stride in strides.items():

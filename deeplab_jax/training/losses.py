@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from deeplab_jax.imaging.palettes import VOID
@@ -10,14 +11,18 @@ from deeplab_jax.models.layers import resize_bilinear
 STRIDES = (1, 2, 4, 8, 16, 32)  # of score maps over labels
 
 
-def subsample_labels(labels: Array, size: tuple[int, int]) -> Array:
+def subsample_labels(labels: Array, size: tuple[int, int], resize: str = "corners") -> Array:
     """Labels at the positions that scores of a smaller map stand for: `label[::s, ::s]`.
+
+    With half-pixel centres it is the label nearest to each position's centre, floor((i + 1/2) H / h), as
+    deeplab-pytorch has it.
 
     Never interpolated, so void (255) cannot blend with a class.
 
     Args:
       labels: [B, H, W] integers.
-      size: (h, w) of the score map, with h = (H - 1) // s + 1 for a whole stride s, and w alike.
+      size: (h, w) of the score map; with "corners" h = (H - 1) // s + 1 for a whole stride s, and w alike.
+      resize: `config.model.resize`.
 
     Returns:
       [B, h, w], labels unchanged.
@@ -26,6 +31,9 @@ def subsample_labels(labels: Array, size: tuple[int, int]) -> Array:
       ValueError: no whole stride takes H, W to h, w.
     """
     height, width = labels.shape[1:3]
+    if resize == "half_pixel":
+        rows, columns = (((2 * np.arange(m) + 1) * n) // (2 * m) for n, m in zip((height, width), size))
+        return labels[:, rows][:, :, columns]
     for stride in STRIDES:
         if ((height - 1) // stride + 1, (width - 1) // stride + 1) == tuple(size):
             return labels[:, ::stride, ::stride]
@@ -72,9 +80,12 @@ def named_score_maps(logits: Array, out: dict) -> dict[str, Array]:
     return maps
 
 
-def labels_for(labels: Array, size: tuple[int, int], at: str) -> Array:
-    """Labels [B, H, W] for a map of (h, w): subsampled to it (`at` "scores"), or whole (`at` "pixels")."""
-    return labels if at == "pixels" else subsample_labels(labels, size)
+def labels_for(name: str, labels: Array, size: tuple[int, int], at: str, resize: str = "corners") -> Array:
+    """Labels [B, H, W] for the map `name` of (h, w): subsampled to it (`at` "scores"), or whole (`at` "pixels").
+
+    The CRF's map stands on the image sampled by its stride, whichever way scores are resized.
+    """
+    return labels if at == "pixels" else subsample_labels(labels, size, "corners" if name == "crf" else resize)
 
 
 def loss_sums(
@@ -83,6 +94,7 @@ def loss_sums(
     at: str,
     class_weights: Array | None = None,
     crf_class_weights: bool = True,
+    resize: str = "corners",
 ) -> dict[str, Array]:
     """Cross-entropy sum of each score map against its labels; see `labels_for` and `cross_entropy_sum`.
 
@@ -92,7 +104,7 @@ def loss_sums(
     sums = {}
     for name, log_probs in maps.items():
         if at == "pixels":
-            log_probs = jax.nn.log_softmax(resize_bilinear(log_probs, labels.shape[1:3]))
-        target = labels_for(labels, log_probs.shape[1:3], at)
+            log_probs = jax.nn.log_softmax(resize_bilinear(log_probs, labels.shape[1:3], resize))
+        target = labels_for(name, labels, log_probs.shape[1:3], at, resize)
         sums[name] = cross_entropy_sum(log_probs, target, class_weights if name != "crf" or crf_class_weights else None)
     return sums

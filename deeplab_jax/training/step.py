@@ -39,7 +39,7 @@ def create_train_step(
     """
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
     seed_key = jax.random.key(config.seed)
-    unary_weight = config.loss.unary_weight
+    unary_weight, resize = config.loss.unary_weight, model.architecture.resize
 
     def score_maps(params, batch_stats, micro, step):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(seed_key, step), i))(micro["index"])
@@ -56,7 +56,7 @@ def create_train_step(
         )
         labels = batch["label"].reshape(-1, *batch["label"].shape[2:])
         counts = {
-            name: losses.valid_count(losses.labels_for(labels, shape.shape[1:3], config.loss.at))
+            name: losses.valid_count(losses.labels_for(name, labels, shape.shape[1:3], config.loss.at, resize))
             for name, shape in shapes.items()
         }
         counts = lax.psum(counts, AXIS)
@@ -69,7 +69,8 @@ def create_train_step(
         def loss_fn(trainable, batch_stats, micro):
             params = merge_params(trainable, state.frozen)
             maps, batch_stats = score_maps(params, batch_stats, micro, state.step)
-            sums = losses.loss_sums(maps, micro["label"], config.loss.at, weights, config.loss.crf_class_weights)
+            weigh_crf = config.loss.crf_class_weights
+            sums = losses.loss_sums(maps, micro["label"], config.loss.at, weights, weigh_crf, resize)
             terms = {name: sums[name] * scale[name] for name in sums}
             return sum(terms.values()), (terms, batch_stats)
 

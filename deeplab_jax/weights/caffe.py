@@ -4,13 +4,15 @@ Only the few fields of caffe.proto that carry weights are described here; the pr
 """
 
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights import names
-from deeplab_jax.weights.source import CAFFE, Source, dense_to_hwio, oihw_to_hwio
+from deeplab_jax.weights.kinds import CAFFE
+from deeplab_jax.weights.source import Source, dense_to_hwio, oihw_to_hwio
 
 _V1_INNER_PRODUCT = 14  # V1LayerParameter.LayerType
 _BYTES, _INT32, _INT64, _FLOAT, _MESSAGE = 12, 5, 3, 2, 11  # FieldDescriptorProto.Type
@@ -64,7 +66,7 @@ def net_parameter() -> type:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("deeplab_jax.NetParameter"))
 
 
-def read(path: Path) -> Source:
+def read(path: Path, leave_out: str = "") -> Source:
     """Reads a network's weights.
 
     The layers that the multi-scale network copies for its other scales (`res05`, `res075`) are left out: they share
@@ -81,10 +83,15 @@ def read(path: Path) -> Source:
         net.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError) as e:
         raise UserError(f"{path}: is no caffemodel, or a truncated one ({e}); download it again") from e
-    source = Source(str(path), "a caffemodel", settings=dict(CAFFE))
+    source = Source(str(path), "a caffemodel", settings=dict(CAFFE), leave_out=leave_out)
     for layer in [*net.layer, *net.layers]:
         if layer.blobs:
             _add_layer(source, layer)
+    for name in [name for name in source.arrays if name.endswith("/mean")]:
+        layer, mean = name.removesuffix("/mean"), source.arrays[name]
+        # without a Scale layer, batch norm does not scale
+        source.arrays.setdefault(f"{layer}/scale", np.ones_like(mean))
+        source.arrays.setdefault(f"{layer}/bias", np.zeros_like(mean))
     return source.finish()
 
 
@@ -96,6 +103,9 @@ def _add_layer(source: Source, layer) -> None:
     ours = names.from_caffe(name)
     kind = layer.type.decode(errors="replace") if isinstance(layer.type, bytes) else layer.type
     dense = kind in ("InnerProduct", _V1_INNER_PRODUCT)
+    if source.leave_out and re.search(source.leave_out, name):
+        source.leave(name, None)
+        return
     if ours is None or (dense and ours.startswith("fc8")):
         source.left_out[name] = "the ImageNet classifier"
         return
@@ -125,9 +135,6 @@ def _add_batch_norm(source: Source, layer: str, blobs: list[np.ndarray], paramet
         raise UserError(f"{source.path}: batch norm '{layer}' holds no statistics (its factor is 0); train it first")
     epsilon = parameter.eps if parameter.HasField("eps") else 1e-5
     source.add_batch_norm(layer, mean / factor, var / factor, epsilon)
-    # without a Scale layer, batch norm does not scale
-    source.arrays.setdefault(f"{layer}/scale", np.ones_like(mean))
-    source.arrays.setdefault(f"{layer}/bias", np.zeros_like(mean))
 
 
 def _blob(blob) -> np.ndarray:

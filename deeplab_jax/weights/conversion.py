@@ -1,16 +1,16 @@
 """From any supported file to a converted one."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights import files, transfer
+from deeplab_jax.weights import contents, files, transfer
 from deeplab_jax.weights.initial import settings_of
 from deeplab_jax.weights.source import Source
 
@@ -39,13 +39,19 @@ def convert(
       The report.
 
     Raises:
-      UserError: the trunk is incomplete, or the file cannot be written.
+      UserError: the trunk is incomplete, the file's classifier has no place in the network, a setting that the weights
+        need is neither told by the file nor given, or the file cannot be written.
     """
     needed = settings_of(model_config)
     given = {k: v for k, v in (overrides or {}).items() if v is not None}
     source.settings = {k: v for k, v in {**source.settings, **given}.items() if k in needed}
-    targets = network_shapes(model_config, classes_of(source) or 21)
+    source.open = tuple(k for k in source.open if k not in given and k in needed)
+    if source.open:
+        raise UserError(f"{source.path}: is {source.kind}; {'; '.join(contents.questions(source))}")
+    targets = network_shapes(model_config, contents.classes_of(source) or 21)
     found, report = transfer.transfer(source, targets, seed)
+    _check_head(source, model_config, report)
+    report.notes += _doubts(source)
     metadata = {
         **source.settings,
         "backbone": model_config.backbone,
@@ -57,12 +63,46 @@ def convert(
     return report
 
 
-def classes_of(source: Source) -> int | None:
-    """Number of classes of the classifier in a file, None if it has none."""
-    for name, array in source.arrays.items():
-        if re.search(r"(^|/)(fc8|fc1)\w*/kernel$", name):
-            return array.shape[-1]
-    return None
+def _check_head(source: Source, model_config: Any, report: transfer.Report) -> None:
+    """A trained classifier is not lost in silence: the network takes all of it, or this is an error."""
+    rest = [k for k, why in report.left_out.items() if why == transfer.NO_SUCH_LAYER and not k.startswith("crf/")]
+    head = contents.head_of(source)
+    if head is None:
+        rest = [k for k in rest if k.split("/")[0] not in ("fc6", "fc7")]  # an ImageNet network's
+    else:
+        classifier = [k for k in report.missing if k.startswith(("head/fc1", "head/fc8"))]
+        rest += [f"{k}: {report.missing[k]}" for k in classifier]
+    if not rest:
+        return
+    shown = ", ".join(rest[:3]) + (f" and {len(rest) - 3} more" if len(rest) > 3 else "")
+    has = f"its head is {head[0]} ({head[1]}), and the config's is {model_config.head}" if head else "it has no head"
+    raise UserError(
+        f"{source.path}: {len(rest)} arrays of the file and the network do not go together ({shown}): {has}; choose "
+        "the config with that head, or leave layers of the file out, as with --leave_out='^(fc1|fc8)'"
+    )
+
+
+def _doubts(source: Source) -> list[str]:
+    """A line where the statistics behind the first convolution are larger than its preprocessing allows.
+
+    An image divided by 255, its mean and deviation spans 1 / deviation per channel; what a convolution makes of it
+    spans at most the sum over its weights of that, and no variance exceeds a quarter of the squared span.
+    """
+    if source.settings.get("preprocessing") != "torch_rgb":
+        return []
+    by_end = {"/".join(name.split("/")[-2:]): array for name, array in source.arrays.items()}
+    kernel, var = by_end.get("conv1/kernel"), by_end.get("bn_conv1/var")
+    if kernel is None or var is None or kernel.shape[2:] != (3, len(var)):
+        return []
+    from deeplab_jax.models.deeplab import TORCH_STD_RGB
+
+    span = np.einsum("hwio,i->o", np.abs(kernel), 1 / np.asarray(TORCH_STD_RGB))
+    if np.all(var <= span**2 / 4):
+        return []
+    return [
+        "warning: the first batch norm's stored variance is larger than images divided by 255 can give; if the network "
+        "was trained on BGR minus the mean, convert again with --preprocessing=caffe_bgr --stride_on=1x1"
+    ]
 
 
 def network_shapes(model_config: Any, num_classes: int) -> dict[transfer.Path, jax.ShapeDtypeStruct]:

@@ -6,46 +6,71 @@ preprocessing and stride placement the weights need, and where they come from.
 """
 
 import os
-import tempfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
 from deeplab_jax.version import __version__
-from deeplab_jax.weights import caffe, keras, torch
+from deeplab_jax.weights import caffe, keras, npz, torch
 from deeplab_jax.weights.source import Source
 
 FORMAT = "deeplab_jax"
-SETTINGS = ("preprocessing", "stride_on")  # config.model fields that belong to the weights
+SETTINGS = ("preprocessing", "stride_on", "resize")  # config.model fields that belong to the weights
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
-_KERAS_SUFFIXES = (".h5", ".hdf5")
+_KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+_REFUSED = {
+    ".ckpt": "TensorFlow checkpoints are not read: the known TensorFlow ports pad their strided layers and resize "
+    "otherwise, so that no setting here computes the same; take the .caffemodel that they were made from",
+    ".npy": "a .npy of several layers is a pickle, which can run anything and is not opened; save them with "
+    "np.savez(NAME.npz, **layers) under PyTorch's names",
+    ".pkl": "a pickle can run anything and is not opened; save the layers as .safetensors, or with torch.save",
+}
+_REFUSED |= dict.fromkeys((".index", ".meta", ".pb"), _REFUSED[".ckpt"])
 
 
-def read(path: str | os.PathLike) -> Source:
+def read(path: str | os.PathLike, leave_out: str = "") -> Source:
     """Reads any supported weights file by its suffix.
+
+    Args:
+      path: the file.
+      leave_out: a regular expression for names of layers that are not wanted.
 
     Raises:
       UserError: no such file, another kind of file, or a damaged one.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .caffemodel, .pth, .safetensors or .h5 file, or a workdir")
+        what = "is no regular file" if path.exists() else "no such file"
+        raise UserError(f"{path}: {what}; give a .caffemodel, .pth, .safetensors or .h5 file, or a workdir")
+    try:
+        re.compile(leave_out)
+    except re.error as e:
+        raise UserError(f"--leave_out={leave_out}: is no regular expression ({e})") from e
     suffix = path.suffix.lower()
     if suffix == ".caffemodel":
-        return caffe.read(path)
+        return caffe.read(path, leave_out)
     if suffix == ".safetensors":
-        return read_safetensors(path)
+        return read_safetensors(path, leave_out)
     if suffix in _TORCH_SUFFIXES:
-        return torch.from_state_dict(path, torch.read_pth(path))
+        return torch.from_state_dict(path, torch.read_pth(path), leave_out)
     if suffix in _KERAS_SUFFIXES:
-        return keras.read(path)
-    raise UserError(f"{path}: '{suffix}' is no known kind of weights; known: .caffemodel, .pth, .pt, .safetensors, .h5")
+        return keras.read(path, leave_out)
+    if suffix == ".npz":
+        return npz.read(path, leave_out)
+    if suffix in _REFUSED or ".ckpt" in path.name:
+        raise UserError(f"{path}: {_REFUSED.get(suffix, _REFUSED['.ckpt'])}")
+    raise UserError(
+        f"{path}: '{suffix}' is no known kind of weights; known: .caffemodel, .pth, .safetensors, .h5, .keras, .npz"
+    )
 
 
-def read_safetensors(path: Path) -> Source:
+def read_safetensors(path: Path, leave_out: str = "") -> Source:
     """A file of our own, or a PyTorch state dict saved as safetensors.
 
     Raises:
@@ -53,8 +78,8 @@ def read_safetensors(path: Path) -> Source:
     """
     arrays, metadata = _load_safetensors(path)
     if metadata.get("format") != FORMAT:
-        return torch.from_state_dict(path, arrays)
-    source = Source(str(path), "converted weights", ours=True, metadata=metadata)
+        return torch.from_state_dict(path, arrays, leave_out)
+    source = Source(str(path), "converted weights", ours=True, metadata=metadata, leave_out=leave_out)
     source.settings = {k: metadata[k] for k in SETTINGS if k in metadata}
     for name, array in arrays.items():
         layer, _, leaf = name.rpartition("/")
@@ -80,19 +105,35 @@ def _load_safetensors(path: Path, arrays: bool = True) -> tuple[dict[str, np.nda
 
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys() if arrays}, metadata  # noqa: SIM118
+            metadata, names = file.metadata() or {}, list(file.keys())
+            if not arrays:
+                return {}, metadata
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
+            floats = {name for name, kind in kinds.items() if kind in _FLOATS}
+            other = sorted({kind for kind in kinds.values() if kind.startswith(("F", "C")) and kind not in _FLOATS})
+            if other:
+                raise UserError(
+                    f"{path}: holds numbers of the type {', '.join(other)}, too coarse or strange for weights; convert "
+                    "a copy in float32, float16 or bfloat16"
+                )
+            return {name: file.get_tensor(name) for name in names if name in floats}, metadata
     except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise UserError(f"{path}: is no safetensors file, or a damaged one ({e}); download or convert it again") from e
 
 
-def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    half_kernels: bool = False,
+) -> None:
     """Writes a file of our own, whole or not at all.
 
     Args:
       path: ends in `.safetensors`.
       arrays: full name -> array, stored as float32.
       metadata: strings; format and version are added.
+      half_kernels: stores the kernels of convolutions as float16.
 
     Raises:
       UserError: another suffix, or the folder cannot be written to.
@@ -103,22 +144,6 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: converted weights are safetensors; give a name that ends in .safetensors")
     notes = {"format": FORMAT, "version": __version__, **metadata}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            ready = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
-            save_file(ready, temporary, metadata=notes)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another place with --out") from e
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    kernels = {k for k, v in arrays.items() if half_kernels and np.ndim(v) == 4}
+    ready = {k: np.ascontiguousarray(v, np.float16 if k in kernels else np.float32) for k, v in arrays.items()}
+    write_atomically(path, lambda temporary: save_file(ready, temporary, metadata=notes))

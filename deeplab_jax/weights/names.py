@@ -30,7 +30,7 @@ _VGG_DENSE = {
 _IMAGENET_CLASSIFIERS = {"fc", "classifier.6", "head.fc", "predictions", "fc1000", "last_linear", "probs"}
 
 # wrappers that training scripts and multi-scale modules put in front of every name
-_PREFIXES = re.compile(r"^(module\.|model\.|backbone\.|base\.|scale\.|_orig_mod\.)+")
+_PREFIXES = re.compile(r"^(module\.|model\.|backbone\.|base\.|scale\.|net\.|network\.|_orig_mod\.)+", re.IGNORECASE)
 
 
 def canonical(layer: str) -> str:
@@ -54,8 +54,17 @@ def _residual(kind: str, stage: int, block: int, branch: str) -> str:
 
 
 def is_imagenet_classifier(name: str) -> bool:
-    """Whether a foreign layer is the 1000-way classifier, which no segmentation network takes."""
-    return _PREFIXES.sub("", name) in _IMAGENET_CLASSIFIERS
+    """Whether a foreign layer is called as the classifier of whole images is, which no segmentation network takes."""
+    return stripped(name) in _IMAGENET_CLASSIFIERS
+
+
+def stripped(name: str) -> str:
+    """A PyTorch name without the wrappers that stand before all names of a network.
+
+    >>> stripped("module.Scale.layer1.0.conv1"), stripped("backbone.conv1")
+    ('layer1.0.conv1', 'conv1')
+    """
+    return _PREFIXES.sub("", name)
 
 
 def from_caffe(name: str) -> str | None:
@@ -77,40 +86,57 @@ def from_caffe(name: str) -> str | None:
     return re.sub(r"^scale(?=\d|_)", "bn", name)
 
 
-def from_torch(name: str) -> str | None:
-    """torchvision and timm: ResNet's `layer3.5.conv2` and VGG's `features.28`, `classifier.0`, `pre_logits.fc1`.
+def from_torch_resnet(name: str) -> str | None:
+    """torchvision's ResNet names, which timm and most ports of DeepLab v2 share.
 
-    >>> from_torch("layer3.22.bn2"), from_torch("layer1.0.downsample.0"), from_torch("features.28"), from_torch("bn1")
-    ('bn4b22_branch2b', 'res2a_branch1', 'conv5_3', 'bn_conv1')
+    >>> from_torch_resnet("layer3.22.bn2"), from_torch_resnet("layer1.0.downsample.0"), from_torch_resnet("bn1")
+    ('bn4b22_branch2b', 'res2a_branch1', 'bn_conv1')
     """
-    name = _PREFIXES.sub("", name)
     found = re.fullmatch(r"layer([1-4])\.(\d+)\.(.+)", name)
     if found and found[3] in _TORCH_BRANCHES:
         kind, branch = _TORCH_BRANCHES[found[3]]
         return _residual(kind, int(found[1]) + 1, int(found[2]), branch)
+    return {"conv1": "conv1", "bn1": "bn_conv1"}.get(name)
+
+
+def from_port(name: str, head: str = "layer5") -> str | None:
+    """Ports of DeepLab v2's ResNet-101 that keep torchvision's names and add the four classifiers as one more layer.
+
+    >>> from_port("layer5.conv2d_list.3"), from_port("layer4.2.conv3")
+    ('fc1_c3', 'res5c_branch2c')
+    """
+    found = re.fullmatch(rf"{head}\.conv2d_list\.(\d+)", name)
+    return f"fc1_c{found[1]}" if found else from_torch_resnet(name)
+
+
+def from_torch_vgg(name: str) -> str | None:
+    """torchvision's and timm's VGG-16.
+
+    >>> from_torch_vgg("features.28"), from_torch_vgg("classifier.0"), from_torch_vgg("pre_logits.fc2")
+    ('conv5_3', 'fc6', 'fc7')
+    """
     found = re.fullmatch(r"features\.(\d+)", name)
     if found:
         return _VGG_FEATURES.get(int(found[1]))
-    return {"conv1": "conv1", "bn1": "bn_conv1", **_VGG_DENSE}.get(name)
+    return _VGG_DENSE.get(name)
 
 
 def from_deeplab_pytorch(name: str) -> str | None:
-    """kazuto1011/deeplab-pytorch, both generations of its names (`base.` or `scale.`, `shortcut` or `proj`).
+    """kazuto1011/deeplab-pytorch, all generations of its names (`shortcut` or `proj`, `aspp.c0` or `aspp.stages.0`).
 
-    >>> from_deeplab_pytorch("base.layer2.block1.reduce.conv"), from_deeplab_pytorch("scale.layer4.block23.proj.bn")
+    >>> from_deeplab_pytorch("layer2.block1.reduce.conv"), from_deeplab_pytorch("layer4.block23.proj.bn")
     ('res2a_branch2a', 'bn4b22_branch1')
-    >>> from_deeplab_pytorch("base.aspp.c3"), from_deeplab_pytorch("scale.aspp.stages.c0")
-    ('fc1_c3', 'fc1_c0')
+    >>> [from_deeplab_pytorch(name) for name in ("aspp.c3", "aspp.stages.c0", "aspp.stages.1", "fc")]
+    ['fc1_c3', 'fc1_c0', 'fc1_c1', 'fc1']
     """
-    name = _PREFIXES.sub("", name)
     found = re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)", name)
     if found and found[3] in _KAZUTO_BRANCHES:
         kind = "res" if found[4] == "conv" else "bn"
         return _residual(kind, int(found[1]), int(found[2]) - 1, _KAZUTO_BRANCHES[found[3]])
-    found = re.fullmatch(r"aspp\.(?:stages\.)?(c\d+)", name)
+    found = re.fullmatch(r"aspp\.(?:stages\.)?c?(\d+)", name)
     if found:
-        return f"fc1_{found[1]}"
-    return {"layer1.conv1.conv": "conv1", "layer1.conv1.bn": "bn_conv1"}.get(name)
+        return f"fc1_c{found[1]}"
+    return {"layer1.conv1.conv": "conv1", "layer1.conv1.bn": "bn_conv1", "fc": "fc1"}.get(name)
 
 
 def from_keras(name: str) -> str | None:

@@ -10,8 +10,8 @@ from deeplab_jax.weights import names
 
 BN_EPSILON = 1e-5  # of our batch norm; another epsilon in the file moves into the variance
 
-CAFFE = {"preprocessing": "caffe_bgr", "stride_on": "1x1"}
-TORCH = {"preprocessing": "torch_rgb", "stride_on": "3x3"}
+
+NOT_WANTED = "left out as --leave_out asks"
 
 
 @dataclasses.dataclass
@@ -23,8 +23,10 @@ class Source:
       kind: what it is, in words.
       arrays: `layer/leaf` -> float32 array; leaves kernel (HWIO), bias, scale, mean, var. In a file of our own the
         full path (`backbone/conv1/kernel`, `batch_stats/backbone/bn_conv1/mean`) instead.
-      settings: config.model fields that go with these weights: preprocessing, and for ResNets stride_on.
+      settings: config.model fields that go with these weights: preprocessing, resize, and for ResNets stride_on.
+      open: config.model fields that these weights need and the file does not tell.
       left_out: foreign name -> reason.
+      leave_out: a regular expression; layers that it finds in are not wanted, by the file's names or the released.
       ours: whether the names are full paths of our own.
       metadata: the file's own notes.
     """
@@ -34,16 +36,39 @@ class Source:
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     settings: dict[str, str] = dataclasses.field(default_factory=dict)
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    open: tuple[str, ...] = ()
+    leave_out: str = ""
     ours: bool = False
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    _unknown: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, layer: str, leaf: str, array: np.ndarray) -> None:
         """Adds one array as float32; raises `UserError` if it holds NaN or infinity."""
+        if self.leave_out and re.search(self.leave_out, layer):
+            self.left_out[layer] = NOT_WANTED
+            return
+        if f"{layer}/{leaf}" in self.arrays:
+            raise UserError(
+                f"{self.path}: holds '{layer}' twice, as two networks in one file do; save the one that is wanted, or "
+                "leave the other's layers out with --leave_out=REGEX"
+            )
         array = np.asarray(array, np.float32)
         # one reduction instead of a mask of the array's size: NaN and infinity survive the sum in float64
         if not np.isfinite(np.sum(array, dtype=np.float64)):
             raise UserError(f"{self.path}: layer '{layer}' holds values that are not finite; take another copy")
         self.arrays[f"{layer}/{leaf}"] = array
+
+    def leave(self, name: str, reason: str | None) -> None:
+        """Notes a foreign layer that is not taken; without a reason, and not left out on request, it is an error.
+
+        The error is raised by `finish`, which names all such layers at once.
+        """
+        if self.leave_out and re.search(self.leave_out, name):
+            self.left_out[name] = NOT_WANTED
+        elif reason is None:
+            self._unknown.append(name)
+        else:
+            self.left_out[name] = reason
 
     def add_batch_norm(
         self, layer: str, mean: np.ndarray, var: np.ndarray, epsilon: float, scale=None, bias=None
@@ -70,14 +95,27 @@ class Source:
                 self.arrays[f"{partner}/mean"] = mean - self.arrays.pop(key)
 
     def finish(self) -> "Source":
-        """Folds biases and drops the settings that the network does not have; returns itself."""
+        """Folds biases and drops the settings that the network does not have; returns itself.
+
+        Raises:
+          UserError: there is no known layer, or one that nothing says could be left out.
+        """
         if not self.arrays:
             raise UserError(
                 f"{self.path}: holds no layer of a VGG-16 or ResNet under a known name; is it {self.kind} of one?"
             )
+        if self._unknown:
+            shown = ", ".join(f"'{name}'" for name in self._unknown[:3])
+            more = f" and {len(self._unknown) - 3} more" if len(self._unknown) > 3 else ""
+            raise UserError(
+                f"{self.path}: reads as {self.kind}, which has no layers {shown}{more}; it is another network, or, if "
+                "those layers are not wanted, leave them out with "
+                f"--leave_out='{'|'.join(re.escape(name) for name in self._unknown[:1])}'"
+            )
         self.fold_biases()
         if any(k.startswith("conv5_3/") for k in self.arrays):
             self.settings = {k: v for k, v in self.settings.items() if k != "stride_on"}
+            self.open = tuple(k for k in self.open if k != "stride_on")
         return self
 
 

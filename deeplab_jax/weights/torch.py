@@ -1,27 +1,33 @@
-"""Reads PyTorch checkpoints: torchvision and timm ResNet-50/101 and VGG-16, kazuto1011/deeplab-pytorch.
+"""Reads PyTorch checkpoints: ResNet-50/101 and VGG-16 of torchvision and timm, and the ports of DeepLab v2.
 
 A `.pth` is a pickle, and a pickle can run anything: it is read by PyTorch's restricted loader alone, which knows
 tensors and plain containers and refuses the rest. `.safetensors` needs no PyTorch.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights import names
-from deeplab_jax.weights.source import CAFFE, TORCH, Source, dense_to_hwio, oihw_to_hwio
+from deeplab_jax.weights import kinds, names
+from deeplab_jax.weights.source import Source, dense_to_hwio, oihw_to_hwio
 
 _EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of these networks keep
+_SAFE_SINCE = (2, 6)  # before, the restricted loader could be made to run code (CVE-2025-32434)
+_LARGEST = 16  # times the file's size: float16 becomes float32, and copies for other scales share their values
+_LEAVES = {"weight", "bias", "running_mean", "running_var"}
+
+# Under which name training scripts keep the network, the likeliest first
+_NETWORK = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
 
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a `.pth`, through PyTorch's restricted loader.
+    """The floating-point tensors of a `.pth`, through PyTorch's restricted loader.
 
     Raises:
-      UserError: PyTorch is missing, or the file is damaged or holds other objects than tensors.
+      UserError: PyTorch is missing or too old, or the file is damaged or holds other objects than tensors.
     """
     try:
         import torch
@@ -29,53 +35,94 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: reading it takes PyTorch (pip install torch); a .safetensors of the same weights does not"
         ) from e
+    check_version(path, torch.__version__)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged pickle can fail in any way
         first = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
         raise UserError(f"{path}: is damaged, or holds more than tensors, and is not unpickled ({first})") from e
-    tensors = {}
-    for name, tensor in _state_dict(loaded, path).items():
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            tensors[str(name)] = tensor.detach().float().numpy()
-    return tensors
+    found = {
+        str(name): tensor
+        for name, tensor in state_dict_of(loaded, path).items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    }
+    claimed = sum(tensor.numel() for tensor in found.values()) * 4
+    if claimed > _LARGEST * path.stat().st_size + 2**20:
+        raise UserError(f"{path}: claims {claimed / 2**30:.1f} GiB of weights, which the file does not hold; refused")
+    try:
+        return {name: tensor.detach().float().numpy() for name, tensor in found.items()}
+    except (RuntimeError, TypeError) as e:  # sparse, quantized or without values
+        raise UserError(f"{path}: holds tensors that are no plain arrays ({str(e).splitlines()[0][:120]})") from e
 
 
-def _state_dict(loaded: object, path: Path) -> Mapping:
-    """Training scripts keep the state dict inside another one."""
-    for _ in range(3):
-        if not isinstance(loaded, Mapping):
-            break
-        inner = next((k for k in ("state_dict", "model_state_dict", "model", "net") if k in loaded), None)
-        if inner is None:
-            return loaded
-        loaded = loaded[inner]
-    raise UserError(f"{path}: holds no state dict; save one with torch.save(network.state_dict(), ...)")
+def check_version(path: Path, version: str) -> None:
+    """Raises UserError for a PyTorch whose restricted loader is not safe."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if not found or tuple(map(int, found.groups())) < _SAFE_SINCE:
+        raise UserError(
+            f"{path}: is not opened with PyTorch {version}, whose restricted loader can be made to run code "
+            "(CVE-2025-32434); install PyTorch 2.6 or newer, or use a .safetensors of the same weights"
+        )
 
 
-def from_state_dict(path: Path, tensors: Mapping[str, np.ndarray]) -> Source:
-    """Brings a state dict to the released names, whichever of the three conventions it follows.
+def state_dict_of(loaded: object, path: Path) -> Mapping:
+    """The network's state dict within what a training script saved, whatever lies beside it.
 
     Raises:
-      UserError: a VGG with batch normalization, or no known layer.
+      UserError: there is none, or several and nothing tells which is the network.
     """
-    by_layer: dict[str, dict[str, np.ndarray]] = {}
+    found = dict(_state_dicts(loaded))
+    if not found:
+        raise UserError(f"{path}: holds no state dict; save one with torch.save(network.state_dict(), ...)")
+
+    def rank(where: tuple[str, ...]) -> tuple[int, int]:
+        return min((_NETWORK.index(k) for k in where if k in _NETWORK), default=len(_NETWORK)), len(where)
+
+    best = min(map(rank, found))
+    first = [where for where in found if rank(where) == best]
+    if len(first) > 1:
+        named = ", ".join("/".join(where) for where in first[:4])
+        raise UserError(f"{path}: holds several networks ({named}); save the state dict of the one that is wanted")
+    return found[first[0]]
+
+
+def _state_dicts(value: object, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping]]:
+    """(its place, a mapping with a network's names); an optimizer's are numbers."""
+    if not isinstance(value, Mapping) or len(where) > 4:
+        return
+    if any(isinstance(k, str) and k.rpartition(".")[2] in _LEAVES and hasattr(v, "dtype") for k, v in value.items()):
+        yield where, value
+        return
+    for key, inner in value.items():
+        if isinstance(key, str):
+            yield from _state_dicts(inner, (*where, key))
+
+
+def from_state_dict(path: Path, tensors: Mapping[str, np.ndarray], leave_out: str = "") -> Source:
+    """Brings a state dict to the released names, whichever of the known kinds it is.
+
+    Args:
+      path: the file, for messages.
+      tensors: foreign name -> array; kernels are OIHW.
+      leave_out: see `Source`.
+
+    Raises:
+      UserError: no known layer, or layers that are neither taken nor known to be needless.
+    """
+    layers: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():
         layer, _, leaf = name.rpartition(".")
-        by_layer.setdefault(layer, {})[leaf] = array
-    if any(re.search(r"layer2\.block1\.reduce", layer) for layer in by_layer):
-        source = Source(str(path), "a deeplab-pytorch checkpoint", settings=dict(CAFFE))
-        rename = names.from_deeplab_pytorch
-    else:
-        source = Source(str(path), "a torchvision or timm checkpoint", settings=dict(TORCH))
-        rename = names.from_torch
-    if any(re.search(r"features\.\d+$", layer) and "running_mean" in leaves for layer, leaves in by_layer.items()):
-        raise UserError(f"{path}: is a VGG-16 with batch normalization (vgg16_bn); DeepLab's is the one without")
-    for layer, leaves in by_layer.items():
-        ours = rename(layer)
-        if ours is None:
-            imagenet = names.is_imagenet_classifier(layer)
-            source.left_out[layer] = "the ImageNet classifier" if imagenet else "no layer of DeepLab's networks"
+        if leaf != "num_batches_tracked":
+            layers.setdefault(layer, {})[leaf] = array
+    shapes = {layer: {leaf: array.shape for leaf, array in leaves.items()} for layer, leaves in layers.items()}
+    kind = kinds.recognise(str(path), shapes)
+    source = Source(str(path), kind.name, settings=dict(kind.settings), open=kind.open, leave_out=leave_out)
+    for layer, leaves in layers.items():
+        stripped = names.stripped(layer)
+        reason = kind.needless(stripped)
+        ours = None if reason else kind.rename(stripped)
+        if ours is None or not set(leaves) <= _LEAVES or (leave_out and re.search(leave_out, layer)):
+            source.leave(layer, reason)
         else:
             _add_layer(source, layer, ours, leaves)
     return source.finish()

@@ -11,6 +11,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights.names import canonical
 from deeplab_jax.weights.source import Source
 
+NO_SUCH_LAYER = "the network has no such layer"
+
 Path = tuple[str, ...]  # ("params", "backbone", "conv1", "kernel")
 
 
@@ -96,7 +98,7 @@ def transfer(source: Source, targets: Mapping[Path, object], seed: int = 0) -> t
       ({path: float32 array} for what was found, the report).
 
     Raises:
-      UserError: the trunk is incomplete, or a layer of it has another shape.
+      UserError: the trunk is incomplete, a layer of it has another shape, or the file has more layers of a trunk.
     """
     report = Report(f"{source.path} ({source.kind})", left_out=dict(source.left_out))
     report.notes += [f"config.model.{k}={v}" for k, v in source.settings.items()]
@@ -120,13 +122,34 @@ def transfer(source: Source, targets: Mapping[Path, object], seed: int = 0) -> t
         used.add(key)
     for key, name in by_key.items():
         if key not in used:
-            report.left_out[name] = "the network has no such layer"
+            report.left_out[name] = NO_SUCH_LAYER
     report.notes += fully_connected.notes()
     _check_trunk(source, report)
+    _check_depth(source, report)
     report.missing = {k: v for k, v in report.missing.items() if not k.startswith("crf/")} | {
         k: "the CRF starts from its configured parameters" for k in report.missing if k.startswith("crf/")
     }
     return found, report
+
+
+def _check_depth(source: Source, report: Report) -> None:
+    """ResNet-50's layers are among ResNet-101's, under the same names and shapes: what is left over tells."""
+    rest = [name for name, why in report.left_out.items() if why == NO_SUCH_LAYER and is_trunk(name)]
+    if rest:
+        raise UserError(
+            f"{source.path}: {len(rest)} arrays of its trunk have no place in the network ({', '.join(rest[:3])}"
+            f"{', ...' if len(rest) > 3 else ''}); choose the config of the network that the file is of"
+        )
+
+
+def is_trunk(name: str) -> bool:
+    """Whether an array of a source (its full name, or `layer/leaf` under the released names) belongs to the trunk.
+
+    >>> is_trunk("res4b22_branch2a/kernel"), is_trunk("batch_stats/backbone/bn_conv1/mean"), is_trunk("fc6/kernel")
+    (True, True, False)
+    """
+    bare = name.removeprefix("batch_stats/")
+    return bare.startswith("backbone/") or re.match(r"(res|bn)\d|bn_conv1|conv\d", bare) is not None
 
 
 def _key(name: str, full: bool) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Each call of pydensecrf (PyPI: pydensecrf2) and its equivalent, as docs/crf.md lists them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -146,3 +148,69 @@ def test_stepwise_inference_is_return_all_and_their_divergence_counts_pairs_twic
         pairs = (free - (uniform * (unary + np.log(uniform))).sum()) * LABELS / (LABELS - 1)
         np.testing.assert_allclose(constant, pairs, rtol=0.02)
         crf.stepInference(q, scratch, other)
+
+
+def test_their_softmax_unary_clips_at_another_floor():
+    probabilities = np.array([[0.0, 1e-9, 1e-7, 1e-5, 1 - 1e-5]], np.float32)
+    theirs = utils.unary_from_softmax(probabilities.T).T
+    np.testing.assert_allclose(unary_from_probabilities(probabilities, floor=1e-5), theirs, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(unary_from_probabilities(probabilities)[0, :2], -np.log(1e-8), rtol=1e-6)
+
+
+def documented(bold, **names):
+    """Runs the example that follows **bold** in docs/crf.md; returns the names that it defines."""
+    text = (Path(__file__).parents[2] / "docs" / "crf.md").read_text()
+    code = text.split(f"**{bold}**")[1].split("```python\n")[1].split("```")[0]
+    exec(compile(code, f"docs/crf.md: {bold}", "exec"), names)
+    return names
+
+
+def their_example(image, unary, add=None):
+    crf = densecrf.DenseCRF2D(WIDTH, HEIGHT, LABELS)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary))
+    if add:
+        add(crf)
+    else:
+        crf.addPairwiseGaussian(sxy=(3, 3), compat=3)
+        crf.addPairwiseBilateral(sxy=(80, 80), srgb=(13, 13, 13), rgbim=image, compat=10)
+    return crf
+
+
+def as_image(q):
+    return np.array(q).T.reshape(HEIGHT, WIDTH, LABELS)
+
+
+def test_their_example_from_labels(photo):
+    image, unary = photo
+    annotation = unary.argmin(-1)
+    annotation[::3] = 255
+    found = documented("From labels", image=image, annotation=annotation, num_classes=LABELS)
+    theirs = np.where(annotation == 255, 0, annotation + 1)
+    crf = their_example(image, utils.unary_from_labels(theirs, LABELS, gt_prob=0.7, zero_unsure=True))
+    assert_same(as_image(crf.inference(5)), np.asarray(found["q"]), mean=8e-3)
+    assert found["labels"].shape == (HEIGHT, WIDTH)
+
+
+def test_their_example_of_an_image_that_is_not_rgb(photo):
+    image, unary = photo
+    probabilities, channel = np.exp(-unary), image[..., 0] / np.float32(255)
+
+    def add(crf):
+        features = utils.create_pairwise_bilateral((10, 10), (0.1,), img=channel[..., None], chdim=2)
+        crf.addPairwiseEnergy(features, compat=10)
+
+    found = documented("An image that is not RGB", probabilities=probabilities, channel=channel)
+    crf = their_example(image, utils.unary_from_softmax(probabilities.transpose(2, 0, 1)), add)
+    assert_same(as_image(crf.inference(5)), np.asarray(found["q"]).reshape(unary.shape), mean=8e-3)
+
+
+def test_their_example_step_by_step(photo):
+    image, unary = photo
+    probabilities = np.exp(-unary)
+    found = documented("Step by step", image=image, probabilities=probabilities)
+    crf = their_example(image, utils.unary_from_softmax(probabilities.transpose(2, 0, 1)))
+    q, scratch, other = crf.startInference()
+    for expected in found["history"]:
+        assert_same(as_image(q), np.asarray(expected), mean=8e-3)
+        crf.stepInference(q, scratch, other)
+    assert len(found["energies"]) == 6 and found["energies"][-1] < found["energies"][0]

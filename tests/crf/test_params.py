@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,14 +23,19 @@ def values(params):
         ("v1_msc_coco_largefov", (4, 59, 5, 3, 3)),
         ("v2_vgg16", (4, 65, 3, 2, 2)),
         ("v2_resnet101", (4, 67, 3, 3, 1)),
+        ("deeplab_pytorch", (4, 67, 3, 3, 1)),
         ("crfasrnn", (5, 160, 3, 3, 3)),
     ],
 )
 def test_published_parameters(name, expected):
     preset = PRESETS[name]
     assert values(preset.params) == expected
-    assert (preset.iterations, preset.normalization) == (10, "after")
+    normalization = "symmetric" if name == "deeplab_pytorch" else "after"
+    assert (preset.iterations, preset.normalization) == (10, normalization)
     assert preset.source
+    docs = (Path(__file__).parents[2] / "docs" / "crf.md").read_text()
+    numbers = " | ".join(f"{n:g}" for n in (*values(preset.params), preset.iterations))
+    assert f"| `{name}` | {numbers} | `{normalization}` |" in docs
 
 
 def test_preset_files_keep_every_number(tmp_path):
@@ -71,6 +77,8 @@ def test_params_from_config(tmp_path):
     assert (values(params), normalization) == ((1, 2, 3, 4, 5), "before")
     config.preset = "v2_vgg16"
     assert params_from_config(config) == (PRESETS["v2_vgg16"].params, "before")
+    config.preset = "deeplab_pytorch"  # found with another normalization than all others, which it brings
+    assert params_from_config(config)[1] == "symmetric"
     config.preset = str(tmp_path / "found.json")
     write_preset(config.preset, Preset(CRFParams(), normalization="none"))
     assert params_from_config(config)[1] == "none"

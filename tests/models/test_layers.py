@@ -82,6 +82,27 @@ def test_resize_of_one_position_is_constant():
     assert (layers.resize_bilinear(jnp.full((1, 1, 1, 2), 3.0), (4, 5)) == 3).all()
 
 
+@pytest.mark.parametrize("size", [(14, 27), (5, 4), (7, 9)])
+def test_half_pixel_resize_is_pytorchs(size):
+    functional = pytest.importorskip("torch.nn.functional", reason="PyTorch is not installed")
+    import torch
+
+    x = np.random.default_rng(0).normal(size=(1, 7, 9, 2)).astype(np.float32)
+    wanted = functional.interpolate(torch.from_numpy(x.transpose(0, 3, 1, 2)), size=size, mode="bilinear")
+    got = layers.resize_bilinear(jnp.asarray(x), size, "half_pixel")
+    np.testing.assert_allclose(got, wanted.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_half_pixel_resize_goldens():
+    row = jnp.asarray([0.0, 3.0, 6.0])[None, :, None]
+    zoomed = layers.resize_bilinear(row, (1, 6), "half_pixel")[0, :, 0]
+    np.testing.assert_allclose(zoomed, [0, 0.75, 2.25, 3.75, 5.25, 6], atol=1e-6)
+    # 5 positions at a scale of 0.5 are 2; with the scale's own step they are read at 0.5 and 2.5, not at 0.75 and 3.25
+    ramp = jnp.arange(5.0)[None, :, None]
+    np.testing.assert_allclose(layers.resize_bilinear(ramp, (1, 2), "half_pixel", step=2)[0, :, 0], [0.5, 2.5])
+    np.testing.assert_allclose(layers.resize_bilinear(ramp, (1, 2), "half_pixel")[0, :, 0], [0.75, 3.25])
+
+
 class Normalized(nn.Module):
     """A convolution and its batch norm."""
 

@@ -96,6 +96,16 @@ def test_at_pixels_any_crop_will_do():
     check_crop(load_config("voc_aspp_l", ["data.crop=320,320", "loss.at=pixels"]))
 
 
+def test_with_half_pixel_centres_any_crop_will_do_and_each_map_has_its_labels():
+    config = load_config("shapes", (*SMALL, SCALES, "data.crop=96,100", "model.resize=half_pixel"))
+    check_crop(config)
+    labels = np.zeros((1, 96, 100), np.uint8)
+    found = {name: shape.shape[1:3] for name, shape in maps(config).items()}
+    assert found == {"fused": (13, 13), "scale_0": (13, 13), "scale_1": (10, 10), "scale_2": (7, 7)}
+    for name, size in found.items():
+        assert losses.labels_for(name, labels, size, "scores", "half_pixel").shape == (1, *size)
+
+
 def test_the_crop_of_the_first_steps_is_checked_too():
     config = load_config("shapes", (*SMALL, "data.stages=((0.0,(64,64),(0.5,1.0)),)"))
     check_crop(config)  # without such steps it does not matter

@@ -69,6 +69,19 @@ def test_class_weights_have_mean_one_over_pixels():
     assert weights[0] / weights[1] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("size", [(41, 41), (31, 21)])
+def test_half_pixel_labels_are_the_nearest_of_pillow(size):
+    from PIL import Image
+
+    label = np.random.default_rng(0).integers(0, 256, (321, 321)).astype(np.uint8)
+    wanted = np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(losses.subsample_labels(label[None], size, "half_pixel")[0], wanted)
+    # the CRF's map stands on the image sampled by its stride, in both conventions
+    np.testing.assert_array_equal(
+        losses.labels_for("crf", label[None], (41, 41), "scores", "half_pixel")[0], label[::8, ::8]
+    )
+
+
 def test_class_weights_can_spare_the_loss_after_the_crf():
     scores = jax.nn.log_softmax(jnp.arange(3.0) * jnp.ones((1, 1, 2, 3)))
     maps, labels, weights = {"scores": scores, "crf": scores}, np.array([[[0, 2]]], np.uint8), jnp.array([4.0, 1, 1])

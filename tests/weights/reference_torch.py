@@ -113,6 +113,32 @@ def vgg(x, w, rates=(12,), pool5a=False, wrong=None):
     return scores, knob.seen
 
 
+def three_scales(x, network, resize, scales=(1.0, 0.75, 0.5)):
+    """v2's multi-scale inputs, score maps fused by max, in either convention of resizing.
+
+    "corners": sizes (n - 1) s + 1, aligned corners, as Caffe's Interp layers. "half_pixel": what deeplab-pytorch asks
+    of PyTorch, `scale_factor` and align_corners=False.
+
+    Args:
+      x: [B, 3, H, W], preprocessed.
+      network: from such an image to scores.
+
+    Returns:
+      (the maximum, the maps one by one at the first one's size).
+    """
+    maps = []
+    for s in scales:
+        if resize == "half_pixel":
+            scaled = F.interpolate(x, scale_factor=s, mode="bilinear", align_corners=False) if s != 1 else x
+        else:
+            size = [int((n - 1) * s) + 1 for n in x.shape[2:]]
+            scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        maps.append(network(scaled))
+    size = maps[0].shape[2:]
+    finest = [F.interpolate(m, size=size, mode="bilinear", align_corners=resize == "corners") for m in maps]
+    return torch.stack(finest).max(0)[0], finest
+
+
 def wrong_values(seen):
     """For each knob a setting with one value that is not the published one."""
     for name, value in seen.items():
@@ -126,8 +152,14 @@ def wrong_values(seen):
             yield name, value * 2 if value < 3 else value // 2
 
 
-def random_resnet(depth=101, classes=21, seed=0, conv_bias=False):
-    """Random weights, with batch-norm statistics near what the layers give, so that no layer dies or explodes."""
+def random_resnet(
+    depth=101, classes=21, seed=0, conv_bias=False, first_var=5000.0, stem=64, widths=(256, 512, 1024, 2048)
+):
+    """Random weights, with batch-norm statistics near what the layers give, so that no layer dies or explodes.
+
+    `first_var` is what the first convolution's output varies by: thousands for images 0..255 minus their mean, about 1
+    for images divided by their deviation.
+    """
     rng = np.random.default_rng(seed)
     w = {}
 
@@ -142,10 +174,10 @@ def random_resnet(depth=101, classes=21, seed=0, conv_bias=False):
         w[f"{bn}.gamma"] = rng.uniform(0.5 * gamma, 1.5 * gamma, outputs).astype(np.float32)
         w[f"{bn}.beta"] = 0.2 * rng.standard_normal(outputs, np.float32)
 
-    conv_bn("conv1", "bn_conv1", 3, 64, 7, 5000.0, 1.0)
-    inputs = 64
+    conv_bn("conv1", "bn_conv1", 3, stem, 7, first_var, 1.0)
+    inputs = stem
     for stage, name, first in blocks(depth):
-        outputs = 64 * 2**stage
+        outputs = widths[stage - 2]
         width = outputs // 4
         if first:
             conv_bn(f"res{name}_branch1", f"bn{name}_branch1", inputs, outputs, 1, 1.0, 0.7)
@@ -154,7 +186,7 @@ def random_resnet(depth=101, classes=21, seed=0, conv_bias=False):
         conv_bn(f"res{name}_branch2c", f"bn{name}_branch2c", width, outputs, 1, 1.0, 0.3)
         inputs = outputs
     for i in range(4):
-        w[f"fc1_c{i}.weight"] = 0.01 * rng.standard_normal((classes, 2048, 3, 3), np.float32)
+        w[f"fc1_c{i}.weight"] = 0.01 * rng.standard_normal((classes, widths[3], 3, 3), np.float32)
         w[f"fc1_c{i}.bias"] = rng.standard_normal(classes, np.float32)
     return w
 

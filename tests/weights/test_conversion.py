@@ -6,7 +6,7 @@ import pytest
 
 from deeplab_jax.configs import base
 from deeplab_jax.models import create_model
-from deeplab_jax.weights import conversion, files, initial
+from deeplab_jax.weights import contents, conversion, files, initial
 from tests.weights import writers
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -37,7 +37,7 @@ def photograph(size, seed=1):
 def converted(src, model, tmp_path):
     """Converts a file and loads it into a network of the file's number of classes; returns (apply, variables)."""
     source = files.read(src)
-    classes = conversion.classes_of(source)
+    classes = contents.classes_of(source)
     out = tmp_path / "converted.safetensors"
     conversion.convert(source, model, out)
     model.update(initial.recorded_settings(out))
@@ -137,8 +137,9 @@ def test_vgg_aspp_caffemodel(tmp_path):
 
 def test_torchvision_resnet50_keeps_its_own_preprocessing_and_stride(tmp_path):
     """An ImageNet trunk: RGB over 255, stride on the 3x3 convs; its head is missing and keeps its values."""
-    w = reference.random_resnet(50)
-    torch.save(reference.tensors(writers.state_dict(w, writers.torchvision_name)), tmp_path / "resnet50.pth")
+    w = reference.random_resnet(50, first_var=1.0)
+    state = writers.state_dict(w, writers.torchvision_name) | {"fc.weight": np.zeros((1000, 2048), np.float32)}
+    torch.save(reference.tensors(state), tmp_path / "resnet50.pth")
     model = model_config(backbone="resnet50")
     out = tmp_path / "resnet50.safetensors"
     conversion.convert(files.read(tmp_path / "resnet50.pth"), model, out)

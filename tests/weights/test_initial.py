@@ -65,7 +65,12 @@ def test_settings_of_a_workdir_come_from_its_config(tmp_path):
     config = base.get_config()
     config.model.update({"backbone": "resnet50", "stride_on": "3x3", "preprocessing": "torch_rgb"})
     (tmp_path / "config.json").write_text(config.to_json())
-    assert recorded_settings(tmp_path) == {"preprocessing": "torch_rgb", "stride_on": "3x3"}
+    wanted = {"preprocessing": "torch_rgb", "stride_on": "3x3", "resize": "corners"}
+    assert recorded_settings(tmp_path) == wanted
+    with config.unlocked():
+        del config.model.resize  # a run from before the field existed
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert recorded_settings(tmp_path) == wanted
     (tmp_path / "config.json").write_text(json.dumps({"model": 3}))
     with pytest.raises(UserError, match="no workdir"):
         recorded_settings(tmp_path)
@@ -122,7 +127,7 @@ def test_a_workdir_is_converted_with_its_crf_left_to_the_config(tmp_path, small,
     config = base.get_config()
     config.model = small_config()
     with_crf = {**small, "params": {**small["params"], "crf": {"weights": np.ones(2, np.float32)}}}
-    monkeypatch.setattr(checkpoints, "load_workdir", lambda _: (config, None, with_crf, {}))
+    monkeypatch.setattr(checkpoints, "load_workdir", lambda _: (config, with_crf, {}))
     source, _ = initial.read_workdir(tmp_path)
     report = conversion.convert(source, config.model, tmp_path / "w.safetensors")
     assert report.left_out == {"crf/weights": "the network has no such layer"}

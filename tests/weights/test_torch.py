@@ -74,18 +74,18 @@ def test_half_precision_safetensors(tmp_path, dtype):
     np.testing.assert_array_equal(kernel, weight.float().numpy().transpose(2, 3, 1, 0))
 
 
-@pytest.mark.parametrize("generation", ["base", "scale"])
+@pytest.mark.parametrize("generation", ["base", "scale", "numbers"])
 def test_deeplab_pytorch_checkpoint(tmp_path, resnet, generation):
-    state = writers.state_dict(resnet, writers.deeplab_pytorch_name)
-    if generation == "scale":  # before its names changed
-        swaps = {"base.": "scale.", "shortcut": "proj", "aspp.": "aspp.stages."}
-        for old, new in swaps.items():
-            state = {k.replace(old, new): v for k, v in state.items()}
+    """`aspp.c0`, before that `aspp.stages.c0`, before that `aspp.stages.0`."""
+    names = {"base": writers.deeplab_pytorch_name}.get(generation, writers.deeplab_pytorch_old_name)
+    state = writers.state_dict(resnet, names)
+    if generation == "scale":
+        state = {k.replace("stages.", "stages.c"): v for k, v in state.items()}
     path = tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth"
     torch.save(as_tensors(state), path)
     source = files.read(path)
     check(source, resnet)
-    assert source.settings == {"preprocessing": "caffe_bgr", "stride_on": "1x1"}
+    assert source.settings == {"preprocessing": "caffe_bgr", "stride_on": "1x1", "resize": "half_pixel"}
 
 
 @pytest.mark.parametrize("timm", [False, True])
@@ -169,3 +169,32 @@ def test_damaged_safetensors_give_a_sentence(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=f"{i}.safetensors"):
             files.read(path)
+
+
+def nested(where, state):
+    """The state dict as a training script saves it, with an optimizer and counters around."""
+    inner = as_tensors(state)
+    for key in reversed(where):
+        inner = {key: inner, "epoch": 3, "best": 0.5}
+    moments = {i: {"exp_avg": torch.ones(2), "step": torch.ones(())} for i in range(2)}
+    return inner | {"optimizer": {"state": moments, "param_groups": [{"lr": 0.1}]}, "lr_scheduler": {"last": 3}}
+
+
+@pytest.mark.parametrize(
+    "where",
+    [("model",), ("state_dict",), ("module",), ("net",), ("model", "state_dict"), ("student",), ("a", "b", "c")],
+)
+def test_a_nested_state_dict_is_found(tmp_path, resnet, where):
+    path = tmp_path / "checkpoint.pth"
+    torch.save(nested(where, writers.state_dict(resnet, writers.deeplab_pytorch_name)), path)
+    check(files.read(path), resnet)
+
+
+def test_of_several_networks_the_named_one_is_taken_or_none(tmp_path, resnet):
+    state = writers.state_dict(resnet, writers.deeplab_pytorch_name)
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": as_tensors(state), "ema": as_tensors({k: 0 * v for k, v in state.items()})}, path)
+    check(files.read(path), resnet)
+    torch.save({"generator": as_tensors(state), "discriminator": as_tensors(state)}, path)
+    with pytest.raises(UserError, match=r"several networks \(generator, discriminator\)"):
+        files.read(path)

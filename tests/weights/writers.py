@@ -40,7 +40,7 @@ def thin_vgg():
     rng = np.random.default_rng(0)
     w = {}
     shapes = {f"conv{s}_{i}": (4, 4, 3, 3) for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)}
-    for name, shape in (shapes | {"fc6": (6, 512, 7, 7), "fc7": (6, 6, 1, 1), "fc8": (10, 6, 1, 1)}).items():
+    for name, shape in (shapes | {"fc6": (6, 512, 7, 7), "fc7": (6, 6, 1, 1), "fc8": (1000, 6, 1, 1)}).items():
         w[f"{name}.weight"] = rng.standard_normal(shape).astype(np.float32)
         w[f"{name}.bias"] = rng.standard_normal(shape[0]).astype(np.float32)
     return w
@@ -164,6 +164,22 @@ def deeplab_pytorch_name(layer):
     kind, stage, letters, branch = found.groups()
     inner = {"1": "shortcut", "2a": "reduce", "2b": "conv3x3", "2c": "increase"}[branch]
     return f"base.layer{stage}.block{block_index(letters) + 1}.{inner}.{'conv' if kind == 'res' else 'bn'}"
+
+
+def port_name(layer):
+    """Ports of DeepLab v2's ResNet-101 with torchvision's names and the classifiers as a fifth layer."""
+    return f"layer5.conv2d_list.{layer[-1]}" if layer.startswith("fc1_c") else torchvision_name(layer)
+
+
+def scale_name(layer):
+    """The same behind `Scale.`"""
+    return f"Scale.{port_name(layer)}"
+
+
+def deeplab_pytorch_old_name(layer):
+    """Before its names changed: `scale.`, `proj`, and the classifiers counted by numbers alone."""
+    name = deeplab_pytorch_name(layer).replace("base.", "scale.").replace("shortcut", "proj")
+    return name.replace("aspp.c", "aspp.stages.")
 
 
 def state_dict(w, rename):
