@@ -86,9 +86,8 @@ def test_sliders_change_the_result_without_compiling_again(app, client):
     found = client.post("/photograph", data=encoded(photograph(SIZE, seed=2))).get_json()
     base = settings(app, id=found["id"])
     plain = picture(client.post("/segment", json=base).get_json()["labels"])
-    client.post(
-        "/segment", json=base | {"bilateral_xy_std": 50}
-    )  # another form of the lattice, which has its own program
+    # Another form of the lattice, which has its own program.
+    client.post("/segment", json=base | {"bilateral_xy_std": 50})
     before = ready.run._cache_size() + adjustable._mean_field_any._cache_size()
     strong = base | {"gaussian_weight": 20.0, "gaussian_xy_std": 1.8, "bilateral_xy_std": 50, "iterations": 9}
     changed = picture(client.post("/segment", json=strong).get_json()["labels"])
