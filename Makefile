@@ -13,6 +13,11 @@ $(STAMP): requirements.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m deeplab_jax.main --config configs/shapes.py --workdir runs/demo
+	@if test -f deeplab_jax/box/camvid/model.safetensors; then \
+	  echo "A street, by the model that the package ships (predict --model camvid):" && \
+	  $(BIN)/python -m deeplab_jax.predict --model camvid --out runs/demo/street deeplab_jax/box/street.jpg && \
+	  echo "open: runs/demo/street/street_overlay.png"; \
+	fi
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,5 +1,10 @@
 """DeepLab v1 and v2 with a differentiable, fully connected CRF, in JAX."""
 
+from deeplab_jax import interrupts
+
+if interrupts.starts_a_command():
+    interrupts.end_at_once()
+
 from deeplab_jax.version import __version__
 
 __all__ = ["__version__", "load"]

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from deeplab_jax import startup
+from deeplab_jax import interrupts, startup
 from deeplab_jax.errors import MissingExtraError, UserError
 from deeplab_jax.version import __version__
 
@@ -18,8 +18,12 @@ _EXTRAS = {
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip
 
+_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags")
 
-def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+
+def run(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, huge_pages: bool = False
+) -> None:
     """Runs a command's `main(argv)` under absl flags and exits with its status.
 
     A `UserError` becomes one line on stderr and status 1, a wrong flag likewise; Ctrl-C gives 130. Anything else is a
@@ -28,7 +32,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     Args:
       main: takes the arguments that are not flags (without the program's name), returns an exit status or None.
       argv: the whole command line; default `sys.argv`. `--config NAME` and `--config.a.b=v` are left to
-        `config_flag()`.
+        `config_from_flags`.
+      huge_pages: the process first starts itself anew with an allocator that asks for them (see `startup`). It is for
+        training, and costs the time of everything imported before.
     """
     try:
         from absl import flags
@@ -39,9 +45,10 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     if "--version" in argv:
         print(f"deeplab_jax {__version__}")
         sys.exit(0)
+    interrupted = interrupts.Interruptible()
     if command:
-        startup.restart_with_huge_pages()
-    argv, overrides = _split_overrides([argv[0], *map(_with_home, argv[1:])])
+        interrupted.install()
+    argv, overrides = _split_overrides(_with_empty_model([argv[0], *map(_with_home, argv[1:])]))
     _OVERRIDES[:] = overrides
     try:
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
@@ -50,10 +57,31 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             print(_flag_help(flags.FLAGS, main.__module__))
             sys.exit(0)
         rest = flags.FLAGS(argv)[1:]
+        if huge_pages and command:
+            startup.restart_with_huge_pages()
         startup.set_xla_defaults(training="mode" in flags.FLAGS and "train" in flags.FLAGS["mode"].value)
         startup.persistent_compilation_cache()
         status = main(rest)
+    except BaseException as e:
+        if command and interrupted.arrived and not isinstance(e, SystemExit):
+            interrupts.now()
+        if command and isinstance(e, SystemExit) and e.code in (interrupts.STATUS, 143) and _alone():
+            interrupts.now(e.code, b"")
+        _end(e)
+    if command:
+        interrupts.end_at_once()  # in the middle of Python's own end nothing is left to tidy
+    sys.exit(status or 0)
+
+
+def _end(error: BaseException) -> None:
+    """Turns what a user can put right into one line and an exit status; anything else is raised again."""
+    from absl import flags
+
+    try:
+        raise error
     except UserError as e:
+        if getattr(e, "ends_at_once", False):
+            interrupts.now(1, f"error: {e}\n".encode())
         _fail(str(e), e)
     except flags.Error as e:
         _fail(" ".join(str(e).replace("FATAL Flags parsing error:", "").split()) + " (see --help)", e)
@@ -68,7 +96,12 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    sys.exit(status or 0)
+
+
+def _alone() -> bool:
+    """Whether this is the only process of its job: others wait for each other at Python's own end."""
+    jax = sys.modules.get("jax")
+    return jax is None or not jax.distributed.is_initialized()
 
 
 _OVERRIDES: list[str] = []
@@ -85,6 +118,13 @@ def config_from_flags(name: str | None):
     if not name:
         raise UserError("--config is missing; give a file or a shipped name, such as --config=configs/shapes.py")
     return load_config(name, _OVERRIDES)
+
+
+def _with_empty_model(argv: list[str]) -> list[str]:
+    """`--model` without a name becomes `--model=`, by which commands list what there is."""
+    following = [*argv[1:], "--"]
+    bare = [arg in ("--model", "-model") and after.startswith("-") for arg, after in zip(argv, following)]
+    return [f"{arg}=" if is_bare else arg for arg, is_bare in zip(argv, bare)]
 
 
 def _with_home(argument: str) -> str:
@@ -111,7 +151,7 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _flag_help(flag_values, module: str) -> str:
     by_module = flag_values.flags_by_module_dict()
-    own = [flag for name in (sys.argv[0], module, "deeplab_jax.crf_flags") for flag in by_module.get(name, [])]
+    own = [flag for name in (sys.argv[0], module, *_SHARED_FLAGS) for flag in by_module.get(name, [])]
     shown = {f.name: f for f in own}
     for flag in flag_values.get_key_flags_for_module(module) or []:
         shown.setdefault(flag.name, flag)

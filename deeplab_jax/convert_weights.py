@@ -49,8 +49,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"convert_weights takes one file or workdir, not {len(argv)}; see --help")
     if not FLAGS.out and not FLAGS.describe:
         raise UserError("--out is missing; give a file to write, such as --out=weights.safetensors")
+    from deeplab_jax.imaging import listing
     from deeplab_jax.weights import contents, conversion, files, initial
 
+    if FLAGS.out:
+        listing.check_outputs([FLAGS.out], argv)
     src = Path(argv[0])
     if FLAGS.describe:
         print("\n".join(contents.describe(_read(src, files, initial))))

@@ -10,15 +10,18 @@ Each parameter's coarse values can be given: --bilateral_xy_std 30,40,50. With -
 those classes is searched apart from the others'.
 """
 
+import contextlib
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from deeplab_jax import cli, crf_flags
-from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS
+from deeplab_jax.crf_flags import FIELDS, NORMALIZATIONS
 from deeplab_jax.errors import UserError
-from deeplab_jax.search.grid import GRIDS, OBJECTIVES
+
+OBJECTIVES, GRIDS = ("mean_iou", "trimap", "both"), ("v1", "v2")  # search.grid's, without what it imports
 
 FLAGS = flags.FLAGS
 
@@ -31,7 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "", "which images; default: holdout if config.data.holdout is set, else eval.split")
     flags.DEFINE_enum("objective", "mean_iou", OBJECTIVES, "what to maximize")
     flags.DEFINE_integer("trimap_width", 5, "pixels around the true boundaries that count as trimap", lower_bound=1)
-    flags.DEFINE_enum("grid", "v2", list(GRIDS), "the paper whose coarse grid is searched")
+    flags.DEFINE_enum("grid", "v2", GRIDS, "the paper whose coarse grid is searched")
     for name in FIELDS:
         flags.DEFINE_list(name, None, "coarse values, separated by commas; default: the grid's")
     flags.DEFINE_list(
@@ -57,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
     if not FLAGS.workdir:
         raise UserError("--workdir is missing; name the folder of the training run")
     config = cli.config_from_flags(FLAGS.config)
-    grid = dict(GRIDS[FLAGS.grid])
+    from deeplab_jax.search import grid as grids
+
+    grid = dict(grids.GRIDS[FLAGS.grid])
     for name in FIELDS:
         if FLAGS[name].value is not None:
             grid[name] = numbers(name, FLAGS[name].value)
@@ -66,24 +71,27 @@ def main(argv: Sequence[str]) -> int:
     for name in grid["normalization"]:
         if name not in NORMALIZATIONS:
             raise UserError(f"--normalization={name}: must be among {', '.join(NORMALIZATIONS)}")
+    from deeplab_jax.runs.lock import writing
     from deeplab_jax.search.workdir import search_workdir  # needs the extra [train]
 
-    preset, table = search_workdir(
-        config,
-        FLAGS.workdir,
-        grid,
-        images=FLAGS.images,
-        split=FLAGS.split,
-        objective=FLAGS.objective,
-        trimap_width=FLAGS.trimap_width,
-        passes=FLAGS.passes,
-        exhaustive=FLAGS.exhaustive,
-        thin=FLAGS.thin,
-        learn=FLAGS.learn,
-        iterations=FLAGS.iterations or max(config.crf.iterations, 1),
-        bilateral=FLAGS.bilateral or config.crf.bilateral,
-        say=lambda line: print(line, flush=True),
-    )
+    trained = (Path(FLAGS.workdir) / "config.json").is_file()  # else the search says what is wrong
+    with writing(FLAGS.workdir) if trained else contextlib.nullcontext():
+        preset, table = search_workdir(
+            config,
+            FLAGS.workdir,
+            grid,
+            images=FLAGS.images,
+            split=FLAGS.split,
+            objective=FLAGS.objective,
+            trimap_width=FLAGS.trimap_width,
+            passes=FLAGS.passes,
+            exhaustive=FLAGS.exhaustive,
+            thin=FLAGS.thin,
+            learn=FLAGS.learn,
+            iterations=FLAGS.iterations or max(config.crf.iterations, 1),
+            bilateral=FLAGS.bilateral or config.crf.bilateral,
+            say=lambda line: print(line, flush=True),
+        )
     print(f"\n{table}\n\nbest: {FLAGS.workdir}/crf_preset.json ({preset.source})")
     return 0
 
@@ -99,7 +107,7 @@ def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:
         values = sorted({float(text) for text in texts})
     except ValueError as e:
         raise UserError(f"--{name}={','.join(texts)}: needs numbers separated by commas") from e
-    if not values or not np.isfinite(values).all() or (positive and values[0] <= 0) or values[0] < 0:
+    if not values or not all(map(math.isfinite, values)) or (positive and values[0] <= 0) or values[0] < 0:
         raise UserError(f"--{name}={','.join(texts)}: needs finite numbers, {'above' if positive else 'from'} 0")
     return tuple(values)
 

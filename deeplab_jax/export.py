@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli
+from deeplab_jax import cli, model_flags
 from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -22,6 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def define_flags() -> None:
     """Defines the command's flags; not on import, as several commands have flags of one name."""
     flags.DEFINE_string("workdir", None, "folder of a training run")
+    model_flags.define()
     flags.DEFINE_string("out", None, "folder for the artifact")
     flags.DEFINE_list("sizes", ["321x321", "513x513"], "sizes of the programs, HEIGHTxWIDTH, enlarged to 8 k + 1")
     flags.DEFINE_list("platforms", list(PLATFORMS), "what the programs run on")
@@ -34,9 +35,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     if argv:
         raise UserError(f"{argv[0]}: not understood; all arguments are flags (see --help)")
-    for name in ("workdir", "out"):
-        if not FLAGS[name].value:
-            raise UserError(f"--{name} is missing; give --workdir W --out DIR")
+    if model_flags.listed(FLAGS):
+        return 0
+    if not FLAGS.out:
+        raise UserError("--out is missing; name the folder for the artifact")
+    source = model_flags.source(FLAGS)
     sizes = [parse_size(text) for text in FLAGS.sizes]
     unknown = sorted(set(FLAGS.platforms) - set(PLATFORMS))
     if unknown or not FLAGS.platforms:
@@ -44,15 +47,13 @@ def main(argv: Sequence[str]) -> int:
     from deeplab_jax.inference.export_artifact import write_artifact
     from deeplab_jax.inference.load import load
 
-    if not (Path(FLAGS.workdir) / "config.json").is_file():
-        raise UserError(f"--workdir={FLAGS.workdir}: is not a training workdir (it has no config.json)")
-    segment = load(FLAGS.workdir, step=FLAGS.step, crf=FLAGS.preset)
+    segment = load(source, step=FLAGS.step, crf=FLAGS.preset)
     manifest = write_artifact(
         segment.segmenter,
         FLAGS.out,
         sizes,
         platforms=FLAGS.platforms,
-        source={"identity": segment.identity, "workdir": Path(FLAGS.workdir).name},
+        source={"identity": segment.identity, "workdir": Path(source).name},
         saved_model=FLAGS.saved_model,
     )
     for entry in manifest["programs"]:

@@ -1,14 +1,17 @@
-"""Writing files that are never half there."""
+"""Writing files that are never half there, and reading JSON that may be damaged."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deeplab_jax.errors import UserError
+
+_LARGEST_JSON = 1 << 28  # bytes
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -26,27 +29,129 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     Raises:
       UserError: the folder cannot be made or written to.
     """
-    path = Path(path)
-    start = os.fsencode(path.stem)[:100].decode(errors="ignore")  # a name has at most 255 bytes
-    temporary = path.with_name(f".{start}.{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_together({path: write})
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose a folder you may write to") from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({reason(e)}); {remedy(e)}") from e
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes JSON atomically; an `OSError` is the caller's, who knows what a full disk means here."""
-    path = Path(path)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
+    replace_together({path: json_writer(value)})
+
+
+def json_writer(value: object) -> Callable[[Path], object]:
+    """What writes `value` as JSON to a path; for `replace_together`."""
+    text = json.dumps(value, indent=1)
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def replace_together(writers: Mapping[str | os.PathLike, Callable[[Path], object]]) -> None:
+    """Writes several files, all of them to temporary names before the first is renamed to its own.
+
+    A disk that is too full for one of them thus leaves all of them as they were, and nothing temporary.
+
+    Args:
+      writers: for each path, what writes its content to a temporary path of the same folder and suffix.
+
+    Raises:
+      OSError: a file could not be written.
+    """
+    temporaries = {Path(path): _temporary(Path(path)) for path in writers}
     try:
-        temporary.write_text(json.dumps(value, indent=1))
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        for temporary, write in zip(temporaries.values(), writers.values(), strict=True):
+            write(temporary)
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name that nobody else uses, which `is_temporary` knows."""
+    unique = f"{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}"
+    start = os.fsencode(path.stem)[:100].decode(errors="ignore")  # a name has at most 255 bytes
+    return path.with_name(f".{start}.{unique}{path.suffix}")
+
+
+def reason(error: BaseException) -> str:
+    """Why writing or reading failed, in a few words; libraries' own reports of a full disk are recognized.
+
+    >>> reason(OSError(errno.ENOSPC, "No space left on device")), reason(ValueError("a\\nb"))
+    ('no space left on device', 'a')
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text.lower():
+        return "no space left on device"
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def remedy(error: OSError) -> str:
+    """What a user can do about a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free disk space, and run the command again"
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
+    return "choose a folder you may write to"
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """Reads JSON.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`.
+      ValueError: what is there cannot be read; the message says why ("is empty", "is not JSON (...)").
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            if not path.exists():
+                raise FileNotFoundError(path)
+            raise ValueError("is a folder" if path.is_dir() else "is not a regular file")
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"is larger than {_LARGEST_JSON >> 20} MB")
+        content = path.read_bytes()
+    except FileNotFoundError:
         raise
+    except OSError as e:
+        raise ValueError(f"cannot be read, {reason(e)}") from e
+    if not content.strip():
+        raise ValueError("is empty")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise ValueError("is not UTF-8 text") from e
+    except RecursionError as e:
+        raise ValueError("is nested too deeply") from e
+    except ValueError as e:
+        raise ValueError(f"is not JSON ({str(e)[:80]})") from e
+
+
+def set_aside(path: str | os.PathLike) -> Path:
+    """Renames a damaged file (or what stands in its place) to `<name>.damaged`, or `.damaged2` and so on; returns it.
+
+    Raises:
+      OSError: it cannot be renamed.
+    """
+    path = Path(path)
+    number, kept = 1, path.with_name(f"{path.name}.damaged")
+    while os.path.lexists(kept):
+        number += 1
+        kept = path.with_name(f"{path.name}.damaged{number}")
+    os.rename(path, kept)
+    return kept
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Removes the temporary files that a kill left in a folder; nobody else may be writing there.
+
+    Raises:
+      OSError: one cannot be removed.
+    """
+    for path in Path(folder).glob(".*.*.*.*.*"):
+        _, pid, thread, token = path.name.removesuffix(path.suffix).rsplit(".", 3)
+        if pid.isdigit() and thread.isdigit() and len(token) == 6 and path.is_file():
+            path.unlink(missing_ok=True)

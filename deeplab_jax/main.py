@@ -2,7 +2,7 @@
 
 Rerunning the same command goes on where the last run stopped. Fields of the config are changed by flags:
 --config.batch_size=4 --config.crf.iterations=5. Results are printed as a table and written to
-WORKDIR/eval/<split>.json.
+WORKDIR/eval/<split>.json. Ctrl-C and SIGTERM end after the step, with a checkpoint (docs/promises.md).
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ def define_flags() -> None:
     flags.DEFINE_string("config", None, "Config file, or the name of a shipped config (voc_aspp_l, camvid, ...).")
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
     flags.DEFINE_enum("mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.")
+    flags.DEFINE_bool("restart", False, "Begin at step 0 again; what the workdir holds is moved to its folder aside.")
     flags.DEFINE_bool("distributed", False, "Join the processes of a job (automatic under SLURM and Open MPI).")
     flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher tells it.")
     flags.DEFINE_integer("process_id", -1, "Rank of this process, with --coordinator.")
@@ -32,24 +33,26 @@ def main(argv: Sequence[str]) -> int:
     config = cli.config_from_flags(FLAGS.config)
     workdir = FLAGS.workdir or f"runs/{config.name}"
     print(f"workdir: {workdir}", flush=True)
-    from deeplab_jax.runs import processes
+    from deeplab_jax.training.termination import interruptible
 
-    processes.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.process_id, FLAGS.num_processes)
-    if "train" in FLAGS.mode:
-        from deeplab_jax.data import open_dataset
-        from deeplab_jax.training import loop
+    with interruptible(f"stopped; the same command goes on from {workdir}'s newest checkpoint"):
+        from deeplab_jax.runs import processes
 
-        if "eval" in FLAGS.mode:  # that there is nothing to evaluate on is told now, not after the training
-            open_dataset(config.data, config.eval.split, seed=config.seed)
+        processes.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.process_id, FLAGS.num_processes)
+        if "train" in FLAGS.mode:
+            from deeplab_jax.data import open_dataset
+            from deeplab_jax.training import loop
 
-        loop.train(config, workdir)
-    if "eval" in FLAGS.mode:
-        from deeplab_jax.evaluation.workdir import evaluate_workdir
+            if "eval" in FLAGS.mode:  # that there is nothing to evaluate on is told now, not after the training
+                open_dataset(config.data, config.eval.split, seed=config.seed)
+            loop.train(config, workdir, restart=FLAGS.restart)
+        if "eval" in FLAGS.mode:
+            from deeplab_jax.evaluation.workdir import evaluate_workdir
 
-        print(evaluate_workdir(config, workdir))
+            print(evaluate_workdir(config, workdir))
     return 0
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, huge_pages=True)

@@ -1,5 +1,6 @@
 """Segments photographs, folders of them, and videos.
 
+  python -m deeplab_jax.predict --model camvid --out DIR PATH...       a model that the package ships
   python -m deeplab_jax.predict --workdir W --out DIR PATH...
   python -m deeplab_jax.predict --artifact A --out DIR PATH...
   python -m deeplab_jax.predict --config FILE --init_from WEIGHTS.safetensors --out DIR PATH...
@@ -14,8 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli, crf_flags
-from deeplab_jax.crf import Preset
+from deeplab_jax import cli, crf_flags, model_flags
 from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -24,6 +24,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the command's flags; not on import, as several commands have flags of one name."""
     flags.DEFINE_string("workdir", None, "folder of a training run")
+    model_flags.define()
     flags.DEFINE_string("artifact", None, "folder that deeplab_jax.export wrote")
     flags.DEFINE_string("config", None, "config of the network, with --init_from")
     flags.DEFINE_string("init_from", None, "converted weights (.safetensors)")
@@ -32,6 +33,7 @@ def define_flags() -> None:
         "crf_iterations", None, "mean-field iterations, 0 = no CRF; default: the model's", lower_bound=0
     )
     flags.DEFINE_bool("probabilities", False, "also write probabilities")
+    flags.DEFINE_bool("verbose", False, "also say how many programs the sizes of the photographs needed")
     flags.DEFINE_bool("overwrite", False, "do again what is done")
     flags.DEFINE_integer("batch_size", 1, "photographs of one size that go through the network together", lower_bound=1)
     flags.DEFINE_integer("max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=4096)
@@ -41,6 +43,8 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
+    if model_flags.listed(FLAGS):
+        return 0
     if not FLAGS.out:
         raise UserError("--out is missing; name the folder for the results")
     if not argv:
@@ -52,18 +56,27 @@ def main(argv: Sequence[str]) -> int:
 
     segment = open_model()
     options = Options(
-        out, FLAGS.crf_iterations, FLAGS.probabilities, FLAGS.overwrite, int(FLAGS.max_megapixels * 1_000_000)
+        out,
+        FLAGS.crf_iterations,
+        FLAGS.probabilities,
+        FLAGS.overwrite,
+        int(FLAGS.max_megapixels * 1_000_000),
+        FLAGS.verbose,
     )
     return int(predict(segment, argv, options, say=lambda line: print(line, flush=True)) > 0)
 
 
 def open_model():
-    """Opens what the flags name: a workdir, an artifact, or a config with weights."""
+    """Opens what the flags name: a shipped model, a workdir, an artifact, or a config with weights."""
+    from deeplab_jax.crf.params import Preset
     from deeplab_jax.inference.load import load, load_weights
 
-    given = [name for name in ("workdir", "artifact", "init_from") if FLAGS[name].value]
+    given = [name for name in ("model", "workdir", "artifact", "init_from") if FLAGS[name].value]
     if len(given) != 1 or (FLAGS.init_from and not FLAGS.config):
-        raise UserError("give one of --workdir W, --artifact A, or --config FILE with --init_from WEIGHTS")
+        raise UserError(
+            "give one of --model NAME (--model lists them), --workdir W, --artifact A, or --config FILE with "
+            "--init_from WEIGHTS"
+        )
     if FLAGS.artifact:
         fixed = [*crf_flags.NAMES, "batch_size", "max_pixels"]
         changed = [name for name in fixed if FLAGS[name].present]
@@ -71,8 +84,8 @@ def open_model():
             raise UserError(f"--{changed[0]}: is fixed in an exported artifact; give its --workdir instead")
         return load(FLAGS.artifact, crf_iterations=FLAGS.crf_iterations)
     options = {"tile_above": FLAGS.max_pixels, "batch_size": FLAGS.batch_size, "crf_iterations": FLAGS.crf_iterations}
-    if FLAGS.workdir:
-        segment = load(FLAGS.workdir, **options)
+    if FLAGS.workdir or FLAGS.model:
+        segment = load(FLAGS.workdir or model_flags.source(FLAGS), **options)
     else:
         segment = load_weights(cli.config_from_flags(FLAGS.config), FLAGS.init_from, **options)
     settings = crf_flags.settings(FLAGS, FLAGS.crf_iterations, segment.crf, segment.bilateral)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli, crf_flags
-from deeplab_jax.crf.params import preset_named
+from deeplab_jax import cli, crf_flags, model_flags
 from deeplab_jax.errors import UserError
 
 _PRESET = "v2_resnet101"
@@ -30,6 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 to float64; or a folder of them")
     flags.DEFINE_string("classes", None, "classes file with R G B, for --labels in the classes' colors")
     flags.DEFINE_string("labels", None, "label map: PNG of ids, full or sparse; or a folder of them")
+    model_flags.define("take the CRF's parameters of a model that the package ships, such as camvid")
     flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
     flags.DEFINE_integer("unknown", 255, "id of unlabelled pixels in --labels", lower_bound=0, upper_bound=255)
     flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is right")
@@ -42,6 +42,8 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Refines what the flags name; returns 1 if some of several files failed, else 0."""
+    if model_flags.listed(FLAGS):
+        return 0
     if argv:
         raise UserError(f"{argv[0]}: give the photograph with --image, as in --image {argv[0]}")
     for name in ("image", "out"):
@@ -51,8 +53,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give either --probs P.npy or --labels L.png, the one to start from")
     if not 0 < FLAGS.confidence < 1:
         raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
+    from deeplab_jax.crf.params import preset_named
     from deeplab_jax.refinement.files import Options, refine_file, refine_folder  # needs the extra [predict]
+    from deeplab_jax.weights import box
 
+    default = str(box.require(FLAGS.model) / box.PRESET) if FLAGS.model else _PRESET
     colors = None
     if FLAGS.classes:
         from deeplab_jax.data.class_files import read_classes
@@ -63,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         if colors is None:
             raise UserError(f"--classes={FLAGS.classes}: has no colors; give R G B on each line")
     options = Options(
-        crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(_PRESET)),
+        crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(default)),
         "probs" if FLAGS.probs else "labels",
         FLAGS.unknown,
         FLAGS.confidence,

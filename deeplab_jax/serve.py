@@ -1,6 +1,7 @@
 """A local page for one photograph at a time: drop it, see its segmentation, move the CRF's sliders.
 
   python -m deeplab_jax.serve --workdir W
+  python -m deeplab_jax.serve --model camvid        a model that the package ships
 
 Answers on this computer only (127.0.0.1). Photographs above a quarter of a megapixel are scaled down for the page;
 `deeplab_jax.predict` works at full size. Uploads stay in memory, the last few of them, and are never written.
@@ -8,11 +9,10 @@ Answers on this computer only (127.0.0.1). Photographs above a quarter of a mega
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli
+from deeplab_jax import cli, model_flags
 from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -21,6 +21,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the command's flags; not on import, as several commands have flags of one name."""
     flags.DEFINE_string("workdir", None, "folder of a training run")
+    model_flags.define()
     flags.DEFINE_integer("port", 8123, "port; 0 = any that is free", lower_bound=0, upper_bound=65535)
     flags.DEFINE_integer("step", None, "which checkpoint; default: the best, or the newest")
     flags.DEFINE_bool("warm_up", True, "compile for 500x375 photographs at the start")
@@ -30,14 +31,15 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command until Ctrl-C."""
     if argv:
         raise UserError(f"{argv[0]}: not understood; all arguments are flags (see --help)")
-    if not FLAGS.workdir or not (Path(FLAGS.workdir) / "config.json").is_file():
-        raise UserError(f"--workdir={FLAGS.workdir or ''}: give a training workdir (a folder with config.json)")
+    if model_flags.listed(FLAGS):
+        return 0
+    source = model_flags.source(FLAGS)
     from waitress import create_server
 
     from deeplab_jax.inference.load import load
     from deeplab_jax.pages.local import MAX_BYTES, create_app
 
-    app = create_app(load(FLAGS.workdir, step=FLAGS.step))
+    app = create_app(load(source, step=FLAGS.step))
     try:
         server = create_server(
             app,
@@ -47,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
             max_request_body_size=MAX_BYTES + 1024,
             inbuf_overflow=MAX_BYTES + 2048,  # an upload is never put on disk
             ident="deeplab_jax",
+            connection_limit=1000,  # those that idle keep no other out
+            channel_timeout=30,
         )
     except OSError as e:
         raise UserError(f"--port={FLAGS.port}: cannot be used ({e.strerror}); choose another, or 0 for any") from e

@@ -1,8 +1,13 @@
 """What is set before JAX starts: XLA flags, huge pages, and where compiled programs are kept."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
+
+from deeplab_jax.files import write_atomically
+
+CACHE_BYTES = 2_000_000_000  # of compiled programs that are kept
 
 # Flags under which XLA's CPU programs train faster (docs/performance.md), and the releases of jaxlib that know them.
 _CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ("", ("0.10.", "0.11."))}
@@ -90,13 +95,71 @@ def _has_devices(plugin: str, root: str = "/") -> bool:
 
 
 def persistent_compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache, so that only the first run of a shape compiles."""
+    """Compiled programs are kept across runs, so that only the first run of a shape compiles.
+
+    They lie in `compilation_cache()`, at most `CACHE_BYTES` of them: at the start of a process the longest unused ones
+    above that are removed. DEEPLAB_COMPILATION_CACHE names another folder, or is "off". JAX's own setting of a folder
+    (JAX_COMPILATION_CACHE_DIR) comes first, and is left to JAX.
+    """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None and os.environ.get("DEEPLAB_COMPILATION_CACHE") != "off":
-        try:
-            from platformdirs import user_cache_dir
-        except ImportError:
+    folder = compilation_cache()
+    if jax.config.jax_compilation_cache_dir is not None or folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written to: everything is compiled each time
+    bound_folder(folder, CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    _write_whole_entries()
+
+
+def compilation_cache() -> Path | None:
+    """The folder for compiled programs; None where there is to be none."""
+    chosen = os.environ.get("DEEPLAB_COMPILATION_CACHE", "")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen).expanduser()
+    try:
+        from platformdirs import user_cache_dir
+    except ImportError:
+        return None
+    return Path(user_cache_dir("deeplab_jax")) / "compiled"
+
+
+def bound_folder(folder: Path, most: int) -> None:
+    """Removes a folder's files, the longest unused first, until the rest have at most `most` bytes.
+
+    Several processes may do so at once, and write and read there: a file that another has removed counts as removed.
+    """
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            if path.is_file():
+                files.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= most:
             return
-        jax.config.update("jax_compilation_cache_dir", os.path.join(user_cache_dir("deeplab_jax"), "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        total -= size
+
+
+def _write_whole_entries() -> None:
+    """Makes JAX's cache write each program under another name first: a process that reads never meets half of one."""
+    try:
+        from jax._src.lru_cache import LRUCache
+    except ImportError:
+        return
+
+    def put(self, key: str, value: bytes) -> None:
+        path = Path(str(self._path)) / f"{key}-cache"
+        if not path.exists():
+            write_atomically(path, lambda temporary: Path(temporary).write_bytes(value))
+
+    LRUCache.put = put

@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
 
     config, out = common.load_config(), Path(FLAGS.out)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else trained(config, out / "run")
-    own, _, variables, meta = load_workdir(workdir)
+    own, variables, meta = load_workdir(workdir)
     preset = FLAGS.preset or own_preset(workdir)
     if preset:
         own.crf.preset = preset

@@ -281,7 +281,7 @@ def stable() -> dict:
 
     from deeplab_jax.config import load_config
     from deeplab_jax.data import open_dataset, train_batches
-    from deeplab_jax.training import loop
+    from deeplab_jax.training import setup
     from deeplab_jax.training.optimizer import create_optimizer
     from deeplab_jax.training.state import create_state
     from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard
@@ -292,10 +292,10 @@ def stable() -> dict:
     )
     config = load_config("shapes", [])
     dataset = open_dataset(config.data, "train")
-    model = loop.build_model(config, dataset.num_classes)
+    model = setup.build_model(config, dataset.num_classes)
     optimizer = create_optimizer(config)
     step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
-    state = replicate(create_state(loop.initial_variables(config, model), config, optimizer))
+    state = replicate(create_state(setup.initial_variables(config, model), config, optimizer))
     log, before, began = [], 0, time.perf_counter()
     batches = train_batches(dataset, config)
     for n in range(1, 201):

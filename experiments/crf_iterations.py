@@ -75,7 +75,7 @@ def experiment(
     Raises:
       UserError: `workdir` is no run that was trained piecewise, or a run cannot be made.
     """
-    from deeplab_jax.runs.checkpoints import read_config
+    from deeplab_jax.runs.provenance import read_config
 
     if workdir is not None and read_config(workdir).crf.train != "off":
         raise UserError(f"{workdir}: was trained end to end; give a run with config.crf.train=off as the piecewise one")
@@ -167,7 +167,7 @@ def plot(systems: Sequence[System], trimap_width: int):
 def _steps(workdir: Path) -> int:
     from deeplab_jax.runs.checkpoints import load_workdir
 
-    return load_workdir(workdir)[3]["step"]
+    return load_workdir(workdir)[2]["step"]
 
 
 def main(argv: Sequence[str]) -> None:

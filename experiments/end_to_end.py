@@ -110,7 +110,7 @@ class Start:
 
     def continuation(self, row: str, steps: int) -> ConfigDict:
         """The config of a row's training over so many steps."""
-        from deeplab_jax.runs.checkpoints import read_config
+        from deeplab_jax.runs.provenance import read_config
 
         config = copy.deepcopy(self.config)
         model = read_config(self.run).model
@@ -139,14 +139,14 @@ def seconds_per_step(config: ConfigDict, steps: int = 5) -> float:
     import jax
 
     from deeplab_jax.data import open_dataset, train_batches
-    from deeplab_jax.training import loop
+    from deeplab_jax.training import setup
     from deeplab_jax.training.optimizer import create_optimizer
     from deeplab_jax.training.state import create_state
     from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard
 
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
-    model, optimizer = loop.build_model(config, dataset.num_classes), create_optimizer(config)
-    state = replicate(create_state(loop.initial_variables(config, model), config, optimizer))
+    model, optimizer = setup.build_model(config, dataset.num_classes), create_optimizer(config)
+    state = replicate(create_state(setup.initial_variables(config, model), config, optimizer))
     step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
     batches = train_batches(dataset, config)
     seconds = []
@@ -199,7 +199,7 @@ def experiment(
     Raises:
       UserError: there is no such row, no image is set aside for the search, or a start was trained end to end.
     """
-    from deeplab_jax.runs.checkpoints import read_config
+    from deeplab_jax.runs.provenance import read_config
 
     rows = list(dict.fromkeys(["a", *rows]))  # all others are compared with it
     for row in rows:

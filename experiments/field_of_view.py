@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import cli
 from deeplab_jax.config import load_config
-from deeplab_jax.describe import classes_of, describe
+from deeplab_jax.describe import classes_of
 from deeplab_jax.models.architecture import Architecture
 from deeplab_jax.models.heads import FC_WIDTH
+from deeplab_jax.models.summary import describe
 from experiments import common
 
 FLAGS = flags.FLAGS
@@ -69,14 +70,14 @@ def images_per_second(config: ConfigDict, num_classes: int, steps: int) -> float
     """Training speed on noise: the median of this many steps, after one that compiles."""
     import jax
 
-    from deeplab_jax.training import loop
+    from deeplab_jax.training import setup
     from deeplab_jax.training.optimizer import create_optimizer
     from deeplab_jax.training.state import create_state
     from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard
 
     config = common.changed(config, {"init_from": ""})
-    model, optimizer = loop.build_model(config, num_classes), create_optimizer(config)
-    state = replicate(create_state(loop.initial_variables(config, model), config, optimizer))
+    model, optimizer = setup.build_model(config, num_classes), create_optimizer(config)
+    state = replicate(create_state(setup.initial_variables(config, model), config, optimizer))
     step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
     rng, shape = np.random.default_rng(0), (config.batch_size, *config.data.crop)
     batch = {

@@ -33,7 +33,7 @@ def measure(config: ConfigDict, workdir: Path, folder: Path, *, preset: str | No
     from deeplab_jax.evaluation.workdir import evaluate_split
     from deeplab_jax.runs.checkpoints import load_workdir
 
-    own, _, variables, meta = load_workdir(workdir)
+    own, variables, meta = load_workdir(workdir)
     config = copy.deepcopy(config)
     config.model = own.model
     if preset is None:
@@ -100,7 +100,7 @@ def continued(config: ConfigDict, start: Path, workdir: Path, *, steps: int, rat
       rate: learning rate at their beginning.
       end_to_end: whether the loss comes after the mean field and its parameters learn too.
     """
-    from deeplab_jax.runs.checkpoints import read_config
+    from deeplab_jax.runs.provenance import read_config
 
     config = copy.deepcopy(config)
     config.model = read_config(start).model

@@ -13,16 +13,16 @@ FILES = [p for p in PACKAGE.rglob("*.py") if "configs" not in p.relative_to(PACK
 # The rooms, from the ground up: each uses only those before it, also inside functions. Modules of the package's top
 # that commands share stand in one row with the rooms; the commands come last and nothing uses them.
 ROOMS = (
-    "version", "errors", "target", "console", "files", "startup", "old_fields", "config", "imaging", "metrics", "crf",
-    "models", "data", "runs", "weights", "refinement", "inference", "search", "evaluation", "training", "pages", "cli",
-    "crf_flags",
+    "interrupts", "version", "errors", "target", "console", "files", "startup", "old_fields", "config", "imaging",
+    "metrics", "crf", "models", "data", "runs", "weights", "refinement", "inference", "search", "evaluation",
+    "training", "pages", "cli", "crf_flags", "model_flags",
 )  # fmt: skip
 COMMANDS = (
     "main", "predict", "refine", "describe", "convert_weights", "convert_labels", "crf_search", "check_dataset",
     "export", "report", "serve",
 )  # fmt: skip
 # clu's writer and progress, a SavedModel, and clu.parameter_overview, which does without TensorFlow.
-TENSORFLOW = ("runs/reporting.py", "inference/saved_model.py", "training/loop.py")
+TENSORFLOW = ("runs/reporting.py", "inference/saved_model.py", "training/setup.py")
 OUTSIDE = {"models": {"jax", "flax", "numpy"}, "crf": {"jax", "flax", "numpy"}}
 
 

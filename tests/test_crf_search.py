@@ -105,12 +105,12 @@ def test_an_improved_setting_counts_only_where_it_is_better(tmp_path, offset, wi
 def test_progress_ends_at_its_total(tmp_path, monkeypatch, stop_after):
     meters = []
 
-    class Meter(grid._Meter):
+    class Meter(grid.Meter):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             meters.append(self)
 
-    monkeypatch.setattr(grid, "_Meter", Meter)
+    monkeypatch.setattr(grid, "Meter", Meter)
     if stop_after:
         with pytest.raises(KeyboardInterrupt):
             grid.search(Landscape(stop_after=stop_after), ledger(tmp_path), GRID, say=str)

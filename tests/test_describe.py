@@ -8,7 +8,8 @@ import pytest
 
 from deeplab_jax import cli, describe
 from deeplab_jax.config import SHIPPED, load_config
-from deeplab_jax.models import create_model
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import create_model, summary
 from tests.models import thin
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
     ],
 )
 def test_published_networks(name, parameters, score, field):
-    found = describe.describe(load_config(name), 21)
+    found = summary.describe(load_config(name), 21)
     assert found["parameters"] == parameters
     assert found["score_shape"] == [score, score, 21]
     assert found["output_stride"] == 8
@@ -39,7 +40,7 @@ DOCUMENTED = re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", (ROOT / "docs" / "co
 @pytest.mark.parametrize(("name", "parameters"), DOCUMENTED)
 def test_parameters_that_the_documentation_states(name, parameters):
     config = load_config(name)
-    assert describe.describe(config, describe.classes_of(config))["parameters"] == int(parameters.replace(",", ""))
+    assert summary.describe(config, describe.classes_of(config))["parameters"] == int(parameters.replace(",", ""))
 
 
 def test_every_published_system_is_documented():
@@ -55,7 +56,7 @@ def test_every_published_system_is_documented():
 
 
 def test_resnet_aspp_l():
-    found = describe.describe(load_config("voc_aspp_l"), 21)
+    found = summary.describe(load_config("voc_aspp_l"), 21)
     heads = [layer for layer in found["layers"] if layer["name"].startswith("head/")]
     assert [layer["rate"] for layer in heads] == [6, 12, 18, 24]
     assert sum(layer["parameters"] for layer in heads) == 1_548_372
@@ -73,13 +74,13 @@ def test_flops_are_the_compilers():
     compiled = jax.jit(lambda x: model.apply(variables, x)[0]).lower(jnp.zeros((1, 97, 129, 3))).compile()
     theirs = compiled.cost_analysis()["flops"] / 1e9
     # The compiler leaves out products with padding and adds normalization and ReLU.
-    assert describe.describe(config, 11)["gflops"] == pytest.approx(theirs, rel=0.2)
+    assert summary.describe(config, 11)["gflops"] == pytest.approx(theirs, rel=0.2)
 
 
 def test_command(capsys):
     argv = ["describe", "--config=camvid", "--config.data.crop=(97,129)"]
     try:
-        describe._flags()
+        describe.define_flags()
     except Exception as e:  # another test module may have defined flags of these names
         pytest.skip(str(e))
     for extra in (["--json"], []):
@@ -101,25 +102,25 @@ def test_command(capsys):
 def test_a_wrong_network_is_one_sentence(capsys):
     config = load_config("camvid")
     config.model.head = "fc"
-    with pytest.raises(describe.UserError, match=r"config\.model\.head"):
-        describe.describe(config, 11)
+    with pytest.raises(UserError, match=r"config\.model\.head"):
+        summary.describe(config, 11)
 
 
 def test_memory_of_a_step_grows_with_the_batch_and_the_optimizer():
     config = load_config("camvid", ("optimizer.ema=0.9", "data.crop=97,129"))
-    one, two = (describe.kept_for_backward(config, 11, batch) for batch in (1, 2))
-    parameters = describe.describe(config, 11)["parameters"]
+    one, two = (summary.kept_for_backward(config, 11, batch) for batch in (1, 2))
+    parameters = summary.describe(config, 11)["parameters"]
     assert one["gradients"] == 4 * parameters
     assert one["optimizer"] == 2 * one["gradients"]  # momentum and averaged weights
     assert one["parameters"] == two["parameters"] > one["gradients"]  # with batch norm's statistics
     assert 1.9 < two["activations"] / one["activations"] < 2.1
     config.optimizer.name = "adamw"
-    assert describe.kept_for_backward(config, 11, 1)["optimizer"] == 3 * one["gradients"]
+    assert summary.kept_for_backward(config, 11, 1)["optimizer"] == 3 * one["gradients"]
 
 
 def test_memory_of_a_step_leaves_out_what_is_frozen():
     config = load_config("voc_aspp_l", ("data.crop=33,33",))
-    kept = describe.kept_for_backward(config, 21, 1)
+    kept = summary.kept_for_backward(config, 21, 1)
     norms = kept["parameters"] - kept["gradients"]
     assert kept["optimizer"] == kept["gradients"]
     assert norms == 4 * 4 * 52_672  # four numbers for each channel of ResNet-101's batch norms
@@ -127,6 +128,6 @@ def test_memory_of_a_step_leaves_out_what_is_frozen():
 
 def test_memory_of_a_step_is_near_the_compilers_account():
     config = load_config("shapes", ("crf.train=off",))
-    kept = describe.kept_for_backward(config, 7, 8)
-    compiled = describe.training_memory(config, 7, 8)
+    kept = summary.kept_for_backward(config, 7, 8)
+    compiled = summary.training_memory(config, 7, 8)
     assert 0.5 < (sum(kept.values()) - kept["optimizer"]) / compiled < 2

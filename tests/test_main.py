@@ -11,7 +11,7 @@ from PIL import Image
 
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
-from deeplab_jax.training import loop
+from deeplab_jax.training import setup
 
 
 def main(*arguments, cwd=None):
@@ -98,15 +98,15 @@ def test_bad_labels_are_named(tmp_path, kwargs):
 
 def test_frozen_statistics_need_a_start():
     with pytest.raises(UserError, match=r"--config\.init_from=WEIGHTS"):
-        loop.check(load_config("voc_aspp_l"))
-    loop.check(load_config("voc_aspp_l", ["model.allow_random_frozen=true"]))
+        setup.check(load_config("voc_aspp_l"))
+    setup.check(load_config("voc_aspp_l", ["model.allow_random_frozen=true"]))
 
 
 def test_batch_must_divide():
     with pytest.raises(
         UserError, match=r"config\.batch_size=10: must be divisible by .*accumulate=4; the next that is: 12"
     ):
-        loop.check(load_config("shapes", ["batch_size=10", "optimizer.accumulate=4"]))
+        setup.check(load_config("shapes", ["batch_size=10", "optimizer.accumulate=4"]))
 
 
 def test_version():

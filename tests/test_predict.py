@@ -184,7 +184,14 @@ def test_reading_computing_and_writing_overlap(tmp_path, monkeypatch):
     read_whole, write_whole = files.read_photograph, photographs._write
     monkeypatch.setattr(files, "read_photograph", read_photograph)
     monkeypatch.setattr(photographs, "_write", write)
-    names = {"class_names": NAMES, "palette": voc_palette(), "identity": [], "remark": lambda size: ""}
+    names = {
+        "class_names": NAMES,
+        "palette": voc_palette(),
+        "identity": [],
+        "remark": lambda size: "",
+        "plan": len,
+        "programs": {},
+    }
     segment = SimpleNamespace(many=many, batch_size=1, workers=1, **names)
     assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=str) == 0
     assert ahead == {"read": True, "computed": True}
@@ -303,7 +310,7 @@ def test_command_with_converted_weights_and_bad_files(segment, tmp_path):
     ("arguments", "words"),
     [
         (["--workdir=nowhere", "a.png"], "--out is missing"),
-        (["--out=o", "a.png"], "give one of --workdir W"),
+        (["--out=o", "a.png"], "give one of --model NAME"),
         (["--out=o", "--workdir=nowhere"], "no photograph given"),
         (["--out=o", "--workdir=nowhere", "a.png"], "nowhere: no such folder"),
     ],

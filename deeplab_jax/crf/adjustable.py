@@ -8,18 +8,20 @@ import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf import CRFParams
+from deeplab_jax.crf import plain
 from deeplab_jax.crf.gaussian import TRUNCATE
-from deeplab_jax.crf.mean_field import Options, image_kernels, solve
-from deeplab_jax.crf.params import truncation_radius
+from deeplab_jax.crf.kernels import image_kernels
+from deeplab_jax.crf.mean_field import solve
+from deeplab_jax.crf.options import Options
+from deeplab_jax.crf.params import CRFParams, is_traced, truncation_radius
 
 # The smoothness kernel is cut off at the first of these radii, in pixels, that reaches as far as `mean_field`'s.
 _RADII = (6, 14, 28, 46)
 
 
-@partial(jax.jit, static_argnames=("bilateral", "normalization", "radius", "prune"))
 def mean_field_any(
     unary: jax.Array,
     image: jax.Array,
@@ -50,6 +52,22 @@ def mean_field_any(
     Returns:
       [H, W, C] float32.
     """
+    if not is_traced(iterations):
+        options = Options(int(iterations), normalization, bilateral, radius=radius, prune=prune)
+        if plain.covers(options, unary, image, params, compatibility, mask):
+            q = plain.image_marginals(jnp.asarray(unary), image, params, compatibility, mask, (), (), options)
+            if q is not None:
+                return q
+    return _mean_field_any(
+        unary, image, params, iterations, mask, compatibility,
+        bilateral=bilateral, normalization=normalization, radius=radius, prune=prune,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("bilateral", "normalization", "radius", "prune"))
+def _mean_field_any(
+    unary, image, params, iterations, mask, compatibility, *, bilateral, normalization, radius, prune
+) -> jax.Array:
     options = Options(iterations, normalization, bilateral, radius=radius, prune=prune)
     flat_mask = mask.reshape(-1)
     kernels = image_kernels(image, params, flat_mask, options, unary.dtype)

@@ -11,17 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf.params import NORMALIZATIONS, is_traced
+from deeplab_jax.crf.params import NORMALIZATIONS, check_iterations, is_traced
 
 UPDATES = ("parallel", "convergent")
 
 
 def check_static(iterations: int, normalization: str, update: str = "parallel", cutoff: float | None = None) -> None:
     """Checks everything that is not an array."""
-    if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer):
-        raise ValueError(f"iterations={iterations!r} must be a whole number, fixed when the function is compiled")
-    if iterations < 0:
-        raise ValueError(f"iterations={iterations} must be at least 0")
+    check_iterations(iterations)
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization={normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
     if update not in UPDATES:

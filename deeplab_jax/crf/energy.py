@@ -10,8 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.crf import checks, convergent, gaussian
-from deeplab_jax.crf.kernels import Kernel, choose_bilateral, filtered, weighted
-from deeplab_jax.crf.mean_field import Options, image_kernels, point_kernels
+from deeplab_jax.crf.kernels import (
+    Kernel,
+    choose_bilateral,
+    filtered,
+    image_kernels,
+    point_kernels,
+    weighted,
+)
+from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
 
 

@@ -7,11 +7,10 @@ out of date by more than that, and neither are the filtered marginals where the 
 The iterations take the lattices in turn, one each, and only the last takes the mean of all: on the way to the fixed
 point, the next iteration averages over lattices as well as a sum would, at half the cost.
 
-Where gradients are taken, and for what this module does not cover, `mean_field.iterate` recomputes everything.
+Where gradients are taken, and for what this module does not cover, `iteration.iterate` recomputes everything.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,10 @@ from jax import lax
 
 from deeplab_jax.crf import permutohedral
 from deeplab_jax.crf.kernels import Kernel, message, weighted
+from deeplab_jax.crf.options import Options
 
 
-def covers(kernels: Sequence[Kernel], options: Any) -> bool:
+def covers(kernels: Sequence[Kernel], options: Options) -> bool:
     """Whether `iterate` can do it: some kernel is on a lattice, and its sums are no larger than what it sums."""
     plain = options.update == "parallel" and options.normalization != "none" and options.storage_dtype is None
     return plain and any(kernel.filter == "permutohedral" for kernel in kernels)
@@ -34,7 +34,7 @@ def iterate(
     iterations: int | jax.Array,
     return_all: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The logits [N, C] after `iterations` updates; arguments as in `mean_field.iterate`.
+    """The logits [N, C] after `iterations` updates; arguments as in `iteration.iterate`.
 
     With `return_all` (`iterations` is a number then) also those after 0, 1, ... updates, [T + 1, N, C]: each with the
     mean of all lattices, as it would come out if it were the last.

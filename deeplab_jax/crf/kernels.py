@@ -5,6 +5,8 @@ Every filter is a module with the same three functions, `build(features) -> stru
 """
 
 import importlib
+from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import target
+from deeplab_jax.crf import gaussian
+from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, components
 
 BILATERALS = ("permutohedral", "exact", "separable")
@@ -107,6 +111,48 @@ def build_kernel(
         "symmetric": (mask * jnp.sqrt(scale), mask * jnp.sqrt(scale)),
     }[normalization]
     return Kernel(structure, before, after, sums * mask, weight, name, include_self)
+
+
+def image_kernels(
+    image: jax.Array, params: CRFParams, mask: jax.Array | None, options: Options, dtype: Any
+) -> list[Kernel]:
+    """The appearance and the smoothness kernel of an image [H, W, 3], over its pixels in rows."""
+    height, width, _ = image.shape
+    features = _among_valid(bilateral_features(image.astype(dtype), params), mask)
+    name = options.bilateral
+    extra = {"exact": {"cutoff": options.cutoff}, "separable": {"grid": (height, width)}}.get(name, {})
+    bilateral = filter_module(name).build(features, **extra)
+    spatial = gaussian.build(height, width, params.gaussian_xy_std, radius=options.radius, dtype=dtype)
+    valid = _column(mask, height * width, dtype)
+    build = partial(build_kernel, normalization=options.normalization, mask=valid, include_self=options.include_self)
+    return [
+        build(name, bilateral, weight=params.bilateral_weight),
+        build("gaussian", spatial, weight=params.gaussian_weight),
+    ]
+
+
+def point_kernels(
+    features: Sequence[jax.Array], weights: Sequence[Value], mask: jax.Array | None, options: Options, dtype: Any
+) -> list[Kernel]:
+    """Kernels over features [N, D] that the user gives."""
+    kernels = []
+    for name, feature, weight in zip(options.extra, features, weights, strict=True):
+        extra = {"cutoff": options.cutoff} if name == "exact" else {}
+        structure = filter_module(name).build(_among_valid(feature.astype(dtype), mask), **extra)
+        valid = _column(mask, feature.shape[0], dtype)
+        kernels.append(build_kernel(name, structure, weight, options.normalization, valid, options.include_self))
+    return kernels
+
+
+def _among_valid(features: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Puts masked points where a valid one is, so that they neither shift nor enlarge anything a filter builds."""
+    if mask is None:
+        return features
+    return jnp.where(mask[:, None], features, features[jnp.argmax(mask)])
+
+
+def _column(mask: jax.Array | None, points: int, dtype: Any) -> jax.Array:
+    return jnp.ones((points, 1), dtype) if mask is None else mask.astype(dtype)[:, None]
 
 
 def filtered(kernel: Kernel, q: jax.Array) -> jax.Array:

@@ -5,8 +5,7 @@ that is softmax(-U + sum_m w_m norm(filter_m(Q))). A pixel's own contribution (i
 is False.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,38 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.crf import checks, convergent, gaussian, incremental, pruning
-from deeplab_jax.crf.kernels import (
-    Kernel,
-    bilateral_features,
-    build_kernel,
-    choose_bilateral,
-    filter_module,
-    message,
-    weighted,
-)
-from deeplab_jax.crf.params import CRFParams, Value, check_params, is_traced, truncation_radius
+from deeplab_jax.crf import checks, convergent, gaussian, iteration, plain, pruning
+from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, point_kernels
+from deeplab_jax.crf.options import Options
+from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
 
 # Logit of a label that the unary rules out with +inf: what is added to it stays finite, and exp of it is 0.
 _IMPOSSIBLE = -1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is fixed when the computation is compiled."""
-
-    iterations: int = 10
-    normalization: str = "symmetric"
-    bilateral: str = "exact"
-    cutoff: float | None = None
-    radius: tuple[int, int] | None = None
-    extra: tuple[str, ...] = ()
-    update: str = "parallel"
-    include_self: bool = True
-    return_all: bool = False
-    return_log: bool = False
-    prune: bool = False
-    storage_dtype: Any = None
 
 
 def mean_field(
@@ -89,7 +63,8 @@ def mean_field(
       include_self: False leaves out i = j.
       return_all: also the marginals before the first and after each iteration, [T + 1, ...].
       return_log: log marginals in place of marginals.
-      prune: True drops labels that cannot win from the filtering; ignored where gradients are taken.
+      prune: True leaves labels that cannot win out of the filtering (see `deeplab_jax.crf.pruning`); False filters all;
+        None does so in plain calls (see `deeplab_jax.crf.plain`). All are filtered where gradients are taken.
       cutoff: for "exact": kernel values below it may be skipped (see `exact.build`).
       storage_dtype: type in which marginals are kept between iterations (`jnp.bfloat16`); arithmetic stays float32.
 
@@ -128,12 +103,17 @@ def mean_field(
         include_self=include_self,
         return_all=return_all,
         return_log=return_log,
-        prune=bool(prune),
+        prune=prune,
         storage_dtype=storage_dtype,
     )
     features = tuple(jnp.asarray(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
-    return _mean_field(unary, image, params, compatibility, mask, features, weights, options)
+    arguments = unary, image, params, compatibility, mask, features, weights
+    if plain.covers(options, *arguments):
+        q = plain.image_marginals(*arguments, options)
+        if q is not None:
+            return q
+    return _mean_field(*arguments, options)
 
 
 def mean_field_features(
@@ -184,6 +164,7 @@ def mean_field_features(
     options = Options(
         iterations=int(iterations),
         normalization=normalization,
+        bilateral=None,
         cutoff=cutoff,
         extra=(chosen,) * len(kernels),
         update=update,
@@ -194,7 +175,12 @@ def mean_field_features(
     )
     features = tuple(jnp.asarray(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
-    return _mean_field_points(unary, compatibility, mask, features, weights, options)
+    arguments = unary, compatibility, mask, features, weights
+    if plain.covers(options, *arguments):
+        q = plain.point_marginals(*arguments, options)
+        if q is not None:
+            return q
+    return _mean_field_points(*arguments, options)
 
 
 @partial(jax.jit, static_argnames="options")
@@ -224,37 +210,6 @@ def _mean_field_points(unary, compatibility, mask, features, weights, options):
     return solve(unary, kernels, compatibility, mask, options)
 
 
-def image_kernels(
-    image: jax.Array, params: CRFParams, mask: jax.Array | None, options: Options, dtype: Any
-) -> list[Kernel]:
-    """The appearance and the smoothness kernel of an image [H, W, 3], over its pixels in rows."""
-    height, width, _ = image.shape
-    features = _among_valid(bilateral_features(image.astype(dtype), params), mask)
-    name = options.bilateral
-    extra = {"exact": {"cutoff": options.cutoff}, "separable": {"grid": (height, width)}}.get(name, {})
-    bilateral = filter_module(name).build(features, **extra)
-    spatial = gaussian.build(height, width, params.gaussian_xy_std, radius=options.radius, dtype=dtype)
-    valid = _column(mask, height * width, dtype)
-    build = partial(build_kernel, normalization=options.normalization, mask=valid, include_self=options.include_self)
-    return [
-        build(name, bilateral, weight=params.bilateral_weight),
-        build("gaussian", spatial, weight=params.gaussian_weight),
-    ]
-
-
-def point_kernels(
-    features: Sequence[jax.Array], weights: Sequence[Value], mask: jax.Array | None, options: Options, dtype: Any
-) -> list[Kernel]:
-    """Kernels over features [N, D] that the user gives."""
-    kernels = []
-    for name, feature, weight in zip(options.extra, features, weights, strict=True):
-        extra = {"cutoff": options.cutoff} if name == "exact" else {}
-        structure = filter_module(name).build(_among_valid(feature.astype(dtype), mask), **extra)
-        valid = _column(mask, feature.shape[0], dtype)
-        kernels.append(build_kernel(name, structure, weight, options.normalization, valid, options.include_self))
-    return kernels
-
-
 def solve(
     unary: jax.Array,
     kernels: Sequence[Kernel],
@@ -268,104 +223,12 @@ def solve(
     if mask is not None:
         negative = jnp.where(mask[:, None], negative, 0)
     if options.prune:
-        logits, history = pruning.iterate(iterate, negative, kernels, compatibility, options, mask)
+        logits, history = pruning.iterate(negative, kernels, compatibility, options, mask)
     else:
-        logits, history = iterate(negative, kernels, compatibility, options)
+        logits, history = iteration.iterate(negative, kernels, compatibility, options)
     result = history if options.return_all else logits
     result = jax.nn.log_softmax(result, axis=-1) if options.return_log else jax.nn.softmax(result, axis=-1)
     return result.astype(unary.dtype)
-
-
-def iterate(
-    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
-) -> tuple[jax.Array, jax.Array | None]:
-    """T updates from softmax(-U).
-
-    Args:
-      negative_unary: [N, C].
-      kernels: over the same N points.
-      compatibility: [C, C] or None for Potts.
-      options: `iterations`, `update`, `return_all` and `storage_dtype` are used.
-
-    Returns:
-      The logits of the marginals [N, C], and those of all iterations [T + 1, N, C] if asked for, else None.
-    """
-    if incremental.covers(kernels, options) and (is_traced(options.iterations) or options.iterations > 0):
-        return _iterate_incrementally(negative_unary, list(kernels), compatibility, options)
-    return _iterate_anew(negative_unary, kernels, compatibility, options)
-
-
-def _iterate_incrementally(
-    negative_unary: jax.Array, kernels: list[Kernel], compatibility: jax.Array | None, options: Options
-) -> tuple[jax.Array, jax.Array | None]:
-    """What `incremental.iterate` finds; gradients are those of computing everything anew."""
-
-    @jax.custom_vjp
-    def run(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, jax.Array | None]:
-        count = options.iterations if options.return_all else iterations
-        return incremental.iterate(*differentiable, count, options.return_all)
-
-    def forward(iterations: int | jax.Array, *differentiable: Any) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
-        anew = dataclasses.replace(
-            options, iterations=iterations if is_traced(options.iterations) else options.iterations
-        )
-        return jax.vjp(lambda *x: _iterate_anew(*x, anew), *differentiable)
-
-    run.defvjp(forward, lambda pull, gradient: (None, *pull(gradient)))
-    return run(options.iterations, negative_unary, kernels, compatibility)
-
-
-def _iterate_anew(
-    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
-) -> tuple[jax.Array, jax.Array | None]:
-    """As `iterate`; every message is computed anew."""
-    step = update_function(negative_unary, kernels, compatibility, options)
-    store = options.storage_dtype or negative_unary.dtype
-
-    def body(q: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-        logits = step(q.astype(negative_unary.dtype))
-        return jax.nn.softmax(logits, axis=-1).astype(store), logits if options.return_all else None
-
-    if is_traced(options.iterations):  # one program for any number of iterations; without a history
-        return lax.fori_loop(0, options.iterations, lambda _, x: step(jax.nn.softmax(x, axis=-1)), negative_unary), None
-    if options.iterations == 0:
-        return negative_unary, negative_unary[None] if options.return_all else None
-    q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), length=options.iterations - 1)
-    logits = step(q.astype(negative_unary.dtype))
-    if options.return_all:
-        history = jnp.concatenate([negative_unary[None], history, logits[None]])
-    return logits, history
-
-
-def update_function(
-    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
-) -> Callable[[jax.Array], jax.Array]:
-    """The function from marginals q [N, C] to the logits of the next ones."""
-
-    def parallel(q: jax.Array) -> jax.Array:
-        return negative_unary + attraction(q, kernels, compatibility)
-
-    if options.update == "parallel":
-        return parallel
-    curvature = convergent.curvature(kernels, compatibility, negative_unary.shape[-1])
-    return lambda q: convergent.solve(parallel(q) + curvature * q, curvature)
-
-
-def attraction(q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None) -> jax.Array:
-    """What all kernels add to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
-    total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
-    return total if compatibility is None else -weighted(compatibility, total)
-
-
-def _among_valid(features: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Puts masked points where a valid one is, so that they neither shift nor enlarge anything a filter builds."""
-    if mask is None:
-        return features
-    return jnp.where(mask[:, None], features, features[jnp.argmax(mask)])
-
-
-def _column(mask: jax.Array | None, points: int, dtype: Any) -> jax.Array:
-    return jnp.ones((points, 1), dtype) if mask is None else mask.astype(dtype)[:, None]
 
 
 def _compute_dtype(unary: jax.Array) -> Any:

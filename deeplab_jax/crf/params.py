@@ -14,8 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.files import replace_together
+
+_LARGEST_PRESET = 16 << 20  # bytes
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 FIELDS = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
+
+# Lowest and highest value of each number, as float32 holds it: in flags, presets, configs and calls alike.
+WIDTHS = (0.01, 1e6)  # pixels, or units of a 0..255 image
+WEIGHTS = (-1e6, 1e6)
+MAX_ITERATIONS = 10_000
 
 Value = float | jax.Array | np.ndarray | tuple[float, ...]
 
@@ -104,9 +112,8 @@ def write_preset(path: str | os.PathLike, preset: Preset) -> None:
     path = Path(path)
     fields = {name: np.asarray(getattr(preset.params, name), np.float64).tolist() for name in FIELDS}
     fields |= {"iterations": preset.iterations, "normalization": preset.normalization, "source": preset.source}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(fields, indent=2) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(fields, indent=2) + "\n"
+    replace_together({path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
 
 
 def read_preset(path: str | os.PathLike) -> Preset:
@@ -116,31 +123,48 @@ def read_preset(path: str | os.PathLike) -> Preset:
       ValueError: the file is missing, is not JSON, or has a missing, unknown or unusable field (named).
     """
     try:
-        fields = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{path}: cannot be read as a CRF preset ({e})") from e
+        text = Path(path).read_bytes()
+        if len(text) > _LARGEST_PRESET:
+            raise ValueError("it is too large")
+        fields = json.loads(text.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: cannot be read as a CRF preset ({str(e)[:100]})") from e
     known = {*FIELDS, "iterations", "normalization", "source"}
     if not isinstance(fields, dict) or not set(FIELDS) <= set(fields) <= known:
         raise ValueError(f"{path}: a CRF preset has the fields {', '.join(FIELDS)} and may have {_optional(known)}")
-    values = {}
-    for name in FIELDS:
-        try:
-            value = np.asarray(fields[name], np.float64)
-        except (TypeError, ValueError) as e:
-            raise ValueError(f"{path}: {name}={fields[name]!r} is not a number") from e
-        values[name] = float(value) if value.ndim == 0 else value
+    values = {name: _numbers(fields[name], f"{path}: {name}") for name in FIELDS}
     preset = Preset(
         CRFParams(**values),
         fields.get("iterations", 10),
         fields.get("normalization", "after"),
         fields.get("source", ""),
     )
-    if isinstance(preset.iterations, bool) or not isinstance(preset.iterations, int) or preset.iterations < 0:
-        raise ValueError(f"{path}: iterations={preset.iterations!r} must be a whole number of at least 0")
+    check_iterations(preset.iterations, where=f"{path}: ")
     if preset.normalization not in NORMALIZATIONS:
-        raise ValueError(f"{path}: normalization={preset.normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
+        raise ValueError(
+            f"{path}: normalization={str(preset.normalization)[:60]!r} must be one of {', '.join(NORMALIZATIONS)}"
+        )
+    if not isinstance(preset.source, str):
+        raise ValueError(f"{path}: source must be text")
     check_params(preset.params, where=f"{path}: ")
     return preset
+
+
+def _numbers(value: object, where: str) -> float | np.ndarray:
+    """A number, or lists of numbers of equal lengths, as float64; texts and true or false are none."""
+
+    def plain(item: object) -> bool:
+        if isinstance(item, list):
+            return all(map(plain, item))
+        return isinstance(item, int | float) and not isinstance(item, bool)
+
+    try:
+        if not plain(value):
+            raise TypeError
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise ValueError(f"{where}={str(value)[:60]} is not a number") from e
+    return float(array) if array.ndim == 0 else array
 
 
 def preset_named(name: str) -> Preset:
@@ -175,19 +199,43 @@ def params_from_config(config: Any) -> tuple[CRFParams, str]:
 
 
 def check_params(params: CRFParams, where: str = "") -> None:
-    """Raises ValueError for a width that is not positive or a weight that is not finite; traced values pass."""
+    """Checks the numbers as float32, in which they are used: widths within `WIDTHS`, weights within `WEIGHTS`.
+
+    Traced values pass. `where` begins the message.
+
+    Raises:
+      ValueError: one lies outside its range, or is not a number.
+    """
     for name in FIELDS:
         value = getattr(params, name)
         if is_traced(value):
             continue
-        array = np.asarray(jax.device_get(value), np.float64)
-        if name.endswith("std") and not (np.isfinite(array).all() and (array > 0).all()):
-            raise ValueError(f"{where}{name}={value} must be greater than 0")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{where}{name}={value} must be finite")
+        try:
+            array = np.asarray(jax.device_get(value), np.float64)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise ValueError(f"{where}{name}={str(value)[:60]} is not a number") from e
+        low, high = WIDTHS if name.endswith("std") else WEIGHTS
+        with np.errstate(over="ignore"):
+            used = array.astype(np.float32)
+        if not np.isfinite(used).all():
+            raise ValueError(f"{where}{name}={str(value)[:60]} must be finite, and lie between {low:g} and {high:g}")
+        if name.endswith("std") and not (used > 0).all():
+            raise ValueError(f"{where}{name}={str(value)[:60]} must be greater than 0, from {low:g} to {high:g}")
+        if not ((used >= np.float32(low)) & (used <= np.float32(high))).all():
+            raise ValueError(f"{where}{name}={str(value)[:60]} must lie between {low:g} and {high:g}")
         sizes = {"bilateral_xy_std": 2, "gaussian_xy_std": 2, "bilateral_rgb_std": 3}
         if name in sizes and array.shape not in ((), (sizes[name],)):
             raise ValueError(f"{where}{name} has shape {array.shape}; give one number or {sizes[name]}")
+
+
+def check_iterations(iterations: object, where: str = "") -> None:
+    """Raises ValueError for anything but a whole number from 0 to `MAX_ITERATIONS`; `where` begins the message."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer):
+        raise ValueError(
+            f"{where}iterations={str(iterations)[:60]} must be a whole number, fixed when the function is compiled"
+        )
+    if not 0 <= iterations <= MAX_ITERATIONS:
+        raise ValueError(f"{where}iterations={str(iterations)[:60]} must be at least 0 and at most {MAX_ITERATIONS}")
 
 
 def is_traced(value: Any) -> bool:

@@ -10,13 +10,17 @@ Nothing is pruned where the marginals of all iterations, a compatibility matrix 
 where gradients are taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from deeplab_jax.crf import iteration
+from deeplab_jax.crf.kernels import Kernel
+from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
 
 RATIO = 0.125  # of the greatest marginal of all pixels and labels
@@ -24,20 +28,19 @@ SIZES = (3, 7, 11, 15, 23, 31, 63, 127)  # with the rest, what a lattice's verti
 
 
 def iterate(
-    iterate_all: Callable[..., tuple[jax.Array, jax.Array | None]],
     negative_unary: jax.Array,
-    kernels: Sequence[Any],
+    kernels: Sequence[Kernel],
     compatibility: jax.Array | None,
-    options: Any,
+    options: Options,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """As `iterate_all` (`mean_field.iterate`), with labels pruned; gradients are those without pruning.
+    """As `iteration.iterate`, with labels pruned; gradients are those without pruning.
 
     Points where `mask` [N] is False have no say in which labels are kept.
     """
 
-    def whole(negative_unary: jax.Array, kernels: Sequence[Any]) -> tuple[jax.Array, jax.Array | None]:
-        return iterate_all(negative_unary, kernels, compatibility, options)
+    def whole(negative_unary: jax.Array, kernels: Sequence[Kernel]) -> tuple[jax.Array, jax.Array | None]:
+        return iteration.iterate(negative_unary, kernels, compatibility, options)
 
     labels = negative_unary.shape[1]
     sizes = [size for size in SIZES if size < labels]
@@ -47,7 +50,7 @@ def iterate(
         return whole(negative_unary, kernels)
 
     @jax.custom_vjp
-    def pruned(negative_unary: jax.Array, kernels: Sequence[Any]) -> jax.Array:
+    def pruned(negative_unary: jax.Array, kernels: Sequence[Kernel]) -> jax.Array:
         reached, kept = candidates(negative_unary, mask)
         order = jnp.argsort(-(reached + kept))
         needed = kept.sum()
@@ -60,18 +63,27 @@ def iterate(
             heard = jnp.arange(size + 1) < size
             hearing = [kernel.replace(weight=jnp.where(heard, kernel.weight, 0)) for kernel in kernels]
             start = jnp.concatenate([negative_unary[:, chosen], rest], axis=1)
-            logits, _ = iterate_all(start, hearing, None, options)
+            logits, _ = iteration.iterate(start, hearing, None, options)
             return jnp.where(dropped, negative_unary, logits[:, column])
 
         branches = [lambda size=size: with_size(size) for size in sizes] + [lambda: whole(negative_unary, kernels)[0]]
         return lax.switch(jnp.searchsorted(jnp.asarray(sizes), needed), branches)
 
-    def forward(negative_unary: jax.Array, kernels: Sequence[Any]) -> tuple[jax.Array, Any]:
+    def forward(negative_unary: jax.Array, kernels: Sequence[Kernel]) -> tuple[jax.Array, Any]:
         logits, pull = jax.vjp(lambda *x: whole(*x)[0], negative_unary, kernels)
         return logits, pull
 
     pruned.defvjp(forward, lambda pull, gradient: pull(gradient))
     return pruned(negative_unary, list(kernels)), None
+
+
+def kept(q: np.ndarray, logits: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Which labels are kept, bool [C], for marginals and logits [N, C] on the host; `valid` [N] is 0 where masked."""
+    wins = logits >= logits.max(axis=1, keepdims=True)
+    if valid is not None:
+        q, wins = q[valid > 0], wins[valid > 0]
+    reached = q.max(axis=0)
+    return wins.any(axis=0) | (reached >= RATIO * reached.max())
 
 
 def candidates(logits: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -230,8 +230,9 @@ def _inspect_image(found: Inspection, data: bytes, damaged: str) -> None:
     try:
         image = decoding.open_image(data, found.image, load=False)
         kind = photographs.kind_of(image, data)
-        found.size = files.size_of(data)
-        turned, frames = decoding.is_turned(image), decoding.frames_of(image)
+        orientation, frames = decoding.orientation(image), decoding.frames_of(image)
+        turned = orientation in range(2, 9)
+        found.size = image.size if orientation in (5, 6, 7, 8) else image.size[::-1]
         if image.format == "JPEG":  # every byte is still decoded, at an eighth of the work after that
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()

@@ -43,7 +43,7 @@ class Facts(NamedTuple):
 
 def facts_of(data: bytes, name: str, colors: np.ndarray | None) -> Facts:
     """Reads a mask for `decide`; raises what `masks.read_stored` raises."""
-    stored = masks.read_stored(data, name)
+    stored = masks.read_values(data, name)
     values, shown, counts = stored.values, stored.shown, stored.counts
     if stored.lossy and stored.family == "color" and colors is not None:  # thousands of colors near the classes'
         table = packed_colors(np.concatenate([colors, VOID_COLORS]))
@@ -52,8 +52,10 @@ def facts_of(data: bytes, name: str, colors: np.ndarray | None) -> Facts:
         present = np.unique(ids)
         counts = np.bincount(ids, counts, minlength=256)[present].astype(np.int64)
         values = shown = np.where(present == VOID, table[-1], table[np.minimum(present, len(colors) - 1)])
-    most = np.sort(np.argsort(-counts, kind="stable")[:_MANY])
-    return Facts(name, stored.inverse.shape, values[most], shown[most], counts[most], stored.family, stored.lossy)
+    if len(values) > _MANY:
+        most = np.sort(np.argsort(-counts, kind="stable")[:_MANY])
+        values, shown, counts = values[most], shown[most], counts[most]
+    return Facts(name, stored.size, values, shown, counts, stored.family, stored.lossy)
 
 
 def decide(

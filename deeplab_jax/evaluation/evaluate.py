@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from deeplab_jax.crf.kernels import BILATERALS, choose_bilateral
+from deeplab_jax.crf.kernels import BILATERALS
 from deeplab_jax.data import reading
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.gallery import Gallery
@@ -278,7 +278,7 @@ def _batches(dataset, indices: Sequence[int], segmenter: Segmenter) -> Iterator[
 
 def _filter_used(segmenter: Segmenter, size: tuple[int, int]) -> int:
     """The CRF's filter for an image of (height, width), as its place in `BILATERALS` plus one."""
-    return 1 + BILATERALS.index(choose_bilateral(segmenter.bilateral, *size, segmenter.devices[0].platform))
+    return 1 + BILATERALS.index(segmenter.filter_used(size))
 
 
 def _in_threads(work, items: Iterator, workers: int) -> Iterator:

@@ -15,6 +15,7 @@ from deeplab_jax.evaluation.evaluate import evaluate, format_results
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs import processes
 from deeplab_jax.runs.checkpoints import load_workdir
+from deeplab_jax.runs.lock import writing
 from deeplab_jax.runs.reporting import show_evaluation
 
 
@@ -68,14 +69,19 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
       The table to print.
 
     Raises:
-      UserError: there is no checkpoint, or the data cannot be used.
+      UserError: there is no checkpoint, or the data cannot be used, or another process writes there.
     """
     workdir = Path(workdir)
     # Process 0 may have been the only one to see the last mark; all evaluate the checkpoint that it chose.
-    trained, _, variables, meta = load_workdir(workdir) if processes.is_first() else (None,) * 4
+    trained, variables, meta = load_workdir(workdir) if processes.is_first() else (None,) * 3
     step = processes.from_first(meta["step"] if meta else 0)
     if meta is None:
-        trained, _, variables, meta = load_workdir(workdir, step)
+        trained, variables, meta = load_workdir(workdir, step)
+    with writing(workdir):
+        return _evaluate(config, workdir, trained, variables, meta)
+
+
+def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables: dict, meta: dict) -> str:
     config = copy.deepcopy(config)
     config.model = trained.model  # the network is what was trained; evaluation may differ
     if config.search.images and config.crf.iterations and not variables["params"].get("crf"):

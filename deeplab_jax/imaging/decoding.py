@@ -26,8 +26,8 @@ FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
     "JPEG2000": ((".jp2", ".j2k"), "jpg_2000"),
     "AVIF": ((".avif",), "avif"),
 }
-_READABLE = {name: suffixes for name, (suffixes, need) in FORMATS.items() if not need or features.check(need)}
-IMAGE_SUFFIXES = tuple(suffix for suffixes in _READABLE.values() for suffix in suffixes)
+READABLE = {name: suffixes for name, (suffixes, need) in FORMATS.items() if not need or features.check(need)}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in READABLE.values() for suffix in suffixes)
 
 # Images above this size are refused unless the caller allows more.
 MAX_PIXELS = 200_000_000
@@ -82,22 +82,35 @@ def open_image(
             warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # Pillow refuses twice as many
             Image.init()  # of formats named, only those are found that are loaded
-            image = Image.open(io.BytesIO(data), formats=[f for f in _READABLE if f in Image.OPEN])
+            image = Image.open(io.BytesIO(data), formats=[f for f in READABLE if f in Image.OPEN])
             if image.width * image.height > max_pixels:
                 raise _too_large(where, f"has {image.width * image.height / 1e6:.3g} megapixels, more than", max_pixels)
-            if load:
-                image.load()
-        return image
+        return loaded(image, data, where) if load else image
     except Image.DecompressionBombError as e:
         raise _too_large(where, "has more than twice", max_pixels) from e
     except UserError:
         raise
     except Exception as e:  # decoders raise many kinds on damaged files
-        bands = _tiff_bands(data)
-        if bands:
-            raise UserError(f"{where}: {bands}; export its visible bands as RGB, or one of them as gray") from e
-        why = "is empty" if not data else "cannot be decoded as an image"
-        raise CorruptImageError(f"{where}: {why}; replace or remove it") from e
+        raise _undecodable(data, where) from e
+
+
+def loaded(image: Image.Image, data: bytes, where: str) -> Image.Image:
+    """An opened image with its pixels decoded; raises as `open_image`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+        return image
+    except Exception as e:  # as in `open_image`
+        raise _undecodable(data, where) from e
+
+
+def _undecodable(data: bytes, where: str) -> UserError:
+    bands = _tiff_bands(data)
+    if bands:
+        return UserError(f"{where}: {bands}; export its visible bands as RGB, or one of them as gray")
+    why = "is empty" if not data else "cannot be decoded as an image"
+    return CorruptImageError(f"{where}: {why}; replace or remove it")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,12 @@ _LONGEST_ENDING = len("_iterations.png")
 _LONGEST_NAME = 255  # bytes that file systems take
 
 
-def walk(folder: Path, suffixes: Iterable[str] = PHOTOGRAPHS, exclude: Path | None = None) -> Iterator[Path]:
+def walk(
+    folder: Path,
+    suffixes: Iterable[str] = PHOTOGRAPHS,
+    exclude: Path | None = None,
+    complain: Callable[[str], None] | None = None,
+) -> Iterator[Path]:
     """The files below a folder with these suffixes, in any case, sorted by path.
 
     Symbolic links are followed, but not into a folder that one is already in. Hidden files and folders, those of
@@ -28,21 +34,30 @@ def walk(folder: Path, suffixes: Iterable[str] = PHOTOGRAPHS, exclude: Path | No
 
     Args:
       exclude: a resolved folder that is not entered.
+      complain: takes a sentence for each folder that cannot be read, and the rest is listed.
+
+    Raises:
+      UserError: a folder cannot be read, without `complain`.
     """
     suffixes = frozenset(suffixes)
+    complain = complain or _refuse
     found = []
 
     def enter(here: str, above: frozenset[tuple[int, int]]) -> None:
         try:
             entries = list(os.scandir(here))
         except OSError as e:
-            raise UserError(f"{here}: cannot be read ({e.strerror}); check its permissions") from e
+            complain(f"{shown(here)}: cannot be read ({e.strerror}); check its permissions")
+            return
         for entry in entries:
             if entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS:
                 continue
             try:
                 is_folder = entry.is_dir()
                 place = os.stat(entry.path) if is_folder else None
+            except PermissionError:
+                complain(f"{shown(entry.path)}: may not be entered; check its permissions and its folder's")
+                continue
             except OSError:  # a broken or circular link
                 continue
             if is_folder:
@@ -98,17 +113,32 @@ def _short(name: str) -> str:
     return f"{encoded[: room - 9].decode(errors='ignore')}~{digest}"
 
 
-def find_inputs(paths: Iterable[str | Path], exclude: str | Path | None = None) -> list[Input]:
+def shown(path: str | os.PathLike) -> str:
+    """A path as it may be printed: control characters, direction marks and bytes that are no UTF-8 are escaped.
+
+    >>> shown("a\\nb"), shown("\\u202egpj.exe"), shown("Straße")
+    ('a\\\\nb', '\\\\u202egpj.exe', 'Straße')
+    """
+    text = os.fspath(path)
+    text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def find_inputs(
+    paths: Iterable[str | Path], exclude: str | Path | None = None, complain: Callable[[str], None] | None = None
+) -> list[Input]:
     """Lists the photographs and videos that `paths` name: files as given, folders searched to the bottom, sorted.
 
     A file given by name is taken whatever its suffix; below a folder, what `walk` finds is. A file reached twice is
-    listed once.
+    listed once. What is no regular file (a pipe, a device, a socket) is refused where it is named, and left out below a
+    folder.
 
     Args:
       exclude: a folder whose files are left out (where the results go, if that lies inside a folder of `paths`).
+      complain: takes a sentence for each path that cannot be read; the rest is listed. Without it that is an error.
 
     Raises:
-      UserError: a path does not exist, or there is nothing to work on.
+      UserError: a path does not exist or is no file, a folder cannot be read, or there is nothing to work on.
     """
     found: dict[Path, Input] = {}
     exclude = Path(exclude).resolve() if exclude is not None else None
@@ -116,15 +146,68 @@ def find_inputs(paths: Iterable[str | Path], exclude: str | Path | None = None) 
     for path in paths:
         if path.is_dir():
             skip = None if exclude == path.resolve() else exclude
-            for file in walk(path, PHOTOGRAPHS | VIDEOS, skip):
+            for file in walk(path, PHOTOGRAPHS | VIDEOS, skip, complain):
                 found.setdefault(file.resolve(), Input(file, path))
-        elif path.exists():
-            found.setdefault(path.resolve(), Input(path, path.parent))
         else:
-            raise UserError(f"{path}: no such file or folder")
+            try:
+                check_file(path)
+            except UserError as e:
+                (complain or _refuse)(str(e))
+            else:
+                found.setdefault(path.resolve(), Input(path, path.parent))
     if not found:
-        raise UserError(f"{', '.join(map(str, paths)) or 'no PATH given'}: no photograph or video to work on")
+        named = ", ".join(map(shown, paths)) or "no PATH given"
+        raise UserError(f"{named}: no photograph or video to work on")
     return list(found.values())
+
+
+def check_file(path: str | os.PathLike) -> None:
+    """Checks that something is a regular file, or a link to one.
+
+    Raises:
+      UserError: it is not there, may not be looked at, or is a folder, a pipe, a device or a socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as e:
+        raise UserError(f"{shown(path)}: no such file or folder") from e
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"{shown(path)}: cannot be read ({reason}); check its name and permissions") from e
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        kind = next((name for test, name in kinds if test(mode)), "a device")
+        raise UserError(f"{shown(path)}: is {kind}, not a file; give a photograph, a video or a folder of them")
+
+
+def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
+    """Checks every path that a command is about to write against all that it reads.
+
+    Two paths are the same where they lead to one file, by links or by another spelling too.
+
+    Raises:
+      UserError: an output would replace an input.
+    """
+    read = {_identity(path): path for path in inputs}
+    for path in outputs:
+        source = read.get(_identity(path))
+        if source is not None:
+            raise UserError(
+                f"{shown(path)}: writing it would overwrite the input {shown(source)}; choose another --out"
+            )
+
+
+def _identity(path: str | os.PathLike) -> tuple | Path:
+    """What two names of one file share: device and number of a file that is there, else its resolved path."""
+    try:
+        facts = os.stat(path)
+        return facts.st_dev, facts.st_ino
+    except (OSError, ValueError):
+        return Path(path).resolve()
+
+
+def _refuse(sentence: str) -> None:
+    raise UserError(sentence)
 
 
 def result_stems(inputs: Sequence[Input], endings: Sequence[str] = ("", "_overlay")) -> list[str]:

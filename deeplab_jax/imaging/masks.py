@@ -63,22 +63,17 @@ class Stored(NamedTuple):
 
     Attributes:
       values: distinct stored samples, int32 `[N]`; of colors, R * 65536 + G * 256 + B.
-      inverse: int32 `[H, W]`, for each pixel its place in `values`.
       shown: int32 `[N]`, the color that each value shows, packed alike; `NO_COLOR` beyond a palette's end.
       family: of the kind.
       lossy: whether the file's compression invents values.
+      inverse: int32 `[H, W]`, for each pixel its place in `values`.
     """
 
     values: np.ndarray
-    inverse: np.ndarray
     shown: np.ndarray
     family: str
     lossy: bool
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Pixels of each value, int64 `[N]`."""
-        return np.bincount(self.inverse.ravel(), minlength=len(self.values))
+    inverse: np.ndarray
 
 
 class Meaning(NamedTuple):
@@ -101,43 +96,96 @@ class Meaning(NamedTuple):
     object_255: bool = False
 
 
+class Palette(NamedTuple):
+    """The distinct stored values of a mask, without the map; fields as in `Stored`, and pixels of each, int64 `[N]`."""
+
+    values: np.ndarray
+    shown: np.ndarray
+    counts: np.ndarray
+    family: str
+    lossy: bool
+    size: tuple[int, int]
+
+
 def read_stored(source: str | os.PathLike | bytes, name: str = "") -> Stored:
     """Decodes a mask to the samples that it stores, turned upright.
 
     Raises:
-      UserError: no such file. CorruptImageError: it cannot be decoded.
+      UserError: no such file, or floats that are no ids. CorruptImageError: it cannot be decoded.
     """
+    decoded = _decode(source, name)
+    raw, inverse = _distinct(decoded.samples())
+    return Stored(*decoded.meaning_of(raw), inverse)
+
+
+def read_values(source: str | os.PathLike | bytes, name: str = "") -> Palette:
+    """As `read_stored`, without the map and at a fraction of its cost."""
+    decoded = _decode(source, name)
+    if decoded.image.mode in ("L", "P"):
+        counts = np.array(decoded.image.histogram(), np.int64)
+        raw = np.flatnonzero(counts).astype(np.int32)
+        counts = counts[raw]
+    else:
+        raw, inverse = _distinct(decoded.samples())
+        counts = np.bincount(inverse.ravel(), minlength=len(raw))
+    width, height = decoded.image.size
+    values, shown, family, lossy = decoded.meaning_of(raw)
+    return Palette(values, shown, counts, family, lossy, (height, width))
+
+
+class _Decoded(NamedTuple):
+    """A mask as Pillow gives it, and what its samples were before Pillow made them fit to be shown."""
+
+    image: Image.Image
+    kind: MaskKind
+    factor: float
+    largest: int
+    palette: np.ndarray | None
+    lossy: bool
+    where: str
+
+    def samples(self) -> np.ndarray:
+        """`[H, W]`, as Pillow shows them."""
+        try:
+            samples = _samples(self.image, self.kind)
+        except Exception as e:  # Pillow converts not every color space
+            raise CorruptImageError(f"{self.where}: cannot be decoded as an image; replace or remove it") from e
+        if self.kind.name == "float" and not ((np.abs(samples) < 2**31) & (samples == np.rint(samples))).all():
+            raise UserError(
+                f"{self.where}: holds floats that are no whole numbers where class ids are expected; round them"
+            )
+        return samples.astype(np.int32)
+
+    def meaning_of(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, str, bool]:
+        """(stored values, colors shown, family, lossy) of distinct samples as Pillow shows them."""
+        if self.kind.family == "color":
+            return raw, raw, "color", self.lossy
+        if self.palette is not None:
+            packed = packed_colors(self.palette)
+            shown = np.where(raw < len(packed), packed[np.minimum(raw, len(packed) - 1)], NO_COLOR)
+            return raw, shown.astype(np.int32), "palette", False
+        gray = np.clip(raw if raw.max(initial=0) <= 255 else raw // 257, 0, 255)
+        gray = raw * 255 if self.kind.name == "1 bit" else gray
+        values = raw
+        if self.factor < 0:
+            values = self.largest - raw // int(-self.factor)
+        elif (self.factor, self.largest) != (1, 255):
+            values = np.rint(raw / self.factor).astype(np.int32)
+        return values, gray * 65536 + gray * 256 + gray, "gray", self.lossy
+
+
+def _decode(source: str | os.PathLike | bytes, name: str) -> _Decoded:
     data = decoding.read_source(source, name)
     where = decoding.named(source, name, "label")
     image = decoding.open_image(data, where, load=False)
     factor, largest = _packing(image)
     kind = next(k for k in MASK_KINDS if k.fits(image))
-    image = decoding.open_image(data, where)
     lossy = image.format == "JPEG" or (image.format in ("WEBP", "AVIF", "JPEG2000") and kind.family == "gray")
+    image = decoding.loaded(image, data, where)
     palette = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3) if image.mode == "P" else None
-    try:
+    if decoding.is_turned(image):
         image = decoding.upright(image)
-        samples = _samples(image, kind)
-    except Exception as e:  # Pillow converts not every color space
-        raise CorruptImageError(f"{where}: cannot be decoded as an image; replace or remove it") from e
-    if kind.name == "float" and not ((np.abs(samples) < 2**31) & (samples == np.rint(samples))).all():
-        raise UserError(f"{where}: holds floats that are no whole numbers where class ids are expected; round them")
-    values, inverse = _distinct(samples.astype(np.int32))
-    if kind.family == "color":
-        return Stored(values, inverse, values, "color", lossy)
-    if palette is not None:
-        packed = packed_colors(palette)
-        shown = np.where(values < len(packed), packed[np.minimum(values, len(packed) - 1)], NO_COLOR)
-        return Stored(values, inverse, shown.astype(np.int32), "palette", False)
-    gray = np.clip(values if values.max(initial=0) <= 255 else values // 257, 0, 255)
-    if kind.name == "1 bit":
-        gray = values * 255
-    shown = gray * 65536 + gray * 256 + gray
-    if factor < 0:
-        values = largest - values // -factor
-    elif (factor, largest) != (1, 255):
-        values = np.rint(values / factor).astype(np.int32)
-    return Stored(values, inverse, shown, "gray", lossy)
+    return _Decoded(image, kind, factor, largest, palette, lossy, where)
 
 
 def ids_of(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, meaning: Meaning, where: str) -> np.ndarray:
@@ -200,12 +248,23 @@ def read_label(
       UserError: no such file, colors without a table, or a color that the table lacks.
       CorruptImageError: it cannot be decoded.
     """
-    stored = read_stored(source, name)
-    where = decoding.named(source, name, "label")
+    decoded = _decode(source, name)
+    if decoded.image.mode in ("L", "P"):  # by a table: a fraction of the cost of sorting pixels
+        raw = np.flatnonzero(decoded.image.histogram()).astype(np.int32)
+    else:
+        raw, inverse = _distinct(decoded.samples())
+    values = decoded.meaning_of(raw)
     if meaning is None:
-        meaning = Meaning() if colors is None else _of_one_file(stored, colors)
-    ids = ids_of(stored.values, stored.shown, stored.family, stored.lossy, meaning, where)
-    return ids[stored.inverse]
+        meaning = Meaning() if colors is None else _of_one_file(*values, colors)
+    ids = ids_of(*values, meaning, decoded.where)
+    if decoded.image.mode not in ("L", "P"):
+        return ids[inverse]
+    pixels = np.array(decoded.image)
+    if (ids == raw).all():
+        return pixels
+    table = np.zeros(256, np.uint8)
+    table[raw] = ids
+    return table[pixels]
 
 
 def read_palette(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
@@ -232,23 +291,20 @@ def color_text(packed: int) -> str:
     return str((int(packed) >> 16, int(packed) >> 8 & 255, int(packed) & 255))
 
 
-def _of_one_file(stored: Stored, colors: np.ndarray) -> Meaning:
+def _of_one_file(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, colors: np.ndarray) -> Meaning:
     """By color where that is what the file alone speaks for; see `deeplab_jax.data.meaning` for whole data sets."""
-    meaning = Meaning(len(colors), colors)
-    ids = ((stored.values < len(colors)) | (stored.values == VOID)).all()
-    gray = (stored.shown % 256 == stored.shown // 65536).all() and (
-        stored.shown % 256 == stored.shown // 256 % 256
-    ).all()
-    known = np.isin(stored.shown, packed_colors(np.concatenate([colors, VOID_COLORS]))).all()
-    classes = np.isin(stored.shown, packed_colors(colors)).any()
-    if stored.family == "color":
-        ids = gray and ((stored.shown % 256 < len(colors)) | (stored.shown % 256 == VOID)).all()
-        by_color = known or not ids
-    elif stored.family == "palette":
+    red, green, blue = shown >> 16, shown >> 8 & 255, shown & 255
+    gray = ((red == green) & (green == blue)).all()
+    ids = ((values < len(colors)) | (values == VOID)).all()
+    known = np.isin(shown, packed_colors(np.concatenate([colors, VOID_COLORS]))).all()
+    classes = np.isin(shown, packed_colors(colors)).any()
+    if family == "color":
+        by_color = known or not (gray and ((blue < len(colors)) | (blue == VOID)).all())
+    elif family == "palette":
         by_color = known and classes
     else:
-        by_color = not ids and (known or (stored.lossy and gray))
-    return meaning._replace(by_color=frozenset({stored.family} if by_color else ()))
+        by_color = not ids and (known or (lossy and gray))
+    return Meaning(len(colors), colors, by_color=frozenset({family} if by_color else ()))
 
 
 def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str) -> np.ndarray:

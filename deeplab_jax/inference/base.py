@@ -56,6 +56,14 @@ class Segmenting(ABC):
           For each (labels uint8 [H, W], marginals [H, W, C] if asked for else None: float32, of a large one float16).
         """
 
+    def plan(self, sizes: Sequence[tuple[int, int]]) -> None:  # noqa: B027
+        """Says which sizes (H, W) of photographs are to come; an artifact's programs are what they are."""
+
+    @property
+    def programs(self) -> dict[str, int]:
+        """How many programs were used, by kind."""
+        return {}
+
     @property
     @abstractmethod
     def identity(self) -> list:

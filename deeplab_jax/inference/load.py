@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.config import recorded_config
 from deeplab_jax.crf.params import Preset, preset_named
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import MAX_PIXELS
@@ -15,9 +16,8 @@ from deeplab_jax.imaging.palettes import camvid_palette, cityscapes_palette, voc
 from deeplab_jax.inference.artifact import Artifact, load_artifact
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segment import Segment, digest_of
-from deeplab_jax.runs.checkpoints import load_workdir
-from deeplab_jax.weights import contents, conversion, files, transfer
-from deeplab_jax.weights.initial import load_initial, recorded_settings
+from deeplab_jax.weights import box, contents, conversion, files, transfer
+from deeplab_jax.weights.initial import load_initial, located, recorded_settings
 
 
 def load(
@@ -30,10 +30,10 @@ def load(
     max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> Segment | Artifact:
-    """Opens a training workdir or an exported artifact.
+    """Opens a training workdir, an exported artifact, or a model that the package ships.
 
     Args:
-      path: a folder that `main` or `export` wrote.
+      path: a folder that `main` or `export` wrote, or a shipped model's name, such as "camvid".
       step: which checkpoint of a workdir; None = the best, or the newest.
       crf_iterations: of the mean field; 0 = network alone, None = the config's.
       crf: a name in `crf.PRESETS`, a preset file, or a `Preset`, in place of the model's own, which are those that
@@ -50,9 +50,18 @@ def load(
     Raises:
       UserError: it is neither, or has no whole checkpoint, or an option does not fit.
     """
+    chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
+    boxed = box.folder_of(path)
+    if boxed is not None:
+        if step is not None:
+            raise UserError(f"step={step}: a shipped model has no steps to choose from; leave it out")
+        return load_box(boxed, max_pixels=max_pixels, **chosen, **options)
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a workdir that deeplab_jax.main wrote, or an exported artifact")
+        raise UserError(
+            f"{path}: no such folder{box.suggestion(path.name)}; give a workdir that deeplab_jax.main wrote, an "
+            f"exported artifact, or the name of a shipped model ({box.listed()})"
+        )
     if not (path / "config.json").is_file():
         if step is not None or crf is not None or options:
             raise UserError(
@@ -63,14 +72,37 @@ def load(
         if crf_iterations is not None:
             artifact.crf_iterations = crf_iterations
         return artifact
-    config, _, variables, meta = load_workdir(path, step)
+    from deeplab_jax.runs.checkpoints import load_workdir  # its orbax takes half a second that the others need not
+
+    config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
     if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
-        crf = searched  # what the run's own evaluation uses
+        chosen["crf"] = searched  # what the run's own evaluation uses
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
-    chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
     segment = from_variables(config, variables, names, palette, identity, **chosen, **options)
+    segment.max_pixels = max_pixels
+    return segment
+
+
+def load_box(
+    folder: str | os.PathLike,
+    *,
+    crf: str | os.PathLike | Preset | None = None,
+    max_pixels: int = MAX_PIXELS,
+    **options: Any,
+) -> Segment:
+    """Like `load`, from the folder of a shipped model (see `deeplab_jax.weights.box`).
+
+    Raises:
+      UserError: a file of it is missing or damaged, or an option does not fit.
+    """
+    boxed = box.read(folder)
+    config = recorded_config(boxed.config)
+    if crf is None and not boxed.variables["params"].get("crf"):
+        crf = boxed.preset
+    identity = ["box", Path(folder).name, boxed.digest]
+    segment = from_variables(config, boxed.variables, boxed.class_names, boxed.palette, identity, crf=crf, **options)
     segment.max_pixels = max_pixels
     return segment
 
@@ -91,7 +123,8 @@ def load_weights(
     Raises:
       UserError: the weights cannot be read, or leave a layer of the network without values.
     """
-    if Path(weights).is_dir():
+    weights = located(weights)
+    if weights.is_dir():
         raise UserError(f"{weights}: is a folder; give a workdir with --workdir, or a converted .safetensors")
     with config.unlocked():
         config.model.update(recorded_settings(weights))

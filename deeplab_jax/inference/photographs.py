@@ -1,11 +1,11 @@
 """Many photographs through a segmenter: read, segmented and written at the same time; what is done is skipped."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplab_jax.console import Meter
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.overlay import overlay
 from deeplab_jax.inference import video
 
+_LOOKED_AT = 1000  # photographs whose sizes are asked for before the first is segmented
 _AHEAD = 4  # photographs that are decoded before their turn
 
 
@@ -34,6 +36,7 @@ class Options:
       probabilities: also writes `_probs.npy`, [H, W, C] float16.
       overwrite: does again what is done.
       max_pixels: larger photographs are refused.
+      verbose: also says how many programs were compiled or found compiled.
     """
 
     out: Path
@@ -41,6 +44,7 @@ class Options:
     probabilities: bool = False
     overwrite: bool = False
     max_pixels: int = files.MAX_PIXELS
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,37 +59,45 @@ class Task:
     def result(self) -> Path:
         return Path(f"{self.stem}.{'mp4' if self.source.is_video else 'png'}")
 
+    def outputs(self, probabilities: bool) -> list[Path]:
+        """Every file that is written; the first, which says that all is done, comes last."""
+        if self.source.is_video:
+            return [self.result]
+        return [self.result, Path(f"{self.stem}_overlay.png"), *[Path(f"{self.stem}_probs.npy")] * probabilities]
+
     def is_done(self, probabilities: bool) -> bool:
         """Whether the results are there and were made from this very file by this model and these settings."""
-        if self.source.is_video:
-            return video.read_note(self.result) == self.digest
-        others = [f"{self.stem}_overlay.png"] + [f"{self.stem}_probs.npy"] * probabilities
-        return files.read_note(self.result) == self.digest and all(os.path.isfile(path) for path in others)
+        note = video.read_note if self.source.is_video else files.read_note
+        return note(self.result) == self.digest and all(map(os.path.isfile, self.outputs(probabilities)))
 
 
-def plan(paths: Sequence[str | Path], segment, options: Options) -> list[Task]:
+def plan(paths: Sequence[str | Path], segment, options: Options, complain=None) -> list[Task]:
     """Lists what there is to do, in order, named so that no two results meet.
 
+    Args:
+      complain: takes a sentence for each path that cannot be read; see `listing.find_inputs`.
+
     Raises:
-      UserError: a path does not exist, or a result would overwrite a photograph.
+      UserError: there is nothing to do, or a result would overwrite a photograph.
     """
     same = next((path for path in paths if Path(path).is_dir() and Path(path).resolve() == options.out.resolve()), None)
     if same is not None:
         raise UserError(f"--out={options.out}: is the folder of the photographs, where results would be taken for more "
                         "of them; choose another")  # fmt: skip
-    inputs = listing.find_inputs(paths, exclude=options.out)
+    inputs = listing.find_inputs(paths, exclude=options.out, complain=complain)
     made_by = [segment.identity, options.iterations]
     tasks = []
-    sources = {item.path.resolve() for item in inputs}
     for item, stem in zip(inputs, listing.result_stems(inputs)):
-        stat = item.path.stat()
-        facts = [str(item.path.resolve()), stat.st_size, stat.st_mtime_ns, *made_by]
+        try:
+            stat = item.path.stat()
+            of_file = [stat.st_size, stat.st_mtime_ns]
+        except OSError:  # it has vanished, which reading it will report
+            of_file = []
+        facts = [str(item.path.resolve()), *of_file, *made_by]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-        task = Task(item, options.out / stem, digest)
-        for path in (task.result, Path(f"{task.stem}_overlay.png")):
-            if path.resolve() in sources:
-                raise UserError(f"{path}: the result would overwrite a photograph; choose another --out")
-        tasks.append(task)
+        tasks.append(Task(item, options.out / stem, digest))
+    outputs = [path for task in tasks for path in task.outputs(options.probabilities)]
+    listing.check_outputs(outputs, [item.path for item in inputs])
     return tasks
 
 
@@ -98,25 +110,43 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
       say: takes a line for each result.
 
     Returns:
-      The number of files that failed.
+      The number of files and folders that failed.
     """
-    tasks = plan(paths, segment, options)
+    unreadable: list[str] = []
+    tasks = plan(paths, segment, options, complain=unreadable.append)
+    for sentence in unreadable:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
     todo = tasks if options.overwrite else [t for t in tasks if not t.is_done(options.probabilities)]
     if len(todo) < len(tasks):
         say(f"{len(tasks) - len(todo)} of {len(tasks)} are done and skipped (--overwrite does them again)")
-    progress = _Progress(len(todo), say)
-    failed = 0
+    segment.plan(_known_sizes(todo, options))
+    meter = Meter(len(todo), every=0)
+    failed = len(unreadable)
     with closing(_outcomes(segment, todo, options, say)) as outcomes:
         for task, outcome in outcomes:
             if isinstance(outcome, UserError):
                 failed += 1
-                progress.step(f"{task.source.path}: failed")
-                print(f"error: {outcome}", file=sys.stderr, flush=True)
+                line = f"{listing.shown(task.source.path)}: failed"
+                print(f"error: {listing.shown(str(outcome))}", file=sys.stderr, flush=True)
             else:
-                progress.step(f"{task.result}{outcome}")
+                line = f"{listing.shown(task.result)}{outcome}"
+            meter.tick()
+            say(f"[{meter.done}/{meter.total}{f', {meter.left}' if meter.done < meter.total else ''}] {line}")
+    if options.verbose and segment.programs:
+        say(f"programs: {', '.join(f'{number} {kind}' for kind, number in segment.programs.items())}")
     if failed:
-        print(f"error: {failed} of {len(tasks)} files failed", file=sys.stderr)
+        print(f"error: {failed} of {len(tasks) + len(unreadable)} files failed", file=sys.stderr)
     return failed
+
+
+def _known_sizes(tasks: Sequence[Task], options: Options) -> list[tuple[int, int]]:
+    """Sizes (H, W) of the photographs, from their headers; what cannot be read is reported in its turn."""
+    sizes = []
+    for task in tasks:
+        if not task.source.is_video and len(sizes) < _LOOKED_AT:
+            with contextlib.suppress(UserError):
+                sizes.append(files.size_of(task.source.path))
+    return [size for size in sizes if 0 < size[0] * size[1] <= options.max_pixels]
 
 
 def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Iterator[tuple[Task, str | UserError]]:
@@ -192,16 +222,3 @@ def _write(computed: Future, i: int, task: Task, segment, options: Options) -> s
     except UserError as e:
         return e
     return segment.remark(labels.shape)
-
-
-class _Progress:
-    """Numbers the results and estimates how long the rest will take."""
-
-    def __init__(self, total: int, say):
-        self.total, self.say, self.done, self.start = total, say, 0, time.monotonic()
-
-    def step(self, line: str) -> None:
-        self.done += 1
-        seconds = (time.monotonic() - self.start) / self.done * (self.total - self.done)
-        left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left" if self.done < self.total else ""
-        self.say(f"[{self.done}/{self.total}{left}] {line}")

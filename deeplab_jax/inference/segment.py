@@ -110,6 +110,17 @@ class Segment(Segmenting):
             for image, is_large in zip(images, large)
         ]
 
+    def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Chooses few compiled shapes for photographs of these sizes (H, W), whose pieces count where they are cut."""
+        windows = [piece.window for size in sizes for piece in self._pieces(size)]
+        self._segmenter.plan([(y.stop - y.start, x.stop - x.start) for y, x in windows])
+
+    @property
+    def programs(self) -> dict[str, int]:
+        """How many programs were used: {"network": n, "CRF": n}."""
+        kinds = [kind[0] for kind in self._segmenter.programs]
+        return {"network": kinds.count("network"), "CRF": kinds.count("crf")}
+
     def pieces(self, size: tuple[int, ...]) -> int:
         """In how many overlapping pieces a photograph of size (H, W) is segmented."""
         return len(self._pieces(size))

@@ -12,8 +12,10 @@ import numpy as np
 
 from deeplab_jax import crf
 from deeplab_jax.imaging.mirror import swap_table
-from deeplab_jax.inference import tiling
+from deeplab_jax.inference import buckets, tiling
 from deeplab_jax.models.layers import resize_bilinear
+
+_PLANNED_MULTIPLE = 32  # of sides, where sizes are known and need not be coarse to be few
 
 LOG_FLOOR = -30.0  # log-probabilities are not below this: exp(-30) is nothing, and stays finite in every sum
 
@@ -47,10 +49,10 @@ class Segmentation:
 class Segmenter:
     """Runs a network and its CRF on photographs of any size.
 
-    Images are padded at the bottom and right to `size_multiple * k + size_extra`, with a mask that makes the padding
-    mean colour for the network and leaves it out of the CRF, so that photographs of many sizes share a few compiled
-    programs. The padding depends on an image's own size alone: which images are batched together changes nothing. Safe
-    to call from several threads.
+    Images are padded at the bottom and right, with a mask that makes the padding mean colour for the network and leaves
+    it out of the CRF, so that photographs of many sizes share a few compiled programs. `plan` chooses the padded shapes
+    for sizes that are known beforehand; without it, and for larger images, they are `size_multiple * k + size_extra`.
+    Which images are batched together changes nothing. Safe to call from several threads.
 
     Attributes:
       programs: (kind, shape, device) of the programs used; their number is what a data set of many sizes costs to
@@ -115,6 +117,7 @@ class Segmenter:
         self.resize = resize
         self.devices = list(devices) if devices else jax.local_devices()[:1]
         self.programs: set[tuple] = set()
+        self._shapes: list[tuple[int, int]] = []
         self._compiling: dict[tuple, threading.Lock] = {}
         self._variables = [jax.device_put(variables, d) for d in self.devices]
         self._lock = threading.Lock()
@@ -179,9 +182,24 @@ class Segmenter:
         """The network's variables, on the first device."""
         return self._variables[0]
 
+    def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Chooses few padded shapes for photographs of these sizes (H, W), in place of any chosen before."""
+        self.pad_to(buckets.choose(sizes, min(self.size_multiple, _PLANNED_MULTIPLE), self.size_extra) if sizes else [])
+
+    def pad_to(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Pads each image to the smallest of these shapes that holds it; shapes are `padded_size`s."""
+        self._shapes = sorted(shapes, key=lambda shape: shape[0] * shape[1])
+
     def padded_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) to which an image of this size is padded."""
+        planned = buckets.smallest_holding(size, self._shapes)
+        if planned:
+            return planned
         return tuple(tiling.padded_size(n, self.size_multiple, self.size_extra) for n in size)
+
+    def filter_used(self, size: tuple[int, int]) -> str:
+        """The CRF's filter for an image of this size: "auto" goes by its padded shape, which is what is compiled."""
+        return crf.choose_bilateral(self.bilateral, *self.padded_shape(size), self.devices[0].platform)
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
@@ -259,7 +277,7 @@ class Segmenter:
             mask = np.zeros(shape, bool)
             mask[:h, :w] = True
             several = len(set(counts) - {0}) > 1
-            bilateral = crf.choose_bilateral(self.bilateral, h, w, self.devices[device].platform)
+            bilateral = self.filter_used((h, w))
             # Not inside a jit here: mean_field chooses its own programs by the parameters' values.
             run = partial(
                 crf.mean_field,
@@ -333,26 +351,27 @@ def network_scores(
     width = sizes[:, 1:]
     flipped = jnp.where(x < width, width - 1 - x, x)
 
+    count = images.shape[0]
+    if mirror:  # in one batch with the images: half the program
+        images = jnp.concatenate([images, jnp.take_along_axis(images, flipped[:, None, :, None], axis=2)])
+        valid = jnp.concatenate([valid, valid])
     views = []
-    for flip in (False, True) if mirror else (False,):
-        view = jnp.take_along_axis(images, flipped[:, None, :, None], axis=2) if flip else images
-        for scale in scales:
-            target = tuple(round((n - extra) * scale / tiling.STRIDE) * tiling.STRIDE + extra for n in size)
-            scaled, inside = view, valid
-            if target != size:
-                scaled = resize_bilinear(view, target, resize)
-                rows, columns = (_nearest(n, m, resize) for n, m in zip(size, target))
-                inside = valid[:, rows][:, :, columns]
-            logits, _ = model.apply(variables, scaled, train=False, valid=inside)
-            log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size, resize))
-            if flip:
-                log_probs = jnp.take_along_axis(log_probs, flipped[:, None, :, None], axis=2)
-                if swaps:
-                    log_probs = log_probs[..., swap_table(swaps)[: log_probs.shape[-1]]]
-            views.append(log_probs)
+    for scale in scales:
+        target = tuple(round((n - extra) * scale / tiling.STRIDE) * tiling.STRIDE + extra for n in size)
+        scaled, inside = images, valid
+        if target != size:
+            scaled = resize_bilinear(images, target, resize)
+            rows, columns = (_nearest(n, m, resize) for n, m in zip(size, target))
+            inside = valid[:, rows][:, :, columns]
+        logits, _ = model.apply(variables, scaled, train=False, valid=inside)
+        log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size, resize))
+        views.append(log_probs[:count])
+        if mirror:
+            turned = jnp.take_along_axis(log_probs[count:], flipped[:, None, :, None], axis=2)
+            views.append(turned[..., swap_table(swaps)[: turned.shape[-1]]] if swaps else turned)
     mean = views[0] if len(views) == 1 else jax.nn.logsumexp(jnp.stack(views), axis=0) - jnp.log(len(views))
     mean = jnp.maximum(mean, LOG_FLOOR)
-    return tuple(mean[i] for i in range(images.shape[0]))
+    return tuple(mean[i] for i in range(count))
 
 
 def _nearest(n: int, m: int, resize: str) -> np.ndarray:

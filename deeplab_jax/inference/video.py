@@ -3,13 +3,13 @@
 import itertools
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 
+from deeplab_jax.console import Meter
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging.overlay import overlay
@@ -38,10 +38,9 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
       UserError: `source` is not a video, or `result` cannot be written.
     """
     rate, size, expected, frames = open_video(source)
-    count, start = 0, time.monotonic()
+    meter = Meter(expected)
 
     def write(path: Path) -> None:
-        nonlocal count
         writer = imageio_ffmpeg.write_frames(
             _file(path),
             size,
@@ -56,17 +55,16 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
             for batch in _batches(frames, segment.batch_size):
                 for frame, (labels, _) in zip(batch, segment.many(batch, iterations)):
                     writer.send(np.ascontiguousarray(overlay(frame, labels, segment.palette, segment.class_names)))
-                    count += 1
-                    if say and count % _SAID_EVERY == 0:
-                        per_second = count / (time.monotonic() - start)
-                        left = max(expected - count, 0) / per_second
-                        say(f"{source}: frame {count} of {expected}, {per_second:.1f} frames/s, "
-                            f"{int(left) // 60}:{int(left) % 60:02d} left")  # fmt: skip
+                    meter.tick()
+                    if say and meter.done % _SAID_EVERY == 0:
+                        say(
+                            f"{source}: frame {meter.done} of {expected}, {meter.per_second:.1f} frames/s, {meter.left}"
+                        )
         finally:
             writer.close()
 
     write_atomically(result, write)
-    return f"  ({count} frames)"
+    return f"  ({meter.done} frames)"
 
 
 def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.ndarray]]:
@@ -77,7 +75,9 @@ def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.nda
     Raises:
       UserError: ffmpeg cannot read it.
     """
-    reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", output_params=_SQUARE)
+    # A playlist within the file opens nothing but files.
+    only_files = ["-protocol_whitelist", "file"]
+    reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", input_params=only_files, output_params=_SQUARE)
     try:
         meta = next(reader)
         width, height = meta["size"]

@@ -10,6 +10,7 @@ Point = tuple[float, float]
 # Distinguishable with the common kinds of color blindness (Okabe and Ito 2008).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 
+_LARGEST = 1e100
 _WIDTH, _HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
 
@@ -18,7 +19,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
     """Draws lines with axes, grid and legend.
 
     Args:
-      series: name -> (x, y) in order of x; points that are not finite break the line.
+      series: name -> (x, y) in order of x; points that are not finite, or beyond 1e100, break the line.
       x_label: below the axis.
       y_label: along the axis.
       marks: also a dot at each point, with its values as a tooltip.
@@ -26,7 +27,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
     Returns:
       An <svg> element; names are escaped.
     """
-    finite = [p for points in series.values() for p in points if all(map(math.isfinite, p))]
+    finite = [p for points in series.values() for p in points if _drawable(p)]
     if not finite:
         return Markup("")
     xs, ys = zip(*finite)
@@ -35,7 +36,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
     low_y, high_y = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
     def at(point: Point) -> tuple[float, float]:
-        x = _LEFT + (point[0] - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - _RIGHT)
+        x = _LEFT + (point[0] - low_x) / ((high_x - low_x) or 1) * (_WIDTH - _LEFT - _RIGHT)
         y = _HEIGHT - _BOTTOM - (point[1] - low_y) / ((high_y - low_y) or 1) * (_HEIGHT - _TOP - _BOTTOM)
         return round(x, 1), round(y, 1)
 
@@ -58,7 +59,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
         color = COLORS[number % len(COLORS)]
         path, pen_down = [], False
         for point in points:
-            if not all(map(math.isfinite, point)):
+            if not _drawable(point):
                 pen_down = False
                 continue
             x, y = at(point)
@@ -79,14 +80,20 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
     return Markup("".join(parts))
 
 
+def _drawable(point: Point) -> bool:
+    """Finite, and small enough that differences are finite too: a run that diverged has losses of any size."""
+    return all(abs(v) < _LARGEST for v in point)
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that cover [low, high].
 
     >>> ticks(0.0, 0.93), ticks(3, 3)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [2.0, 3.0, 4.0])
     """
-    if high <= low:
-        low, high = low - 1, low + 1
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = max(1.0, 1e-3 * abs(low))
+        low, high = low - margin, low + margin
         about = 2
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))

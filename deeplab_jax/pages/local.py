@@ -5,12 +5,14 @@ for all values. Nothing that a request says becomes a path or a program.
 """
 
 import base64
+import contextlib
 import io
 import math
 import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +27,15 @@ from deeplab_jax.crf.adjustable import mean_field_any, radius_for
 from deeplab_jax.crf.params import FIELDS, CRFParams
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
+from deeplab_jax.inference.tiling import STRIDE, padded_size
 from deeplab_jax.version import __version__
 
 MAX_BYTES = 32 * 2**20  # of an upload
 MAX_PIXELS = 50_000_000  # of an upload, looked at before it is decoded
 WORK_PIXELS = 250_000  # larger photographs are scaled down to this for the page
-WORK_SIDE = 2000  # and neither side is longer than this
+# Pictures are padded to the smallest of these shapes that holds them, which bounds the programs and their memory; each
+# has its half for the previews. A larger picture is scaled down to fit.
+SHAPES = ((385, 641), (513, 513), (641, 385), (225, 1121), (1121, 225))
 KEPT = 8  # uploads whose scores are kept; older ones are forgotten
 MAX_ITERATIONS = 20
 
@@ -69,25 +74,49 @@ class Desk:
 
     def __init__(self, segment: Any):
         self.segment = segment
+        self.doing = ""  # what takes long just now, in words
+        extra = getattr(segment.segmenter, "size_extra", 1)
+        sides = [*SHAPES, *(((h + 1) // 2, (w + 1) // 2) for h, w in SHAPES)]
+        segment.segmenter.pad_to([tuple(padded_size(n - 1, STRIDE, extra) for n in shape) for shape in sides])
+        self._known: set[tuple] = set()  # programs that are compiled
+        self._uploaded = False
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._lock = threading.Lock()  # of the uploads
         self._compute = threading.Lock()  # one computation at a time: a second would slow both
 
     def add(self, image: np.ndarray) -> tuple[str, Upload]:
         """Takes in a photograph, [h, w, 3] uint8, made small enough for the page; returns its id and itself."""
+        self._uploaded = True
         height, width = image.shape[:2]
-        scale = min(math.sqrt(WORK_PIXELS / (height * width)), WORK_SIDE / max(height, width))
+        fitting = max(min(h / height, w / width) for h, w in SHAPES)
+        scale = min(math.sqrt(WORK_PIXELS / (height * width)), fitting)
         if scale < 1:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-        with self._compute:
-            upload = Upload(image, self.segment.segmenter.scores([image])[0])
+        upload = self._look_at(image)
         key = secrets.token_urlsafe(12)
         with self._lock:
             self._uploads[key] = upload
             while len(self._uploads) > KEPT:
                 self._uploads.popitem(last=False)
         return key, upload
+
+    def _look_at(self, image: np.ndarray) -> Upload:
+        shape = self.segment.segmenter.padded_shape(image.shape[:2])
+        with self._compute, self._saying("network", shape):
+            return Upload(image, self.segment.segmenter.scores([image])[0])
+
+    @contextlib.contextmanager
+    def _saying(self, what: str, shape: tuple, *rest: Any) -> Iterator[None]:
+        """Says in `doing` that a program is compiled, the first time that it is used."""
+        key = (what, shape, *rest)
+        if key not in self._known:
+            self.doing = f"compiling the {what} for pictures up to {shape[1]}×{shape[0]}; the next ones are quick …"
+        try:
+            yield
+            self._known.add(key)
+        finally:
+            self.doing = ""
 
     def get(self, key: str) -> Upload | None:
         """An upload that is still kept."""
@@ -120,7 +149,8 @@ class Desk:
         padding = [(0, shape[0] - h), (0, shape[1] - w), (0, 0)]
         mask = np.zeros(shape, bool)
         mask[:h, :w] = True
-        with self._compute:
+        bilateral, radius = crf.choose_bilateral(segmenter.bilateral, *shape), radius_for(params)
+        with self._compute, self._saying("CRF", shape, radius):
             q = mean_field_any(
                 np.pad(-log_probs, padding),
                 np.pad(image, padding),
@@ -128,9 +158,9 @@ class Desk:
                 np.int32(iterations),
                 mask,
                 segmenter.compatibility,
-                bilateral=crf.choose_bilateral(segmenter.bilateral, h, w),
+                bilateral=bilateral,
                 normalization=segmenter.normalization,
-                radius=radius_for(params),
+                radius=radius,
                 prune=True,
             )
             labels = np.asarray(q.argmax(-1).astype(np.uint8))[:h, :w]
@@ -140,17 +170,22 @@ class Desk:
         return labels
 
     def warm_up(self) -> None:
-        """Compiles what a 500x375 photograph needs, lying and standing."""
+        """Compiles what a 500x375 photograph needs, lying and standing, one program after the other.
+
+        It ends with the first upload, which then waits for the one program that is being compiled at most.
+        """
         params = self.params(self.defaults())
         for size in ((375, 500), (500, 375)):
-            key, upload = self.add(np.full((*size, 3), 128, np.uint8))
+            if self._uploaded:
+                return
+            upload = self._look_at(np.full((*size, 3), 128, np.uint8))
             for stride in (2, 1):
+                if self._uploaded:
+                    return
                 self.labels(upload, params, 1, stride)
-            with self._lock:
-                self._uploads.pop(key, None)
 
 
-def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")) -> Flask:
+def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Flask:
     """The page's application.
 
     Args:
@@ -195,6 +230,7 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost",
             defaults=desk.defaults(),
             iterations=segment.crf_iterations,
             max_iterations=most,
+            max_bytes=MAX_BYTES,
             classes=[
                 {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
                 for name, color in zip(segment.class_names, segment.palette.tolist())
@@ -207,6 +243,10 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost",
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
         return response
+
+    @app.get("/state")
+    def state() -> Response:
+        return jsonify(doing=desk.doing)
 
     @app.post("/photograph")
     def photograph() -> Response:
@@ -225,7 +265,10 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost",
 
     @app.post("/segment")
     def segment_it() -> Response:
-        wanted = request.get_json()
+        try:
+            wanted = request.get_json()
+        except RecursionError:
+            abort(400, "the JSON is nested too deeply; give one object")
         if not isinstance(wanted, dict) or not isinstance(wanted.get("id"), str):
             abort(400, "give a JSON object with the id of a photograph")
         upload = desk.get(wanted["id"])

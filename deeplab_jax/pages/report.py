@@ -2,20 +2,22 @@
 
 import base64
 import io
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
 import numpy as np
 from PIL import Image
 
+from deeplab_jax.console import say
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_text
+from deeplab_jax.files import read_json, write_text
 from deeplab_jax.imaging import files
 from deeplab_jax.imaging.overlay import overlay
 from deeplab_jax.pages.charts import line_chart, thinned
+from deeplab_jax.runs import schema
+from deeplab_jax.runs.record import inspect_record
 from deeplab_jax.version import __version__
 
 _LARGEST = 640  # pixels along the longer side of a picture in the page
@@ -24,27 +26,36 @@ _LARGEST = 640  # pixels along the longer side of a picture in the page
 def build_report(workdir: str | Path) -> str:
     """The page as HTML text, with styles, script, charts and pictures inside it.
 
+    Only files inside the workdir are read, whatever its own files name. What is not there yet (curves, evaluations) is
+    left out of the page, and so is what is damaged, which is said on stderr.
+
     Args:
-      workdir: a folder that `main` wrote; what is not there yet (curves, evaluations) is left out of the page.
+      workdir: a folder that `main` wrote.
 
     Raises:
-      UserError: it is not a workdir, or a file in it cannot be read.
+      UserError: it is not a workdir.
     """
     workdir = Path(workdir)
-    config = _read_json(workdir / "config.json", "is not a training workdir (no config.json); give --workdir")
-    runs = _read_json(workdir / "run.json") if (workdir / "run.json").is_file() else []
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir}: is not a training workdir (no config.json); give --workdir")
+    config = _readable(workdir / "config.json", _config) or {}
+    runs = _readable(workdir / "run.json", schema.run_entries) or []
+    record = inspect_record(workdir / "metrics.jsonl")
+    if record.problem:
+        _without(workdir / "metrics.jsonl", record.problem)
+    evaluations = [_evaluation(path) for path in _evaluations(workdir / "eval")]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deeplab_jax.pages", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = _percent
     return environment.get_template("report.html").render(
-        name=config.get("name") or workdir.name,
+        name=str(config.get("name") or workdir.name),
         workdir=workdir.name,
         version=__version__,
-        run=runs[-1] if runs else {},
+        run=_run(runs[-1]) if runs else {},
         groups=_groups(config),
-        curves=_curves(_rows(workdir / "metrics.jsonl")),
-        evaluations=[_evaluation(path) for path in _evaluations(workdir / "eval")],
+        curves=_curves(record.rows),
+        evaluations=[e for e in evaluations if e],
     )
 
 
@@ -59,16 +70,14 @@ def _evaluations(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.json") if not p.stem.endswith("_images"))
 
 
-def _evaluation(path: Path) -> dict:
-    """What the template shows of one `<split>.json`."""
-    results = _read_json(path)
-    if not isinstance(results, list) or not results or not all("mean_iou" in r for r in results):
-        raise UserError(f"{path}: is not a result of an evaluation; remove it or evaluate again")
-    results = sorted(results, key=lambda r: r["crf_iterations"])
+def _evaluation(path: Path) -> dict | None:
+    """What the template shows of one `<split>.json`, or None if it is damaged."""
+    results = _readable(path, schema.results)
+    if results is None:
+        return None
     counts = [r["crf_iterations"] for r in results]
     names = [f"CRF ×{n}" if n else "network alone" for n in counts]
-    about = path.with_name(f"{path.stem}_images.json")
-    images = _read_json(about) if about.is_file() else {"pictures": [], "images": []}
+    images = _readable(path.with_name(f"{path.stem}_images.json"), schema.pictures) or {"pictures": [], "images": []}
     pictures = [p for p in (_picture(path.parent, entry, images) for entry in images["pictures"]) if p]
     classes = [
         {"name": name, "values": values, "gain": _difference(values[-1], values[0])}
@@ -92,7 +101,7 @@ def _evaluation(path: Path) -> dict:
         ],
         "classes": classes,
         "trimaps": _trimaps(results, names),
-        "confusion": _png(np.asarray(Image.open(confusion).convert("RGB"))) if confusion.is_file() else "",
+        "confusion": _confusion(confusion),
         "strip": next((p["strip"] for p in pictures if len(p["strip"]) > 2), []),
         "kinds": [
             (words, [p for p in pictures if p["kind"] == kind])
@@ -102,14 +111,44 @@ def _evaluation(path: Path) -> dict:
     }
 
 
-def _picture(folder: Path, entry: dict, images: dict) -> dict | None:
-    """One photograph with its truth and its labels without and with CRF, or None if its files are gone."""
-    counts = sorted(entry["labels"], key=int)
-    paths = [folder / entry["photo"], folder / entry["truth"], *(folder / entry["labels"][n] for n in counts)]
-    if not all(p.is_file() for p in paths):
+def _confusion(path: Path) -> str:
+    if not path.is_file() or not _inside(path.parent, path.name):
+        return ""
+    try:
+        return _png(files.read_photograph(path))
+    except UserError as e:
+        _without(path, str(e).removeprefix(f"{path}: "))
+        return ""
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """The file that a result names, or None if that is not a file within the folder: links are followed first."""
+    path = folder / name
+    try:
+        within = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        within = False
+    if not within:
+        say(f"warning: {folder}: names the picture {name[:200]!r}, which is not in it; it is left out")
         return None
-    palette = files.read_palette(paths[1])
-    photo, truth, *labels = (_opened(p) for p in paths)
+    return path if path.is_file() else None
+
+
+def _picture(folder: Path, entry: dict, images: dict) -> dict | None:
+    """One photograph with its truth and its labels without and with CRF, or None if its files are gone or damaged."""
+    counts = sorted(entry["labels"], key=int)
+    paths = [_inside(folder, name) for name in (entry["photo"], entry["truth"], *(entry["labels"][n] for n in counts))]
+    if not all(paths):
+        return None
+    try:
+        palette = files.read_palette(paths[1])
+        photo, truth, *labels = files.read_photograph(paths[0]), *(files.read_label(p) for p in paths[1:])
+    except UserError as e:
+        say(f"warning: {e}; the page goes without this picture")
+        return None
+    if any(one.shape != photo.shape[:2] for one in (truth, *labels)):
+        say(f"warning: {paths[0]}: differs in size from its labels; the page goes without this picture")
+        return None
     step = max(1, math.ceil(max(photo.shape[:2]) / _LARGEST))
     photo, truth, *labels = (a[::step, ::step] for a in (photo, truth, *labels))
     shown = [overlay(photo, one, palette, (), legend=False) for one in labels]
@@ -141,10 +180,6 @@ def _ends(counts: Sequence[int]) -> tuple[str, str]:
     return ("off" if not min(counts) else f"×{min(counts)}"), ("on" if not min(counts) else f"×{max(counts)}")
 
 
-def _opened(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
-
-
 def _trimaps(results: Sequence[dict], names: Sequence[str]) -> list[str]:
     charts = []
     for key, words in (("pixel_accuracy", "pixel accuracy [%]"), ("mean_iou", "mean IoU [%]")):
@@ -171,19 +206,6 @@ def _curves(rows: Sequence[dict]) -> list[tuple[str, str]]:
     return [(group, line_chart(charts[group], "step", group.split("/")[-1].replace("_", " "))) for group in order]
 
 
-def _rows(path: Path) -> list[dict]:
-    """The rows of the record; the last may be cut short while a run is going on."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
-
-
 def _groups(config: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     """The config's fields by group, as text."""
     top = [(k, _text(v)) for k, v in config.items() if not isinstance(v, dict)]
@@ -197,13 +219,35 @@ def _text(value) -> str:
     return "" if value is None else str(value)
 
 
-def _read_json(path: Path, missing: str = "is missing"):
+def _config(value: object) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError("holds no config")
+    return value
+
+
+def _run(entry: dict) -> dict:
+    """The fields of an entry of run.json that the template shows, as text."""
+    shown = {name: str(entry.get(name, "")) for name in ("time", "deeplab_jax", "commit", "python")}
+    command, devices, packages = (entry.get(name) for name in ("command", "devices", "packages"))
+    shown["command"] = [str(word) for word in command] if isinstance(command, list) else []
+    shown["devices"] = [str(device) for device in devices] if isinstance(devices, list) else []
+    shown["packages"] = {str(k): str(v) for k, v in packages.items()} if isinstance(packages, dict) else {}
+    return entry | shown
+
+
+def _readable(path: Path, check: Callable):
+    """What `check` makes of a JSON file; None where there is none, or where it is damaged, which is said."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as e:
-        raise UserError(f"{path.parent}: {missing}") from e
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read as JSON; let the run write it again") from e
+        return check(read_json(path))
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        _without(path, str(e))
+        return None
+
+
+def _without(path: Path, problem: str) -> None:
+    say(f"warning: {path}: {problem}; the page goes without it")
 
 
 def _jpeg(image: np.ndarray) -> str:

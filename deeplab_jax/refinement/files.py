@@ -1,5 +1,6 @@
 """Photographs and rough labels in files, refined by the CRF into files."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,12 @@ def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int
         raise UserError(f"--out={out}: --image is a folder, so this must be a folder")
     inputs = [item for item in listing.find_inputs([images], exclude=out) if not item.is_video]
     by_name = _labels_of(images, given) if options.given == "labels" else {}
+    written = [path for stem in listing.result_stems(inputs) for path in outputs(out / stem, options)]
+    read = [*(item.path for item in inputs), *by_name.values()]
+    for item in inputs:
+        with contextlib.suppress(UserError):  # reported in its turn
+            read.append(find_partner(item, given, options.given))
+    listing.check_outputs(written, read)
     failed = 0
     for number, (item, stem) in enumerate(zip(inputs, listing.result_stems(inputs)), 1):
         print(f"[{number}/{len(inputs)}] ", end="", flush=True)
@@ -57,6 +64,11 @@ def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int
     if failed:
         print(f"error: {failed} of {len(inputs)} photographs failed", file=sys.stderr)
     return failed
+
+
+def outputs(out: Path, options: Options) -> list[str]:
+    """Every file that refining one photograph to `out` writes."""
+    return [f"{out}.png", f"{out}_overlay.png", *[f"{out}_iterations.png"] * options.iterations_strip]
 
 
 def _labels_of(images: Path, labels: Path) -> dict[Path, Path]:
@@ -90,8 +102,8 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
     """
     start = time.monotonic()
     for path in (image_path, given):
-        if path.resolve() == Path(f"{out}.png").resolve():
-            raise UserError(f"{path}: the result would overwrite it; choose another --out")
+        listing.check_file(path)
+    listing.check_outputs(outputs(out, options), (image_path, given))
     image = files.read_photograph(image_path, max_pixels=options.refused_pixels)
     size = image.shape[:2]
     if options.given == "probs":

@@ -96,7 +96,7 @@ def marginals_by_piece(
       return_all: yields marginals [iterations + 1, h, w, C], after 0 to `iterations` iterations.
 
     Raises:
-      UserError: the parameters do not fit the labels.
+      UserError: the parameters do not fit the labels, or make marginals that are not finite.
 
     Yields:
       (core, q): where in the photograph, and float32 [h, w, C] marginals (sum 1 over C).
@@ -116,7 +116,10 @@ def marginals_by_piece(
         except ValueError as e:  # such as weights for another number of classes
             raise UserError(str(e)) from e
         y, x = piece.inside
-        yield piece.core, np.asarray(q[..., y, x, :])
+        inside = np.asarray(q[..., y, x, :])
+        if not np.isfinite(inside.min()):  # NaN passes through a minimum, and the most probable class would be 0
+            raise UserError("the CRF's marginals are not finite; give smaller weights, or wider kernels")
+        yield piece.core, inside
 
 
 def refine(

@@ -1,14 +1,15 @@
 """Checkpoints that are either whole or not counted: orbax writes them, digests prove them.
 
 A checkpoint is `checkpoints/<step>/`, written by orbax to a temporary name and renamed, and then `digests/<step>.json`
-with the SHA-256 of each of its files. Only a checkpoint whose digests match is ever read; a kill at any moment leaves
-either the whole pair or something that the next run removes.
+with the SHA-256 of each of its files. A checkpoint whose digests do not match is never used; a kill at any moment
+leaves a whole one, or something that the next run removes. Nothing that is damaged is deleted: it moves to `aside/`.
 
 Process 0 alone writes, without the others: orbax's own barriers between processes are not used.
 """
 
 import hashlib
-import json
+import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -18,10 +19,14 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import recorded_config
 from deeplab_jax.console import say as say_on_stderr
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json
+from deeplab_jax.files import read_json, reason, remove_leftovers, set_aside, write_json
+from deeplab_jax.runs import schema
+from deeplab_jax.runs.flat import variables_from
+from deeplab_jax.runs.provenance import config_of
+
+_NO_DIGEST = "its digests are missing"
 
 
 class CheckpointWriteError(UserError):
@@ -46,8 +51,9 @@ class Checkpoints:
         self.keep = max(keep, 1)
         self._folder = self.workdir.absolute() / "checkpoints"
         self._digests = self.workdir / "digests"
-        self._unwritten_best: dict | None = None  # a mark that a full disk did not take
-        self._said = False  # that it did not
+        self._deleted = self.workdir / ".deleted"  # what is being deleted; a kill in the middle leaves some of it
+        self._unwritten_best: dict | None = None  # the best mark that the disk has not taken yet
+        self._said = self._said_damaged = False  # that it did not; that the mark there cannot be read
         absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells of every array at INFO
         self._manager = None
         if read_only or jax.process_index() > 0:
@@ -56,14 +62,20 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._digests.mkdir(parents=True, exist_ok=True)
             self._manager = _manager(self._folder, cleanup_tmp_directories=True)
-            for left in [*self._digests.glob("*.tmp*"), *self.workdir.glob("best.tmp*")]:  # by a kill
-                left.unlink()
+            shutil.rmtree(self._deleted, ignore_errors=True)
+            for folder in (self.workdir, self._digests):
+                remove_leftovers(folder)
         except OSError as e:
-            raise UserError(f"{self.workdir}: cannot be written ({e.strerror or e}); give another --workdir") from e
+            raise UserError(f"{self.workdir}: cannot be written ({reason(e)}); give another --workdir") from e
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were committed, oldest first (their digests are not checked here)."""
         return sorted(int(p.stem) for p in self._digests.glob("*.json") if p.stem.isdigit())
+
+    def present(self) -> list[int]:
+        """Steps of all checkpoints of which there is a folder or a digest, oldest first."""
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted({*self.steps(), *(int(p.name) for p in folders if p.name.isdigit())})
 
     def save(self, step: int, tree: dict[str, np.ndarray], meta: dict) -> None:
         """Writes and commits a checkpoint, then deletes those no longer kept; process 0 calls it.
@@ -77,17 +89,16 @@ class Checkpoints:
           CheckpointWriteError: it could not be written (disk full, no permission); nothing of it remains.
         """
         try:
-            if step in self._manager.all_steps():  # left uncommitted by a kill
+            if (self._folder / str(step)).exists():  # left uncommitted by a kill
                 self._delete(step)
             args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
             self._manager.save(step, args=args, force=True)
             self._manager.wait_until_finished()
-            write_json(self._digests / f"{step}.json", {"files": _digest_files(self._folder / str(step))})
+            self._commit(step)
         except Exception as e:  # tensorstore reports a full disk with exceptions of its own
             self._remove_partial(step)
-            reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
             raise CheckpointWriteError(
-                f"{self._folder / str(step)}: could not be written ({reason[:200]}); free disk space and run the same "
+                f"{self._folder / str(step)}: could not be written ({reason(e)}); free disk space and run the same "
                 "command again, which goes on from the checkpoint before"
             ) from e
         self._write_best()
@@ -103,38 +114,85 @@ class Checkpoints:
         """
         problem = self.problem(step)
         if problem:
-            raise UserError(f"{self._folder / str(step)}: {problem}; delete it, and the one before is used")
-        return self._read(step)
-
-    def restore_newest(self, say=say_on_stderr) -> tuple[int, dict[str, np.ndarray], dict] | None:
-        """Reads the newest checkpoint that is whole, telling of each that is not; None where there is none."""
-        step = self.newest_whole(say)
-        return None if step is None else (step, *self._read(step))
+            raise UserError(f"{self._folder / str(step)}: {problem}; move it away, and the one before is used")
+        return self.read(step)
 
     def newest_whole(self, say=say_on_stderr) -> int | None:
-        """The step of the newest checkpoint that is whole; those that are not are told of, and deleted by a writer."""
-        for step in reversed(self.steps()):
+        """The step of the newest checkpoint that can be used; each that cannot is reported. Changes nothing.
+
+        A checkpoint without a digest is used if it reads whole, which is reported too; beside a training that is
+        running it may be one that is just being written, so a reader takes it only where no other is whole.
+        """
+        steps = self.present()
+        if not self._manager:
+            committed = self.steps()
+            steps = [s for s in steps if s not in committed] + committed
+        for step in reversed(steps):
             problem = self.problem(step)
             if not problem:
                 return step
+            if problem == _NO_DIGEST and self._reads_whole(step):
+                say(f"warning: {self.workdir}: checkpoint {step} has no digests; it reads whole and is used")
+                return step
             say(f"{self.workdir}: checkpoint {step} is damaged ({problem}) and is not used; trying the one before")
-            if self._manager:
-                self._delete(step)
         return None
+
+    def go_on_from(self, done: int, say=say_on_stderr) -> None:
+        """Makes the folder agree with the step that a run goes on from: those after it, all damaged, move to `aside/`.
+
+        What a kill left of a deletion is removed, and a checkpoint that lacked its digests gets them.
+
+        Raises:
+          OSError: the disk did not take it.
+        """
+        committed = self.steps()
+        for step in self.present():
+            if step > done:
+                say(f"{self.workdir}: what there is of checkpoint {step} was moved to {self._move_aside(step)}")
+            elif step not in committed:
+                if step == done:
+                    self._commit(step)
+                else:
+                    self._delete(step)
+        self._manager.reload()
+
+    def _move_aside(self, step: int) -> Path:
+        aside, number = self.workdir / "aside" / f"checkpoint_{step}", 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"checkpoint_{step}_{number}")
+        aside.mkdir(parents=True)
+        for path in (self._folder / str(step), self._digests / f"{step}.json"):
+            if path.exists():
+                os.rename(path, aside / path.name)
+        return aside
+
+    def _reads_whole(self, step: int) -> bool:
+        try:
+            self.read(step)
+        except Exception:  # whatever orbax says to half a checkpoint
+            return False
+        return True
+
+    def _commit(self, step: int) -> None:
+        write_json(self._digests / f"{step}.json", {"files": _digest_files(self._folder / str(step))})
 
     def problem(self, step: int) -> str:
         """What is wrong with a checkpoint, or "" if each of its files has the digest written with it."""
-        try:
-            expected = json.loads((self._digests / f"{step}.json").read_text())["files"]
-        except (OSError, ValueError, KeyError):
-            return "its digests are missing or unreadable"
         folder = self._folder / str(step)
+        digests = self._digests / f"{step}.json"
         if not folder.is_dir():
-            return "its folder is missing"
+            return "its folder is missing" if digests.exists() else "there is none"
+        try:
+            expected = dict(read_json(digests)["files"])
+        except FileNotFoundError:
+            return _NO_DIGEST
+        except (ValueError, KeyError, TypeError):
+            return "its digests are unreadable"
         try:
             found = _digest_files(folder)
         except OSError as e:
-            return f"its files cannot be read, {e.strerror or e}"
+            return f"its files cannot be read, {reason(e)}"
         for name, digest in expected.items():
             if name not in found:
                 return f"its file {name} is missing"
@@ -165,10 +223,15 @@ class Checkpoints:
         if self._unwritten_best:
             return self._unwritten_best
         try:
-            best = json.loads((self.workdir / "best.json").read_text())
-            return {"step": int(best["step"]), "mean_iou": float(best["mean_iou"])}
-        except (OSError, ValueError, KeyError, TypeError):
+            best = schema.best_mark(read_json(self.workdir / "best.json"))
+        except FileNotFoundError:
             return None
+        except ValueError as e:
+            if not self._said_damaged:
+                say_on_stderr(f"{self.workdir / 'best.json'}: {e}; it is not used")
+            self._said_damaged = True
+            return None
+        return best
 
     def forget_after(self, step: int) -> None:
         """Drops a best mark from beyond `step`: the run went back before it."""
@@ -182,25 +245,32 @@ class Checkpoints:
             return
         path = self.workdir / "best.json"
         try:
+            if path.is_dir():
+                set_aside(path)
             write_json(path, self._unwritten_best)
         except OSError as e:
             if not self._said:
-                say_on_stderr(f"warning: {path}: cannot be written ({e.strerror or e}); it is kept and tried again")
+                say_on_stderr(f"warning: {path}: cannot be written ({reason(e)}); it is kept and tried again")
             self._said = True
             return
         self._unwritten_best, self._said = None, False
 
-    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
+    def read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
+        """Like `restore`, of a checkpoint that `newest_whole` or `problem` has just looked at."""
         manager = self._manager or _manager(self._folder, read_only=True)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
         restored = manager.restore(step, args=args)
         return dict(restored.state), dict(restored.meta)
 
     def _delete(self, step: int) -> None:
+        """Deletes one so that a kill at any moment leaves a whole one, or only what the next writer removes."""
         (self._digests / f"{step}.json").unlink(missing_ok=True)  # uncommit first
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        shutil.rmtree(self._folder / str(step), ignore_errors=True)
+        folder = self._folder / str(step)
+        if folder.exists():
+            self._deleted.mkdir(exist_ok=True)
+            os.rename(folder, self._deleted / f"{step}.{secrets.token_hex(3)}")
+        shutil.rmtree(self._deleted, ignore_errors=True)
+        self._manager.reload()
 
     def _remove_partial(self, step: int) -> None:
         (self._digests / f"{step}.json").unlink(missing_ok=True)
@@ -209,51 +279,7 @@ class Checkpoints:
         self._manager.reload()
 
 
-def flatten_state(state) -> dict[str, np.ndarray]:
-    """A state pytree as flat name -> array; names join the path with dots, as in `trainable.head.fc1.kernel`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {_name(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def unflatten_state(template, flat: dict[str, np.ndarray]):
-    """Fills a template state with the arrays of `flatten_state`.
-
-    Raises:
-      UserError: names or shapes differ: the checkpoint is of another architecture or optimizer.
-    """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
-    names = [_name(path) for path, _ in leaves]
-    lacking = sorted(set(names) - set(flat))
-    unknown = sorted(set(flat) - set(names))
-    if lacking or unknown:
-        what = f"lacks '{lacking[0]}'" if lacking else f"has '{unknown[0]}', which this config does not"
-        raise UserError(f"the checkpoint is of another architecture: it {what}; use another --workdir or its config")
-    for name, (_, leaf) in zip(names, leaves):
-        if flat[name].shape != leaf.shape:
-            raise UserError(
-                f"the checkpoint is of another architecture: '{name}' is {flat[name].shape} there and {leaf.shape} "
-                "by this config; use another --workdir or its config"
-            )
-    return jax.tree_util.tree_unflatten(treedef, [flat[n].astype(leaf.dtype) for n, (_, leaf) in zip(names, leaves)])
-
-
-def variables_from(flat: dict[str, np.ndarray]) -> dict:
-    """Flax variables (averaged ones where there are any) from a flat state."""
-    averaged = "ema." if any(name.startswith("ema.trainable.") for name in flat) else ""
-    groups = {f"{averaged}trainable.": "params", "frozen.": "params", f"{averaged}batch_stats.": "batch_stats"}
-    variables: dict = {}
-    for name, value in flat.items():
-        for prefix, collection in groups.items():
-            if name.startswith(prefix):
-                node = variables.setdefault(collection, {})
-                *parents, last = name.removeprefix(prefix).split(".")
-                for part in parents:
-                    node = node.setdefault(part, {})
-                node[last] = value
-    return variables
-
-
-def load_workdir(workdir: str | Path, step: int | None = None):
+def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, dict, dict]:
     """Opens a training workdir; changes nothing in it, so that its training may be running.
 
     Args:
@@ -262,21 +288,19 @@ def load_workdir(workdir: str | Path, step: int | None = None):
         that is not whole is passed over, which is said on stderr.
 
     Returns:
-      (config, model, variables, meta): the run's ConfigDict, the Flax module, its variables, and what was recorded
-      with them: `step`, `class_names`, `palette`, `num_classes`, `data_fingerprint`.
+      (config, variables, meta): the run's ConfigDict, whose `model` is the one that the checkpoint was trained with;
+      its variables, as Flax takes them, of host arrays; and what was recorded with them: `step`, `class_names`,
+      `palette`, `num_classes`, `data_fingerprint`.
 
     Raises:
       UserError: it is not a workdir, or has no checkpoint that is whole, or that of `step` is not.
     """
-    from deeplab_jax.models import create_model
-
     workdir = Path(workdir)
-    if not (workdir / "config.json").is_file():
+    checkpoints = Checkpoints(workdir, read_only=True)
+    if not (workdir / "config.json").exists() and not checkpoints.present():
         raise UserError(
             f"{workdir}: is not a training workdir (it has no config.json); train one with deeplab_jax.main"
         )
-    config = read_config(workdir)
-    checkpoints = Checkpoints(workdir, read_only=True)
     best = checkpoints.best()
     wanted = step if step is not None else best and best["step"]
     problem = "" if wanted is None else checkpoints.problem(wanted)
@@ -290,14 +314,12 @@ def load_workdir(workdir: str | Path, step: int | None = None):
     chosen = checkpoints.newest_whole() if wanted is None or problem else wanted
     if chosen is None:
         raise UserError(f"{workdir}: has no whole checkpoint yet; let its training write one")
-    flat, meta = checkpoints._read(chosen)  # its digests were just checked
-    model = create_model(config.model, meta["num_classes"], crf=config.crf)
-    return config, model, variables_from(flat), meta | {"step": chosen}
-
-
-def read_config(workdir: str | Path) -> ConfigDict:
-    """The config that a workdir's run was started with, with today's fields."""
-    return recorded_config(json.loads((Path(workdir) / "config.json").read_text()))
+    flat, meta = checkpoints.read(chosen)  # its digests were just checked
+    try:
+        meta = schema.meta(meta)
+    except ValueError as e:
+        raise UserError(f"{workdir}: checkpoint {chosen} {e}; give the step of another") from e
+    return config_of(workdir, chosen, meta), variables_from(flat), meta | {"step": chosen}
 
 
 def _manager(folder: Path, *, read_only: bool = False, cleanup_tmp_directories: bool = False) -> ocp.CheckpointManager:
@@ -317,17 +339,6 @@ def _manager(folder: Path, *, read_only: bool = False, cleanup_tmp_directories: 
         **alone,
     )
     return ocp.CheckpointManager(folder, options=options)
-
-
-def _name(path) -> str:
-    return ".".join(_key(entry) for entry in path)
-
-
-def _key(entry) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
 
 
 def _digest_files(folder: Path) -> dict[str, str]:

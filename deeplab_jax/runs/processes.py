@@ -11,6 +11,16 @@ _LONG = 7 * 24 * 3600  # seconds
 _LOST = ("gloo", "nccl", "heartbeat", "coordination service", "connection", "socket closed", "peer", "unavailable:")
 
 
+class LostPeerError(UserError):
+    """Another process of the job is gone.
+
+    Attributes:
+      ends_at_once: the process is not to end as Python does: JAX's shutdown would wait for the other one, and abort.
+    """
+
+    ends_at_once = True
+
+
 def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_processes: int = 0) -> None:
     """Joins the processes of a job, before the first use of a device.
 
@@ -59,15 +69,16 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Waits until every process is here, however slowly it was set up.
 
-        multihost_utils.sync_global_devices(name)
+    This is the coordination service's barrier; the collectives of the devices, which on CPUs give up after 30 seconds
+    of waiting for a peer to connect, begin after it.
+    """
+    wait_long(name)
 
 
 def wait_long(name: str) -> None:
-    """Waits until every process is here, for as long as one of them works alone: hours, where `barrier` gives up."""
+    """Waits until every process is here, for as long as one of them works alone: hours."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 

@@ -1,4 +1,4 @@
-"""What a workdir says about where its results came from."""
+"""What a workdir says about where its results came from: config.json, run.json, and the configs of before."""
 
 import json
 import os
@@ -13,64 +13,159 @@ import jax
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import fields
+from deeplab_jax.console import say
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json
+from deeplab_jax.files import json_writer, read_json, reason, replace_together, set_aside
 from deeplab_jax.old_fields import renamed
+from deeplab_jax.runs import schema
 from deeplab_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain", "clu")
 
 
-def open_workdir(workdir: str | Path, config: ConfigDict, say) -> None:
-    """Creates the workdir and writes `config.json`; on a rerun, tells which fields differ from the first time.
+def record_start(workdir: str | Path, config: ConfigDict, step: int, **facts) -> None:
+    """Writes, together, what a run that is about to train says of itself; nothing is written before that.
+
+    `config.json` is its config. Where that differs from the config so far, the earlier one joins the list in
+    `config_history.json`, with the step up to which it held. `run.json` gets one entry more: command, versions, commit,
+    devices, the step, and the facts given. A file that is damaged is kept beside the new one, which is said.
+
+    Args:
+      workdir: the run's folder; made if it is not there.
+      config: of this start.
+      step: how many steps are done.
+      **facts: JSON values for run.json.
 
     Raises:
       UserError: the workdir cannot be written.
     """
     workdir = Path(workdir)
-    path = workdir / "config.json"
+    paths = {name: workdir / f"{name}.json" for name in ("config", "config_history", "run")}
     new = json.loads(json.dumps(config.to_dict()))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            old = dict(fields(ConfigDict(renamed(json.loads(path.read_text())))))
-            changed = [n for n, v in fields(ConfigDict(new)) if old.get(n, v) != v]
-            if changed:
-                say(f"the config differs from the run's so far in: {', '.join(changed)}")
-        write_json(path, new)
+        before = _read_or_set_aside(paths["config"], lambda value: schema.config(value) and renamed(value))
+        runs = _read_or_set_aside(paths["run"], schema.run_entries) or []
+        files = {paths["run"]: json_writer([*runs, _entry(step, facts)]), paths["config"]: json_writer(new)}
+        old = dict(fields(ConfigDict(before))) if before else {}
+        changed = [name for name, value in fields(ConfigDict(new)) if old and old.get(name, value) != value]
+        if changed:
+            say(f"the config differs from the run's so far in: {', '.join(changed)}")
+            earlier = _read_or_set_aside(paths["config_history"], schema.history) or []
+            entry = {"until_step": step, "config": before}
+            if not earlier or earlier[-1] != entry:
+                files = {paths["config_history"]: json_writer([*earlier, entry])} | files
+        replace_together(files)
     except OSError as e:
-        raise UserError(f"{workdir}: cannot be written ({e.strerror or e}); give another --workdir") from e
+        where = e.filename if e.filename and ".json" in str(e.filename) else workdir
+        raise UserError(f"{where}: cannot be written ({reason(e)}); free disk space or give another --workdir") from e
 
 
-def record_run(workdir: str | Path, **facts) -> None:
-    """Appends one entry to `run.json`: command, versions, commit, devices, and the facts given.
+_OF_A_RUN = (
+    "checkpoints", "digests", "best.json", "metrics.jsonl", "pictures", "tensorboard", "eval", "crf_search",
+    "crf_preset.json", "config.json", "config_history.json",
+)  # fmt: skip
+
+
+def begin_again(workdir: str | Path) -> None:
+    """Moves what a workdir holds of its run to `aside/run_1`, or the next number; `run.json` stays.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the workdir cannot be written.
     """
-    path = Path(workdir) / "run.json"
-    runs = json.loads(path.read_text()) if path.is_file() else []
-    devices = jax.devices()
-    runs.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "deeplab_jax": __version__,
-            "commit": commit(),
-            "python": platform.python_version(),
-            "packages": {name: _version(name) for name in _PACKAGES},
-            "devices": [f"{d.platform}:{d.device_kind}" for d in devices],
-            "processes": jax.process_count(),
-            "cpus": os.cpu_count(),
-            **facts,
-        }
-    )
+    workdir = Path(workdir)
+    there = [workdir / name for name in _OF_A_RUN if (workdir / name).exists()]
+    if not there:
+        return
+    number = 1
+    while (workdir / "aside" / f"run_{number}").exists():
+        number += 1
+    aside = workdir / "aside" / f"run_{number}"
     try:
-        write_json(path, runs)
+        aside.mkdir(parents=True)
+        for path in there:
+            os.rename(path, aside / path.name)
     except OSError as e:
-        raise UserError(
-            f"{path}: cannot be written ({e.strerror or e}); free disk space or give another --workdir"
-        ) from e
+        raise UserError(f"{aside}: cannot be written ({reason(e)}); give another --workdir") from e
+    say(f"--restart: what was in {workdir} was moved to {aside}")
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config that a workdir's run was started with the last time.
+
+    Raises:
+      UserError: config.json is missing or damaged.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        return schema.config(read_json(path))
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: is missing; give the workdir of a training run") from e
+    except ValueError as e:
+        raise UserError(f"{path}: {e}; put it back, or run the training's command again") from e
+
+
+def config_of(workdir: str | Path, step: int, meta: dict) -> ConfigDict:
+    """The config of a checkpoint: the run's last one, with the `model` that the checkpoint was trained with.
+
+    Args:
+      workdir: the run's folder.
+      step: of the checkpoint.
+      meta: what was recorded with it; its `config`, if it has one, stands in for a config.json that is damaged.
+
+    Raises:
+      UserError: neither can be used.
+    """
+    own = _own_config(Path(workdir), step, meta)
+    try:
+        config = read_config(workdir)
+    except UserError as e:
+        if own is None:
+            raise
+        say(f"{e}; the config of checkpoint {step} is used")
+        return own
+    if own is not None:
+        config.model = own.model
+    return config
+
+
+def _own_config(workdir: Path, step: int, meta: dict) -> ConfigDict | None:
+    """The config that held when a checkpoint was written, or None where only config.json can say."""
+    if "config" in meta:
+        return schema.config(meta["config"])
+    try:
+        earlier = schema.history(read_json(workdir / "config_history.json"))
+        held = next((entry["config"] for entry in earlier if entry["until_step"] >= step), None)
+        return schema.config(held) if held else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _read_or_set_aside(path: Path, check):
+    """What `check` makes of a JSON file; None where there is none, or where it is damaged and was moved aside."""
+    try:
+        return check(read_json(path))
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        say(f"warning: {path}: {e}; it is kept as {set_aside(path).name}, and the run goes on without it")
+        return None
+
+
+def _entry(step: int, facts: dict) -> dict:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "deeplab_jax": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "step": step,
+        **facts,
+    }
 
 
 def commit() -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from deeplab_jax.console import clock, say
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason, remove_leftovers, replace_together, set_aside, write_text
+from deeplab_jax.runs.record import inspect_record
 
 
 class Reporter:
@@ -51,19 +53,34 @@ class Reporter:
         self._num_steps = num_steps
         if not active:
             return
-        rows = [row for row in read_record(self._record) if row["step"] <= first_step]
+        rows = self._rows_until(first_step)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         try:
-            _replace_text(self._record, text)
-        except OSError as e:
+            write_text(self._record, text)
+            remove_leftovers(self._pictures)
+        except (OSError, UserError) as e:
             raise UserError(
-                f"{self._record}: cannot be written ({e.strerror or e}); free disk space or give another --workdir"
+                f"{self._record}: cannot be written ({reason(e.__cause__ or e)}); free disk space or give another "
+                "--workdir"
             ) from e
         self._size = len(text.encode())
         try:
             self._open_tensorboard(Path(workdir) / "tensorboard", rows, first_step)
         except Exception as e:
             self._end_view(e)
+
+    def _rows_until(self, first_step: int) -> list[dict]:
+        """The rows of the steps that are done; a damaged record is kept beside the new one."""
+        found = inspect_record(self._record)
+        if found.problem:
+            kept = set_aside(self._record)
+            say(
+                f"warning: {self._record}: {found.problem}; its {len(found.rows)} readable rows are kept, and the "
+                f"damaged file beside it as {kept.name}"
+            )
+        elif first_step and not self._record.exists():
+            say(f"warning: {self._record}: is gone; the record begins again after step {first_step}")
+        return [row for row in found.rows if row["step"] <= first_step]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Records scalars of a step, e.g. {"train/loss": 0.7}."""
@@ -81,13 +98,10 @@ class Reporter:
         from PIL import Image
 
         path = self._pictures / f"{step:08d}_{name.replace('/', '_')}.png"
-        temporary = path.with_suffix(".tmp")
         try:
             self._pictures.mkdir(exist_ok=True)
-            Image.fromarray(image).save(temporary, "PNG")
-            os.replace(temporary, path)
+            replace_together({path: lambda temporary: Image.fromarray(image).save(temporary, "PNG")})
         except OSError as e:
-            temporary.unlink(missing_ok=True)
             self._say_full(path, e)
         self._view(lambda w: w.write_images(step, {name: image[None]}))
 
@@ -149,8 +163,7 @@ class Reporter:
 
     def _say_full(self, path: Path, error: OSError) -> None:
         if not self._full:
-            reason = error.strerror or error
-            say(f"warning: {path}: cannot be written ({reason}); metrics are kept in memory, training goes on")
+            say(f"warning: {path}: cannot be written ({reason(error)}); metrics are kept in memory, training goes on")
         self._full = True
 
     def _view(self, write: Callable[[Any], None]) -> None:
@@ -164,8 +177,7 @@ class Reporter:
 
     def _end_view(self, error: Exception) -> None:
         self._writer = self._progress = None
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        say(f"warning: TensorBoard logs cannot be written ({reason}); the next run writes them from the record")
+        say(f"warning: TensorBoard logs cannot be written ({reason(error)}); the next run writes them from the record")
 
     def _open_tensorboard(self, folder: Path, rows: list[dict], first_step: int) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -180,17 +192,22 @@ class Reporter:
         self._writer = metric_writers.SummaryWriter(str(folder))
         for row in rows:
             self._writer.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
-        for path in sorted(self._pictures.glob("*.png")):
-            step, name = path.stem.split("_", 1)
-            if int(step) > first_step:
-                path.unlink()
-                continue
-            from PIL import Image
-
-            self._writer.write_images(int(step), {name: np.asarray(Image.open(path).convert("RGB"))[None]})
+        for path, step, name in self._kept_pictures(first_step):
+            _show_picture(self._writer, step, name, path)
         self._progress = periodic_actions.ReportProgress(
             num_train_steps=self._num_steps, writer=self._writer, every_steps=None, every_secs=30.0
         )
+
+    def _kept_pictures(self, first_step: int) -> Iterator[tuple[Path, int, str]]:
+        """(path, step, name) of the pictures of steps that are done; those of later steps are deleted."""
+        for path in sorted(self._pictures.glob("*.png")):
+            step, _, name = path.stem.partition("_")
+            if not step.isdecimal() or not name:
+                continue  # not one of ours
+            if int(step) <= first_step:
+                yield path, int(step), name
+            else:
+                path.unlink()
 
 
 def show_evaluation(workdir: str | Path, step: int, split: str, results: list[dict]) -> None:
@@ -213,15 +230,25 @@ def show_evaluation(workdir: str | Path, step: int, split: str, results: list[di
         values |= {f"trimap{width}/mean_iou": result["trimap"][width]["mean_iou"] for width in shown(result["trimap"])}
         prefix = f"{split}/crf{result['crf_iterations']}"
         writer.write_scalars(step, {f"{prefix}/{n}": float(v) for n, v in values.items() if v is not None})
-    from PIL import Image
-
     folder = Path(workdir) / "eval"
     paths = [*folder.glob(f"{split}_*.png"), *(folder / "overlays").glob(f"{split}_*.png")]
     for path in sorted(paths):
         name = f"{split}/{path.stem.removeprefix(split + '_')}"
-        writer.write_images(step, {name: np.asarray(Image.open(path).convert("RGB"))[None]})
+        _show_picture(writer, step, name, path)
     writer.flush()
     writer.close()
+
+
+def _show_picture(writer, step: int, name: str, path: Path) -> None:
+    """Adds a PNG to a TensorBoard log; one that cannot be read is reported and left out."""
+    from deeplab_jax.imaging.files import read_photograph
+
+    try:
+        image = read_photograph(path)
+    except UserError as e:
+        say(f"warning: {e}; the log goes without this picture")
+        return
+    writer.write_images(step, {name: image[None]})
 
 
 def _tensorboard_writer(folder: Path):
@@ -235,30 +262,9 @@ def _tensorboard_writer(folder: Path):
     return metric_writers.SummaryWriter(str(folder))
 
 
-def read_record(path: str | Path) -> list[dict]:
-    """The rows of a metrics.jsonl, each {"step": n, name: value, ...}; a last line cut short by a kill is left out."""
-    rows = []
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return rows
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def append(path: Path, size: int, data: bytes) -> None:
     """Appends to a file after its first `size` bytes; what a full disk left of an earlier try is cut off first."""
     with path.open("ab") as file:
         if file.tell() > size:
             file.truncate(size)
         file.write(data)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -8,16 +8,16 @@ was stopped. Images are visited one by one: each image's lattice is built once a
 import itertools
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from deeplab_jax.console import Meter
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_text
 
 
 class Setting(NamedTuple):
@@ -202,9 +202,7 @@ class Ledger:
                 except (ValueError, TypeError):
                     continue
         self._old = set(self.results)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(good))
-        os.replace(temporary, path)
+        write_text(path, "".join(good))
         self._file = path.open("a")
 
     def add(self, setting: Setting | None, image: int, counts: dict[str, Counts]) -> None:
@@ -282,8 +280,8 @@ def search(
     searched = sum(len(set(_values(axes, name))) > 1 for name in Setting._fields if name != "normalization")
     everything += (passes - 1) * rounds(3**searched, len(scorer), exhaustive)
     everything += [Round(1, len(scorer))] if improve else []
-    meter = _Meter(_runs(everything), say)
-    _measure(scorer, ledger, [None, *references], order, meter, "references")
+    meter = Meter(_runs(everything))
+    _measure(scorer, ledger, [None, *references], order, meter, "references", say)
     tried: dict[Setting | None, int] = {s: len(scorer) for s in (None, *references)}
     grids: list[tuple[Axes, dict[Setting, float]]] = []
     best = None
@@ -294,7 +292,7 @@ def search(
             candidates, images = candidates[: step.candidates], order[: step.images]
             name = ("coarse", "fine")[number] if number < 2 else f"pass {number + 1}"
             what = f"{name}: {len(candidates)} settings on {len(images)} images"
-            _measure(scorer, ledger, candidates, images, meter, what)
+            _measure(scorer, ledger, candidates, images, meter, what, say)
             scores = {s: score(ledger, s, images)[scorer.objective] for s in candidates}
             if len(grids) == number:
                 grids.append((axes, scores))
@@ -304,7 +302,7 @@ def search(
         best = candidates[0]
     if improve:
         improved = improve(best)
-        _measure(scorer, ledger, [improved], order, meter, "improved")
+        _measure(scorer, ledger, [improved], order, meter, "improved", say)
         tried[improved] = len(scorer)
     rows = [Row(s, n, score(ledger, s, order[:n])) for s, n in tried.items()]
     rows.sort(key=lambda row: (-row.images, -row.scores[scorer.objective]))
@@ -319,14 +317,21 @@ def score(ledger: Ledger, setting: Setting | None, images: Sequence[int]) -> dic
 
 
 def _measure(
-    scorer: Scorer, ledger: Ledger, settings: Sequence, images: Sequence[int], meter: "_Meter", what: str
+    scorer: Scorer,
+    ledger: Ledger,
+    settings: Sequence,
+    images: Sequence[int],
+    meter: Meter,
+    what: str,
+    say: Callable[[str], None],
 ) -> None:
     for image in images:
         lacking = [s for s in settings if ledger.get(s, image) is None]
         meter.known(sum(ledger.recalled(s, image) for s in settings))
         for setting, counts in scorer.count(image, lacking) if lacking else ():
             ledger.add(setting, image, counts)
-            meter.tick(what)
+            if meter.tick():
+                say(f"{what}; {meter.done} of about {meter.total} runs, {meter.left}")
 
 
 def _spread(count: int) -> list[int]:
@@ -340,24 +345,3 @@ def _runs(plan: Sequence[Round]) -> int:
         step.candidates * (step.images - (before.images if before and before.images < step.images else 0))
         for before, step in zip([None, *plan], plan)
     )
-
-
-class _Meter:
-    """Tells every few seconds how much is done and how long the rest will take."""
-
-    def __init__(self, total: int, say: Callable[[str], None], every: float = 5.0):
-        self.total, self.say, self.every = total, say, every
-        self.done = self.measured = 0
-        self.start = self.said = time.monotonic()
-
-    def known(self, count: int) -> None:
-        self.done += count
-
-    def tick(self, what: str) -> None:
-        self.done += 1
-        self.measured += 1
-        now = time.monotonic()
-        if now - self.said >= self.every:
-            self.said = now
-            seconds = int((now - self.start) / self.measured * max(self.total - self.done, 0))
-            self.say(f"{what}; {self.done} of about {self.total} runs, {seconds // 60}:{seconds % 60:02d} left")

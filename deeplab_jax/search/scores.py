@@ -1,7 +1,6 @@
 """The network's scores of the held-out images, computed once and kept, and the CRF measured on them."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -11,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.console import Meter
 from deeplab_jax.crf.gaussian import TRUNCATE
-from deeplab_jax.crf.kernels import choose_bilateral
+from deeplab_jax.crf.kernels import choose_bilateral, image_kernels
 from deeplab_jax.crf.layer import WEIGHTS
-from deeplab_jax.crf.mean_field import Options, image_kernels, solve
+from deeplab_jax.crf.mean_field import solve
+from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import truncation_radius
 from deeplab_jax.data import reading
 from deeplab_jax.files import write_atomically, write_text
@@ -55,11 +56,12 @@ class ScoreStore:
         Raises:
           UserError: an image cannot be decoded and is not to be skipped, or none can.
         """
-        network, start, said = None, time.monotonic(), 0.0
+        network = None
         missing = [index for i, index in enumerate(self.indices) if not self.path(i).is_file()]
-        stored = len(self) - len(missing)
+        meter = Meter(len(self))
+        meter.known(len(self) - len(missing))
         damaged = set()
-        for done, index in enumerate(missing, 1):
+        for index in missing:
             example = reading.read(self.dataset, index)
             if example is None:
                 damaged.add(index)
@@ -67,11 +69,9 @@ class ScoreStore:
             network = segmenter() if network is None else network
             scores = network.scores([example.image])[0].astype(np.float16)
             write_atomically(self._file(index), lambda path, scores=scores: np.save(path, scores))
-            now = time.monotonic()
-            if now - said >= 5 or done == len(missing):
-                said, seconds = now, int((now - start) / done * (len(missing) - done))
-                left = f", {seconds // 60}:{seconds % 60:02d} left" if done < len(missing) else ""
-                say(f"network: {stored + done} of {len(self)} images{left}")
+            if meter.tick():
+                left = f", {meter.left}" if meter.done < meter.total else ""
+                say(f"network: {meter.done} of {meter.total} images{left}")
         self.indices = [index for index in self.indices if index not in damaged]
         if damaged:
             say(f"{len(damaged)} images cannot be decoded and are left out; {len(self)} remain")

@@ -66,7 +66,7 @@ def search_workdir(
     """
     workdir = Path(workdir)
     split = split or ("holdout" if data.has_holdout(config.data) else config.eval.split)
-    run_config, _, variables, meta = load_workdir(workdir)
+    run_config, variables, meta = load_workdir(workdir)
     dataset = data.open_dataset(config.data, split, config.seed)
     if dataset.num_classes != meta["num_classes"]:
         raise UserError(f"{workdir}: its network has {meta['num_classes']} classes, the data of --config has "

@@ -81,10 +81,14 @@ def merge_params(trainable: dict, frozen: dict) -> dict:
     return traverse_util.unflatten_dict(flat)
 
 
-def create_optimizer(config) -> optax.GradientTransformation:
+def create_optimizer(config, schedule: Callable | None = None) -> optax.GradientTransformation:
     """Caffe's SGD: v <- momentum v + rate (g + decay w); w <- w - v.
 
     The rate stands inside the momentum, as in Caffe: when it drops, the velocity keeps what it has.
+
+    Args:
+      config: see configs/base.py.
+      schedule: what `create_schedule` made of it; None = made here.
 
     Raises:
       ValueError: an unknown `config.optimizer.name` or schedule.
@@ -100,7 +104,7 @@ def create_optimizer(config) -> optax.GradientTransformation:
     group = optax.stateless(scale_by_group)
     decay = optax.add_decayed_weights(opt.weight_decay, mask=lambda p: _map_with_path(lambda path, _: decays(path), p))
     clip = [optax.clip_by_global_norm(opt.clip_norm)] if opt.clip_norm else []
-    rate = optax.scale_by_schedule(create_schedule(config))
+    rate = optax.scale_by_schedule(schedule or create_schedule(config))
     if opt.name == "adamw":
         return optax.chain(*clip, optax.scale_by_adam(b1=opt.momentum), decay, group, rate, optax.scale(-1.0))
     momentum = optax.trace(decay=opt.momentum, nesterov=opt.nesterov)

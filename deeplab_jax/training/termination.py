@@ -1,4 +1,4 @@
-"""SIGTERM: the first one asks for a tidy end, the second one ends the process at once, whatever it is doing."""
+"""SIGTERM and Ctrl-C: the first one asks for a tidy end, the second one ends the process at once, whatever it does."""
 
 import contextlib
 import os
@@ -7,73 +7,103 @@ import socket
 import threading
 from collections.abc import Iterator
 
-TERMINATED = 143  # 128 + SIGTERM, which schedulers read as "asked to stop"
+from deeplab_jax.console import say
+
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived; the state was saved."""
+    """A signal asked for the end; what is said about it was said. The exit status is 128 and its number: 143 or 130."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
 
 
 class TermSignal:
-    """Notes the first SIGTERM; a second one ends the process at once.
+    """Notes the first SIGTERM or SIGINT; a second one ends the process at once.
 
     Python runs a signal's handler between two of its own instructions, so not while the main thread is inside XLA. A
     thread of ours therefore counts the signals too: Python writes a byte to the wake-up socket the moment one arrives.
 
     Attributes:
-      arrived: whether the first one was noted.
+      arrived: the number of the first one, or 0.
     """
 
     def __init__(self):
-        self.arrived = False
+        self.arrived = 0
         self._raises = False
-        self._before = None
+        self._before: dict[int, object] = {}
         self._wakeup_before = -1
         self._sockets: tuple[socket.socket, ...] = ()  # the thread's end, and Python's
 
+    @property
+    def name(self) -> str:
+        """What the signal that arrived is called."""
+        return NAMES.get(self.arrived, "")
+
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Inside, the first SIGTERM raises `Terminated` at once: for what the next run does again anyway."""
+        """Inside, the first signal raises `Terminated` at once: for what the next run does again anyway."""
         self._raises = True
         try:
             if self.arrived:
-                raise Terminated(TERMINATED)
+                raise Terminated(self.arrived)
             yield
         finally:
             self._raises = False
 
     def __enter__(self) -> "TermSignal":
         try:
-            self._before = signal.signal(signal.SIGTERM, self._handle)
+            for number in NAMES:
+                self._before[number] = signal.signal(number, self._handle)
         except ValueError:  # not the main thread (a notebook, a test): no handler
             return self
         ours, pythons = socket.socketpair()
         pythons.setblocking(False)
         self._sockets = (ours, pythons)
         self._wakeup_before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=_count, args=(ours,), daemon=True, name="sigterm").start()
+        threading.Thread(target=_count, args=(ours,), daemon=True, name="signals").start()
         return self
 
     def __exit__(self, *exc) -> None:
         if not self._sockets:
             return
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)
         signal.set_wakeup_fd(self._wakeup_before)
         self._sockets[1].close()  # the thread reads the end of the stream, and closes the other side
         self._sockets = ()
 
     def _handle(self, number, frame) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self.arrived = True
+        if self.arrived:
+            os._exit(128 + number)
+        self.arrived = number
         if self._raises:
-            raise Terminated(TERMINATED)
+            raise Terminated(number)
+        # Not through Python's buffers: the handler may have come in the middle of a write to them.
+        os.write(2, f"{NAMES[number]}: ending after this step and its checkpoint; a second one ends at once\n".encode())
+
+
+@contextlib.contextmanager
+def interruptible(sentence: str) -> Iterator[None]:
+    """Inside, the first SIGTERM or Ctrl-C raises `Terminated` at once, after `sentence` on stderr."""
+    with TermSignal() as stop:
+        try:
+            with stop.interrupting():
+                yield
+        except BaseException:  # C code in the middle of an import makes other exceptions of it
+            if not stop.arrived:  # one that was raised, and reported, further in
+                raise
+            say(f"{stop.name}: {sentence}")
+            raise Terminated(stop.arrived) from None
 
 
 def _count(stream: socket.socket) -> None:
-    """Reads the number of each signal that arrives; ends the process at the second SIGTERM."""
+    """Reads the number of each signal that arrives; ends the process at the second."""
     seen = 0
     with stream:
         while data := stream.recv(64):
-            seen += data.count(signal.SIGTERM)
-            if seen > 1:
-                os._exit(TERMINATED)
+            for number in data:
+                seen += number in NAMES
+                if seen > 1:
+                    os._exit(128 + number)

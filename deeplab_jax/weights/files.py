@@ -121,13 +121,19 @@ def _load_safetensors(path: Path, arrays: bool = True) -> tuple[dict[str, np.nda
         raise UserError(f"{path}: is no safetensors file, or a damaged one ({e}); download or convert it again") from e
 
 
-def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    half_kernels: bool = False,
+) -> None:
     """Writes a file of our own, whole or not at all.
 
     Args:
       path: ends in `.safetensors`.
       arrays: full name -> array, stored as float32.
       metadata: strings; format and version are added.
+      half_kernels: stores the kernels of convolutions as float16.
 
     Raises:
       UserError: another suffix, or the folder cannot be written to.
@@ -138,5 +144,6 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: converted weights are safetensors; give a name that ends in .safetensors")
     notes = {"format": FORMAT, "version": __version__, **metadata}
-    ready = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
+    kernels = {k for k, v in arrays.items() if half_kernels and np.ndim(v) == 4}
+    ready = {k: np.ascontiguousarray(v, np.float16 if k in kernels else np.float32) for k, v in arrays.items()}
     write_atomically(path, lambda temporary: save_file(ready, temporary, metadata=notes))

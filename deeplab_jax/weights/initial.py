@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights import files, transfer
+from deeplab_jax.weights import box, files, transfer
 from deeplab_jax.weights.source import Source
 
 _EARLIER = {"resize": "corners"}  # of runs from before the field existed
@@ -21,12 +21,12 @@ def recorded_settings(path: str | os.PathLike) -> dict[str, str]:
     Set them before the network is built: weights trained on BGR minus mean are wrong on RGB.
 
     Args:
-      path: what `config.init_from` names: a converted `.safetensors`, or a workdir.
+      path: what `config.init_from` names: a converted `.safetensors`, a workdir, or a model that the package ships.
 
     Raises:
       UserError: there is no such file, or it was not written by `convert_weights`.
     """
-    path = Path(path)
+    path = located(path)
     if path.is_dir():
         return _workdir_settings(path)
     _check_converted(path)
@@ -43,7 +43,7 @@ def load_initial(
     the file does not have.
 
     Args:
-      path: a converted `.safetensors`, or a workdir (its averaged weights, if it has them).
+      path: a converted `.safetensors`, a workdir (its averaged weights, if it has them), or a shipped model's name.
       model_config: `config.model`, checked against the recorded settings.
       variables: {"params": ..., "batch_stats": ...} of the network.
       seed: of the random subset, should fc6 have to be slimmed.
@@ -54,7 +54,7 @@ def load_initial(
     Raises:
       UserError: the trunk is incomplete, the settings contradict the config, or the file is damaged.
     """
-    path = Path(path)
+    path = located(path)
     settings = recorded_settings(path)
     for name, value in settings.items():
         if _field(model_config, name) != value:
@@ -68,6 +68,12 @@ def load_initial(
     return transfer.unflatten({k: found.get(k, v) for k, v in targets.items()}), report
 
 
+def located(path: str | os.PathLike) -> Path:
+    """The file or workdir that `config.init_from` names: a path as it is, a shipped model's weights by its name."""
+    folder = box.folder_of(path)
+    return Path(path) if folder is None else folder / box.WEIGHTS
+
+
 def read_workdir(workdir: Path) -> tuple[Source, Any]:
     """A run's network as a source, and the run's config.
 
@@ -77,7 +83,7 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
     # commands and training import this package, so it reaches for training only when a workdir is asked for
     from deeplab_jax.runs.checkpoints import load_workdir
 
-    config, _, variables, _ = load_workdir(workdir)
+    config, variables, _ = load_workdir(workdir)
     source = Source(str(workdir), "a workdir", ours=True, settings=settings_of(config.model))
     for variable, value in transfer.flatten(variables).items():
         layer, _, leaf = transfer.full_name(variable).rpartition("/")
@@ -113,7 +119,10 @@ class _Fields:
 
 def _check_converted(path: Path) -> None:
     if not path.exists():
-        raise UserError(f"{path}: no such file; config.init_from takes a converted .safetensors or a workdir")
+        raise UserError(
+            f"{path}: no such file{box.suggestion(path.name)}; config.init_from takes a converted "
+            f".safetensors, a workdir, or the name of a shipped model ({box.listed()})"
+        )
     if path.suffix != ".safetensors":
         command = f"python -m deeplab_jax.convert_weights {path} --config FILE --out NAME.safetensors"
         raise UserError(f"{path}: has to be converted first: {command}")

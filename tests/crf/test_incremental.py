@@ -33,6 +33,14 @@ def reference(scene, definition):
     return [t.reshape(scene.unary.shape) for t in turns], everything.reshape(scene.unary.shape)
 
 
+def traced(scene, iterations, **options):
+    """Inside a jit, where the lattice is built and used by one program."""
+    run = jax.jit(
+        lambda unary: mean_field(unary, scene.image, PARAMS, iterations, bilateral="permutohedral", **options)
+    )
+    return run(scene.unary)
+
+
 def check(ours, wanted):
     # The tolerance times the weight bounds the change of a logit.
     assert np.abs(ours - wanted).max() < 7 * permutohedral.TOLERANCE
@@ -41,19 +49,19 @@ def check(ours, wanted):
 
 @pytest.mark.parametrize("iterations", [1, 6])
 def test_marginals_equal_those_of_computing_everything_anew(scene, reference, iterations):
-    ours = mean_field(scene.unary, scene.image, PARAMS, iterations, bilateral="permutohedral")
+    ours = traced(scene, iterations)
     check(ours, reference[0][iterations])
 
 
 def test_all_marginals_are_those_of_each_number_of_iterations(scene, reference):
-    ours = mean_field(scene.unary, scene.image, PARAMS, 6, bilateral="permutohedral", return_all=True)
+    ours = traced(scene, 6, return_all=True)
     assert ours.shape == (7, *scene.unary.shape)
     for one, wanted in zip(ours, reference[0], strict=True):
         check(one, wanted)
 
 
 def test_lattices_in_turn_come_close_to_all_of_them_in_each_iteration(scene, reference):
-    turns = mean_field(scene.unary, scene.image, PARAMS, 6, bilateral="permutohedral")
+    turns = traced(scene, 6)
     assert np.abs(turns - reference[1]).mean() < 0.01
     assert (turns.argmax(-1) != reference[1].argmax(-1)).mean() < 0.02
 

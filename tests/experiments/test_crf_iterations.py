@@ -6,8 +6,8 @@ import math
 import pytest
 
 from deeplab_jax.config import load_config
-from deeplab_jax.describe import describe
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.summary import describe
 from deeplab_jax.runs.checkpoints import load_workdir
 from experiments import common, crf_iterations, field_of_view, runs
 
@@ -19,7 +19,7 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch, capsys):
         assert [r["crf_iterations"] for r in s.results] == [0, 1, 2]
         assert all(0 <= v <= 100 for v in (*s.curve(), *s.curve("3")))
         assert s.results[0]["images"] == 3
-    variables = {name: load_workdir(tmp_path / name)[2]["params"] for name in ("piecewise", "end_to_end")}
+    variables = {name: load_workdir(tmp_path / name)[1]["params"] for name in ("piecewise", "end_to_end")}
     assert "crf" not in variables["piecewise"]
     assert float(variables["end_to_end"]["crf"]["bilateral_weight"]) != tiny_config.crf.bilateral_weight
 
@@ -35,7 +35,7 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch, capsys):
     further = runs.continued(
         tiny_config, tmp_path / "piecewise", tmp_path / "further", steps=1, rate=0.001, end_to_end=True
     )
-    assert "crf" in load_workdir(further)[2]["params"]
+    assert "crf" in load_workdir(further)[1]["params"]
     assert json.loads((further / "config.json").read_text())["num_steps"] == 1
     with pytest.raises(UserError, match="was trained end to end"):
         crf_iterations.experiment(tiny_config, tmp_path, workdir=further)

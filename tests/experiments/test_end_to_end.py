@@ -34,7 +34,7 @@ def recorded(monkeypatch):
     )
     monkeypatch.setattr(runs, "searched_preset", lambda config, run, images: f"{run}/crf_preset.json")
     monkeypatch.setattr(runs, "measure", lambda config, run, folder, preset: [f"{run.name} {bool(preset)}"])
-    monkeypatch.setattr("deeplab_jax.runs.checkpoints.read_config", lambda run: load_config("shapes"))
+    monkeypatch.setattr("deeplab_jax.runs.provenance.read_config", lambda run: load_config("shapes"))
     monkeypatch.setattr(end_to_end, "seconds_per_step", lambda config: {"off": 0.1}.get(config.crf.train, 0.4))
     return trained
 
@@ -90,7 +90,7 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch):
     assert [(e["row"], e["parameters"]) for e in found] == [
         ("start", "searched"), ("a", "searched"), ("b", "learned"), ("c", "learned"), ("c", "searched"),
     ]  # fmt: skip
-    start, b, c = (load_workdir(tmp_path / "seed_0" / name)[2] for name in ("start", "b_2", "c_2"))
+    start, b, c = (load_workdir(tmp_path / "seed_0" / name)[1] for name in ("start", "b_2", "c_2"))
     for part in ("backbone", "head"):
         for old, fixed, moved in zip(*(_leaves(v["params"][part]) for v in (start, b, c)), strict=True):
             np.testing.assert_array_equal(old, fixed)

@@ -7,12 +7,12 @@ import pytest
 from deeplab_jax.config import load_config
 from deeplab_jax.crf import CRFParams, mean_field
 from deeplab_jax.crf.mean_field import _mean_field
-from deeplab_jax.describe import describe
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import tiling
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segmenter import LOG_FLOOR, Segmenter, network_scores
 from deeplab_jax.models import create_model
+from deeplab_jax.models.summary import describe
 from tests.evaluation.fakes import PALETTE, ColorNetwork, config, network_variables, scene
 from tests.models import thin
 
@@ -87,6 +87,25 @@ def test_many_sizes_need_one_crf_program():
         q = segment.refine(np.full((*size, 4), np.log(0.25), np.float32), image, 1)
         np.testing.assert_allclose(q, 0.25, atol=1e-6)
     assert _mean_field._cache_size() - before == 1
+
+
+def test_planned_sizes_share_a_shape_and_their_inside_stays_the_same():
+    """Away from the padding, whose amount differs, and with the CRF's filter by the shape that is compiled."""
+    network = ColorNetwork(reach=1)
+    sizes = [(34 + 6 * i, 60 - 2 * i) for i in range(10)]
+    planned = segmenter(network, "auto")
+    planned.plan(sizes)
+    images = [scene(size).image for size in sizes]
+    found = planned.scores(images)
+    assert {kind[:4] for kind in planned.programs} == {("network", 1, 129, 129)}
+    alone = segmenter(network)
+    for image, scores in zip(images[::5], found[::5]):
+        inside = slice(0, image.shape[0] // 8 * 8 - 8), slice(0, image.shape[1] // 8 * 8 - 8)
+        np.testing.assert_allclose(scores[inside], alone.scores([image])[0][inside], atol=1e-5)
+    assert planned.padded_shape((130, 40)) == (161, 65)  # larger than planned
+    assert planned.filter_used((34, 60)) == planned.filter_used((100, 100))
+    planned.plan([])
+    assert planned.padded_shape((34, 60)) == (65, 65)
 
 
 def test_mirror_of_a_mirrored_image_is_the_mirror():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import load_config
-from deeplab_jax.describe import describe
 from deeplab_jax.models import create_model, layers
+from deeplab_jax.models.summary import describe
 from tests.models import thin
 
 

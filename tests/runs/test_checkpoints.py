@@ -5,13 +5,8 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs import checkpoints as module
-from deeplab_jax.runs.checkpoints import (
-    Checkpoints,
-    CheckpointWriteError,
-    load_workdir,
-    unflatten_state,
-    variables_from,
-)
+from deeplab_jax.runs.checkpoints import Checkpoints, CheckpointWriteError, load_workdir
+from deeplab_jax.runs.flat import unflatten_state, variables_from
 from tests.toy_workdir import write_toy_workdir
 
 
@@ -28,13 +23,19 @@ def two(tmp_path):
     return checkpoints
 
 
+def newest(checkpoints, say=print):
+    """(step, flat, meta) of the newest checkpoint that can be used, or None."""
+    step = checkpoints.newest_whole(say)
+    return None if step is None else (step, *checkpoints.read(step))
+
+
 def largest(checkpoints, step):
     folder = checkpoints.workdir / "checkpoints" / str(step)
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 def test_what_is_saved_comes_back(two):
-    step, flat, meta = two.restore_newest()
+    step, flat, meta = newest(two)
     assert (step, meta["step"]) == (2, 2)
     np.testing.assert_array_equal(flat["trainable.head.fc1.kernel"], tree(2)["trainable.head.fc1.kernel"])
 
@@ -55,18 +56,52 @@ def test_damage_is_noticed_and_the_one_before_used(two, damage):
 
         shutil.rmtree(two.workdir / "checkpoints" / "2")
     said = []
-    step, flat, _ = Checkpoints(two.workdir).restore_newest(said.append)
+    step, flat, _ = newest(Checkpoints(two.workdir), said.append)
     assert step == 1
     assert "checkpoint 2 is damaged" in said[0]
     np.testing.assert_array_equal(flat["step"], 1)
 
 
-def test_uncommitted_checkpoints_do_not_count(two):
+def test_a_checkpoint_without_digests_is_used_if_it_reads_whole(two):
+    (two.workdir / "digests" / "2.json").unlink()
+    again, said = Checkpoints(two.workdir), []
+    assert (again.steps(), again.present()) == ([1], [1, 2])
+    assert newest(again, said.append)[0] == 2
+    assert len(said) == 1 and "checkpoint 2 has no digests; it reads whole and is used" in said[0]
+    reader = Checkpoints(two.workdir, read_only=True)  # beside a training it may be half written: the one before
+    assert newest(reader)[0] == 1
+    again.go_on_from(2)
+    assert again.steps() == [1, 2] and not again.problem(2)
+
+
+def test_a_checkpoint_without_digests_that_does_not_read_is_not_used(two):
+    (two.workdir / "digests" / "2.json").unlink()
+    damage(two, 2)
+    largest(two, 2).unlink()
+    said = []
+    assert newest(Checkpoints(two.workdir), said.append)[0] == 1
+    assert "checkpoint 2 is damaged (its digests are missing)" in said[0]
+
+
+def test_a_step_that_is_done_again_replaces_what_a_kill_left(two):
     (two.workdir / "digests" / "2.json").unlink()
     again = Checkpoints(two.workdir)
-    assert again.steps() == [1]
-    again.save(2, tree(5), {"step": 2})  # and are replaced
+    again.save(2, tree(5), {"step": 2})
     assert int(again.restore(2)[0]["step"]) == 5
+
+
+def test_what_a_kill_left_of_a_deletion_goes(two, monkeypatch):
+    """Killed after each of a deletion's parts: the digest's, the folder's move, and half of its files."""
+    folder = two.workdir / "checkpoints" / "1"
+    (two.workdir / "digests" / "1.json").unlink()
+    Checkpoints(two.workdir).go_on_from(2)
+    assert not folder.exists() and not list((two.workdir).glob(".deleted"))
+    (two.workdir / ".deleted" / "1.abc").mkdir(parents=True)
+    (two.workdir / ".deleted" / "1.abc" / "data").write_bytes(b"half")
+    (two.workdir / "digests" / ".3.12.34.abcdef.json").write_text("{")
+    again = Checkpoints(two.workdir)
+    assert not (two.workdir / ".deleted").exists()
+    assert again.present() == [2] and [p.name for p in (two.workdir / "digests").iterdir()] == ["2.json"]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(two, monkeypatch):
@@ -74,10 +109,10 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(two, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_json", full)
-    with pytest.raises(CheckpointWriteError, match="No space left on device"):
+    with pytest.raises(CheckpointWriteError, match="no space left on device"):
         two.save(3, tree(3), {"step": 3})
     monkeypatch.undo()
-    assert Checkpoints(two.workdir).restore_newest()[0] == 2
+    assert newest(Checkpoints(two.workdir))[0] == 2
     assert not (two.workdir / "checkpoints" / "3").exists()
 
 
@@ -91,7 +126,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 
 
 def test_another_architecture_is_refused(two):
-    _, flat, _ = two.restore_newest()
+    _, flat, _ = newest(two)
     template = {"trainable": {"head": {"fc1": {"kernel": np.zeros((3, 64))}}}, "step": np.int32(0)}
     with pytest.raises(UserError, match=r"'trainable\.head\.fc1\.kernel' is \(64, 64\) there and \(3, 64\)"):
         unflatten_state(template, flat)
@@ -132,18 +167,21 @@ def test_a_reader_beside_a_training_changes_nothing(tmp_path):
     before = files_of(workdir)
     said = []
     reader = Checkpoints(workdir, read_only=True)
-    assert reader.restore_newest(said.append)[0] == 7
+    assert newest(reader, said.append)[0] == 7
     assert len(said) == 1 and "checkpoint 9 is damaged" in said[0]
-    assert load_workdir(workdir)[3]["step"] == 7
+    assert load_workdir(workdir)[2]["step"] == 7
     assert reader.mark_best(7, 0.5)
     reader.forget_after(0)
     assert files_of(workdir) == before
-    assert Checkpoints(workdir).restore_newest(said.append)[0] == 7  # a writer removes what is damaged
-    assert not (workdir / "checkpoints" / "9").exists()
+    writer = Checkpoints(workdir)
+    writer.go_on_from(7, said.append)  # a writer moves what is damaged aside
+    assert not (workdir / "checkpoints" / "9").exists() and writer.present() == [7]
+    assert sorted(p.name for p in (workdir / "aside" / "checkpoint_9").iterdir()) == ["9", "9.json"]
+    assert "checkpoint 9 was moved to" in said[-1]
 
 
 def test_a_reader_makes_no_folders(tmp_path):
-    assert Checkpoints(tmp_path / "none", read_only=True).restore_newest() is None
+    assert newest(Checkpoints(tmp_path / "none", read_only=True)) is None
     assert not (tmp_path / "none").exists()
 
 
@@ -153,19 +191,19 @@ def test_what_is_passed_over_is_named_on_stderr(tmp_path, capfd):
     flat, meta = writer.restore(7)
     writer.save(8, flat, meta)
     writer.mark_best(7, 0.9)
-    assert load_workdir(workdir)[3]["step"] == 7
+    assert load_workdir(workdir)[2]["step"] == 7
     assert capfd.readouterr() == ("", "")
     damage(writer, 7)
-    assert load_workdir(workdir)[3]["step"] == 8
+    assert load_workdir(workdir)[2]["step"] == 8
     out, err = capfd.readouterr()
     assert out == ""
     assert "the best checkpoint, 7, is not used (its file" in err
     with pytest.raises(UserError, match=r"checkpoint 7 cannot be used \(its file .*; it has those of steps 7, 8"):
         load_workdir(workdir, 7)
-    with pytest.raises(UserError, match=r"checkpoint 6 cannot be used \(its digests are missing"):
+    with pytest.raises(UserError, match=r"checkpoint 6 cannot be used \(there is none"):
         load_workdir(workdir, 6)
     (workdir / "digests" / "7.json").unlink()  # gone altogether
-    assert load_workdir(workdir)[3]["step"] == 8
+    assert load_workdir(workdir)[2]["step"] == 8
     assert "the best checkpoint, 7, is not used (its digests are missing" in capfd.readouterr().err
 
 
@@ -181,7 +219,7 @@ def test_a_mark_that_the_disk_does_not_take_counts_and_is_written_later(two, mon
     assert two.best_step() == 2
     assert two.mark_best(2, 0.9)
     assert Checkpoints(two.workdir, read_only=True).best() == {"step": 1, "mean_iou": 0.3}
-    assert capfd.readouterr().err.count("best.json: cannot be written (No space left on device)") == 1
+    assert capfd.readouterr().err.count("best.json: cannot be written (no space left on device)") == 1
     monkeypatch.undo()
     two.save(3, tree(3), {"step": 3})
     assert Checkpoints(two.workdir, read_only=True).best() == {"step": 2, "mean_iou": 0.9}

@@ -17,7 +17,8 @@ from deeplab_jax.imaging import files
 from deeplab_jax.imaging.overlay import confusion_picture
 from deeplab_jax.runs import reporting
 from deeplab_jax.runs.checkpoints import Checkpoints
-from deeplab_jax.runs.reporting import Reporter, read_record, show_evaluation
+from deeplab_jax.runs.record import read_record
+from deeplab_jax.runs.reporting import Reporter, show_evaluation
 from deeplab_jax.training import loop
 from deeplab_jax.training.observation import Pictures, crf_scalars
 
@@ -235,7 +236,7 @@ def test_rows_wait_for_a_full_disk(tmp_path, monkeypatch, capfd):
     reporter.close()
     assert read_record(tmp_path / "metrics.jsonl") == [{"step": n, "train/loss": 1 / n} for n in range(1, 6)]
     err = capfd.readouterr().err
-    assert err.count("metrics.jsonl: cannot be written (No space left on device)") == 1
+    assert err.count("metrics.jsonl: cannot be written (no space left on device)") == 1
     assert err.count("could be written again") == 1
 
 
@@ -243,8 +244,8 @@ def test_a_record_that_cannot_be_written_at_the_start_is_refused(tmp_path, monke
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reporting, "_replace_text", full)
-    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left on device\); free disk"):
+    monkeypatch.setattr(reporting, "write_text", full)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(no space left on device\); free disk"):
         Reporter(tmp_path, 0, 30)
 
 
@@ -259,4 +260,4 @@ def test_training_goes_on_without_tensorboard(tmp_path, capfd):
         reporter.scalars(step, {"train/loss": 1.0})
     reporter.close()
     assert [r["step"] for r in read_record(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert capfd.readouterr().err.count("TensorBoard logs cannot be written (events.out: No space left") == 1
+    assert capfd.readouterr().err.count("TensorBoard logs cannot be written (no space left") == 1

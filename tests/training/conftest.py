@@ -85,11 +85,12 @@ def same_result(a: Path, b: Path) -> None:
     """Asserts that two workdirs ended with the same bits: all state, evaluation, and logged values."""
     from deeplab_jax.runs.checkpoints import Checkpoints
 
-    newest = [Checkpoints(w, read_only=True).restore_newest() for w in (a, b)]
-    assert newest[0][0] == newest[1][0]
-    assert newest[0][1].keys() == newest[1][1].keys()
-    for name, value in newest[0][1].items():
-        np.testing.assert_array_equal(value, newest[1][1][name], err_msg=name)
+    newest = [Checkpoints(w, read_only=True).newest_whole() for w in (a, b)]
+    assert newest[0] == newest[1]
+    states = [Checkpoints(w, read_only=True).restore(newest[0])[0] for w in (a, b)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
     assert (a / "eval" / "val.json").read_bytes() == (b / "eval" / "val.json").read_bytes()
     rows = [[json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (a, b)]
     assert rows[0] == rows[1]

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
-from deeplab_jax.runs.reporting import read_record
+from deeplab_jax.runs.record import read_record
 
 SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5")
 
 
 def parameters(workdir):
-    return Checkpoints(workdir).restore_newest()[1]
+    checkpoints = Checkpoints(workdir, read_only=True)
+    return checkpoints.read(checkpoints.newest_whole())[0]
 
 
 def same_parameters(a, b):

@@ -16,9 +16,10 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import workdir as evaluation
 from deeplab_jax.runs import checkpoints, reporting
-from deeplab_jax.runs.checkpoints import Checkpoints, flatten_state
-from deeplab_jax.runs.reporting import read_record
-from deeplab_jax.training import loop
+from deeplab_jax.runs.checkpoints import Checkpoints
+from deeplab_jax.runs.flat import flatten_state
+from deeplab_jax.runs.record import read_record
+from deeplab_jax.training import loop, setup
 from deeplab_jax.training.observation import Pictures
 from deeplab_jax.training.step import finite_leaves
 from deeplab_jax.training.termination import Terminated
@@ -162,7 +163,7 @@ def test_a_full_disk_does_not_stop_training(runs, tmp_path, monkeypatch, capfd):
     assert err.count("metrics are kept in memory, training goes on") == 1
     assert err.count("best.json: cannot be written") == 1
     assert Checkpoints(tmp_path).steps() == [4, 6]
-    assert not list(tmp_path.rglob("*tmp*"))
+    assert not list(tmp_path.rglob(".*.*.*"))
     steps = [r["step"] for r in read_record(tmp_path / "metrics.jsonl") if "train/loss" in r]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert selected(tmp_path) == {4: 0.6, 6: 0.4}  # step 2 has no checkpoint to select
@@ -201,20 +202,18 @@ def test_other_data_on_resume_are_said(tmp_path, capfd, fingerprint, said):
     state = {"step": np.int32(2)}
     writer = Checkpoints(tmp_path)
     writer.save(2, flatten_state(state), {"data_fingerprint": "same"})
-    dataset, config = SimpleNamespace(fingerprint=fingerprint), SimpleNamespace(num_steps=4)
-    done, _ = loop.resume(writer, {"step": np.int32(0)}, config, dataset)
+    done, _ = setup.resume(tmp_path, {"step": np.int32(0)}, SimpleNamespace(fingerprint=fingerprint), 4)
     assert done == 2
     err = capfd.readouterr().err
     assert err.count("the data differ from those of the run so far (fingerprint another, before: same)") == said
 
 
 def test_a_finished_run_with_other_data_is_an_error(tmp_path):
-    state, config = {"step": np.int32(4)}, SimpleNamespace(num_steps=4)
-    writer = Checkpoints(tmp_path)
-    writer.save(4, flatten_state(state), {"data_fingerprint": "same"})
-    assert loop.resume(writer, state, config, SimpleNamespace(fingerprint="same"))[0] == 4
+    state = {"step": np.int32(4)}
+    Checkpoints(tmp_path).save(4, flatten_state(state), {"data_fingerprint": "same"})
+    assert setup.resume(tmp_path, state, SimpleNamespace(fingerprint="same"), 4)[0] == 4
     with pytest.raises(UserError, match=r"nothing would be trained: give another --workdir .* --mode eval"):
-        loop.resume(writer, state, config, SimpleNamespace(fingerprint="another"))
+        setup.resume(tmp_path, state, SimpleNamespace(fingerprint="another"), 4)
 
 
 def test_resume_from_a_moved_data_folder(runs, tmp_path, capfd):

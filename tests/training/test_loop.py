@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from deeplab_jax.models import create_model
 from deeplab_jax.runs.checkpoints import Checkpoints, load_workdir
-from deeplab_jax.runs.reporting import read_record
+from deeplab_jax.runs.record import read_record
 from deeplab_jax.training import loop
 
 SHORT = ("num_steps=6", "checkpoint.every=2", "log.every=2", "eval.every=0", "eval.select_split=")
@@ -23,7 +24,8 @@ def test_a_run_leaves_its_record(runs, tmp_path):
     run = json.loads((tmp_path / "run.json").read_text())[-1]
     assert run["packages"]["jax"] and run["devices"] and run["data_fingerprint"]
 
-    read, model, variables, meta = load_workdir(tmp_path)
+    read, variables, meta = load_workdir(tmp_path)
+    model = create_model(read.model, meta["num_classes"], crf=read.crf)
     assert read.to_dict() == config.to_dict()
     assert (meta["step"], meta["num_classes"], len(meta["class_names"])) == (6, 7, 7)
     logits, out = model.apply(variables, np.zeros((1, 33, 33, 3), np.uint8), train=False)

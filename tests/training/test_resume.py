@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
-from deeplab_jax.runs.reporting import read_record
+from deeplab_jax.runs.record import read_record
 
 # Where to die: before the n-th call of a function (of those with a path that holds a word, if one is given). The
 # process kills itself with SIGKILL, so nothing is tidied up.
@@ -71,7 +71,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, mome
     workdir = tmp_path / "run"
     run_and_die(runs, workdir, module, function, word, call)
     partial = [p.name for p in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")]
-    uncommitted = [p.name for p in (workdir / "digests").glob("*.tmp*")]
+    uncommitted = [p.name for p in (workdir / "digests").glob(".*")]
     assert len(partial) == (moment == "in a checkpoint's write")
     assert len(uncommitted) == (moment == "before the rename that commits")
     if moment == "in an evaluation":
@@ -79,7 +79,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, mome
         assert Checkpoints(workdir, read_only=True).steps() == [3, 6]
         assert not any("select/mean_iou" in row for row in rows)
     runs.run(workdir)
-    assert not [*(workdir / "checkpoints").glob("*-tmp*"), *(workdir / "digests").glob("*.tmp*")]
+    assert not [*(workdir / "checkpoints").glob("*-tmp*"), *(workdir / "digests").glob(".*")]
     runs.same_result(whole_run, workdir)
 
 

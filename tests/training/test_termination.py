@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from deeplab_jax.training.termination import Terminated, TermSignal
+from deeplab_jax.training.termination import Terminated, TermSignal, interruptible
 
 # A computation of hours, during which Python's own handler cannot run.
 BUSY = """
@@ -40,7 +40,6 @@ def test_the_first_sigterm_is_noted_and_the_handler_taken_away():
         assert not stop.arrived
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.arrived
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a second one ends the process
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.set_wakeup_fd(-1) == -1
 
@@ -52,3 +51,40 @@ def test_what_may_be_interrupted_is():
     assert e.value.code == 143
     with pytest.raises(Terminated), stop.interrupting():  # it had come before
         raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+)
+def test_a_signal_before_the_training_ends_it_and_changes_nothing(tmp_path, monkeypatch, capfd, number, status, name):
+    from deeplab_jax.training import loop
+
+    monkeypatch.setattr(loop, "prepare", lambda *args: (os.kill(os.getpid(), number), time.sleep(60)))
+    with pytest.raises(Terminated) as e:
+        loop.train(None, tmp_path / "w")
+    assert e.value.code == status
+    assert capfd.readouterr().err == f"{name}: stopped before the training began; the workdir is as it was\n"
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_elsewhere_has_its_sentence(capfd, swallowed):
+    """As `main` wraps everything, the final evaluation included; C code may make another exception of it."""
+    with pytest.raises(Terminated) as e, interruptible("stopped; more"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except Terminated:
+            if swallowed:
+                raise ImportError("initialization failed") from None
+            raise
+    assert e.value.code == 143
+    assert capfd.readouterr().err == "SIGTERM: stopped; more\n"
+
+
+def test_what_was_said_further_in_is_said_once(capfd):
+    with pytest.raises(Terminated) as e, interruptible("outer"), interruptible("inner"):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    assert e.value.code == 130
+    assert capfd.readouterr().err == "Ctrl-C: inner\n"

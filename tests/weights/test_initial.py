@@ -127,7 +127,7 @@ def test_a_workdir_is_converted_with_its_crf_left_to_the_config(tmp_path, small,
     config = base.get_config()
     config.model = small_config()
     with_crf = {**small, "params": {**small["params"], "crf": {"weights": np.ones(2, np.float32)}}}
-    monkeypatch.setattr(checkpoints, "load_workdir", lambda _: (config, None, with_crf, {}))
+    monkeypatch.setattr(checkpoints, "load_workdir", lambda _: (config, with_crf, {}))
     source, _ = initial.read_workdir(tmp_path)
     report = conversion.convert(source, config.model, tmp_path / "w.safetensors")
     assert report.left_out == {"crf/weights": "the network has no such layer"}

@@ -136,7 +136,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     # TFDS's side.
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
+        info = self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -147,6 +147,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             supervised_keys=("image", "label"),
             disable_shuffling=True,
         )
+        # Google's bucket has nothing about our folders, and each look there leaves a folder in the temporary one.
+        info.initialize_from_bucket = lambda: None
+        return info
 
     def _split_generators(self, dl_manager) -> dict:
         if self.raw is None:

@@ -1,0 +1,279 @@
+"""Builds lattices on the host, in NumPy, where the features are known numbers: nothing is compiled for their size."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplab_jax.crf import lattice_design
+
+BLOCK = 16384  # points whose simplices are found at once: what stays in the cache
+DENSE_UP_TO = 3072  # vertices of one lattice up to which all pairs of them are summed
+FEW = 0.2  # vertices per point of the direct form below which the axes form is taken
+LATTICES = 2
+_ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
+
+
+class HostLattice(NamedTuple):
+    """One lattice around N points.
+
+    Attributes:
+      vertices: int32 [D + 1, N], numbered from 0.
+      weights: float32 [D + 1, N], barycentric.
+      neighbors: int32 [2 (D + 1), M], next and previous along each axis, M where there is none; [0, M] when dense.
+      matrix: float32 [M, M] between vertices when dense, else None.
+      count: M.
+    """
+
+    vertices: np.ndarray
+    weights: np.ndarray
+    neighbors: np.ndarray
+    matrix: np.ndarray | None
+    count: int
+
+
+class TooWide(ValueError):
+    """The features span too many cells for keys of 63 bits."""
+
+
+def build(features: np.ndarray, form: str = "auto") -> tuple[str, list[HostLattice]]:
+    """Finds the form that suits the points and its lattices.
+
+    Args:
+      features: float32 [N, D], already divided by their standard deviations.
+      form: one of `lattice_design`'s, or "auto" by the number of vertices.
+
+    Raises:
+      TooWide: there is no exact key for so many cells.
+    """
+    features = np.ascontiguousarray(features - features.min(0), np.float32)
+    points = len(features)
+    if form == "auto":
+        form = _few(features)
+    if form == "dense":
+        return form, [_one(features, form, 0)]
+    with ThreadPoolExecutor(LATTICES) as pool:
+        if form == "auto":
+            found = list(pool.map(lambda n: _embedded(features, "direct", n), range(LATTICES)))
+            form = "direct" if found[0][2].size > FEW * points else "axes"
+            if form == "direct":
+                return form, list(pool.map(lambda f: _joined(*f, form), found))
+        return form, list(pool.map(lambda n: _one(features, form, n), range(LATTICES)))
+
+
+def _few(features: np.ndarray) -> str:
+    """ "dense" where the vertices are few enough, else "auto"; a sample tells most cases apart."""
+    sample = features[:: max(1, len(features) // (2 * DENSE_UP_TO))]
+    if _embedded(sample, "dense", 0)[2].size > DENSE_UP_TO:
+        return "auto"
+    return "dense" if _embedded(features, "dense", 0)[2].size <= DENSE_UP_TO else "auto"
+
+
+def _one(features: np.ndarray, form: str, lattice: int) -> HostLattice:
+    found = _joined(*_embedded(features, form, lattice), form)
+    if form == "axes" and lattice % 2:
+        backwards = found.neighbors.reshape(-1, 2, found.count)[::-1].reshape(-1, found.count)
+        return found._replace(neighbors=backwards)
+    return found
+
+
+def _embedded(features: np.ndarray, form: str, lattice: int) -> tuple:
+    """Vertices [D + 1, N], weights [D + 1, N], the keys of the vertices [M], the key steps of the axes [D + 1]."""
+    points, dimensions = features.shape
+    order = dimensions + 1
+    matrix, shift = lattice_design.embedding(form, dimensions, lattice)
+    matrix, shift = matrix.astype(np.float32), shift.astype(np.float32)
+    low, high = features.min(0), features.max(0)
+    reach = np.maximum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
+    start = np.minimum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
+    units, first = _units(np.floor(start / order).astype(int) - 4, np.ceil(reach / order).astype(int) + 4)
+    keys = np.empty((order, points), np.int64)
+    weights = np.empty((order, points), np.float32)
+    for at in range(0, points, BLOCK):
+        part = slice(at, at + BLOCK)
+        keys[:, part], weights[:, part] = _simplices(features[part], matrix, shift, units, first)
+    vertices, distinct = _numbered(keys.reshape(-1))
+    steps = units.sum() - order * units
+    return vertices.reshape(order, points), weights, distinct, steps, (units, matrix, shift, first)
+
+
+def _units(lowest: np.ndarray, highest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Units u such that sum_i u_i v_i is different for all vertices v in range: v_i = (D + 1) q_i + k.
+
+    The sum is (D + 1) sum_i u_i q_i + k sum_i u_i. The u_i are a mixed radix for the q_i, and sum u = 1 modulo D + 1
+    tells k. As it is linear in v, a step along an axis adds the same to every key.
+    """
+    order = len(lowest)
+    units, unit = [], 1
+    for n in range(order - 1):
+        if n == order - 2:
+            unit += (1 - (sum(units) + unit)) % order
+        units.append(unit)
+        unit *= int(highest[n] - lowest[n]) + 1
+    if unit * order >= 2**62:
+        raise TooWide("the features span too many cells of the lattice")
+    return np.array([*units, 0], np.int64), lowest
+
+
+def _simplices(features, matrix, shift, units, first) -> tuple[np.ndarray, np.ndarray]:
+    """Keys int64 [D + 1, n] and weights float32 [D + 1, n] of the vertices with remainders 0..D (section 3.1)."""
+    order = matrix.shape[1]
+    elevated = matrix.T @ features.T + shift[:, None]
+    nearest = np.rint(elevated * np.float32(1 / order))
+    above = elevated - nearest * order
+    nearest = nearest.astype(np.int32)
+    total = nearest.sum(0)
+    rank = np.repeat(total[None], order, 0)
+    for i in range(order):
+        for j in range(i):
+            j_first = above[j] >= above[i]
+            rank[i] += j_first
+            rank[j] += ~j_first
+    step = (rank < 0).astype(np.int32) - (rank >= order)
+    rank += step * order
+    base = nearest + step
+    above = above * np.float32(1 / order) - step
+    by_rank = np.empty_like(above)
+    np.put_along_axis(by_rank, rank, above, 0)
+    weights = np.empty_like(above)
+    weights[0] = 1 + by_rank[-1] - by_rank[0]
+    weights[1:] = by_rank[-2::-1] - by_rank[:0:-1]
+    # One coordinate more is lowered from each vertex to the next: that of rank D, D - 1, ...
+    lowered = np.empty(rank.shape, np.int64)
+    np.put_along_axis(lowered, rank, np.repeat(units[:, None], rank.shape[1], 1), 0)
+    keys = np.empty(rank.shape, np.int64)
+    keys[0] = order * (units @ (base - first[:, None]))
+    for k in range(1, order):
+        keys[k] = keys[k - 1] + units.sum() - order * lowered[order - k]
+    return keys, weights
+
+
+def _slots(keys: np.ndarray, bits: int, turn: int) -> np.ndarray:
+    hashed = keys.view(np.uint64) * np.uint64(_ODD[turn % len(_ODD)] + 2 * (turn // len(_ODD)))
+    return (hashed >> np.uint64(64 - bits)).astype(np.int32)
+
+
+def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each key among the distinct ones, int32 [E], and the distinct keys in order of use.
+
+    A hash decides where to look; all keys are compared, and those that met another one look elsewhere.
+    """
+    entries = len(keys)
+    owner = np.empty(entries, np.int32)
+    left, turn = None, 0
+    while left is None or left.size:
+        index = np.arange(entries, dtype=np.int32) if left is None else left
+        mine = keys if left is None else keys[left]
+        bits = max(8, int(np.ceil(np.log2(len(index) + 1))))
+        slots = _slots(mine, bits, turn)
+        table = np.empty(1 << bits, np.int32)
+        table[slots[::-1]] = index[::-1]  # the first of several stays
+        found = table[slots]
+        same = keys[found] == mine
+        if left is None:
+            owner[:] = found
+        else:
+            owner[left] = found
+        left, turn = index[~same], turn + 1
+    first = owner == np.arange(entries, dtype=np.int32)
+    numbers = np.cumsum(first, dtype=np.int32) - 1
+    return numbers[owner], keys[first]
+
+
+class _Lookup:
+    """Finds the numbers of keys."""
+
+    def __init__(self, keys: np.ndarray):
+        self.keys, self.tables = keys, []
+        left = np.arange(len(keys), dtype=np.int32)
+        while left.size:
+            bits = max(8, int(np.ceil(np.log2(4 * len(left)))))
+            table = np.full(1 << bits, -1, np.int32)
+            slots = _slots(keys[left], bits, len(self.tables))
+            table[slots] = left
+            self.tables.append((bits, table))
+            left = left[table[slots] != left]
+
+    def __call__(self, wanted: np.ndarray) -> np.ndarray:
+        """int32, len(keys) where a key is not there."""
+        found = np.full(len(wanted), len(self.keys), np.int32)
+        left, mine = None, wanted
+        for turn, (bits, table) in enumerate(self.tables):
+            at = table[_slots(mine, bits, turn)]
+            same = self.keys[at] == mine  # -1 compares with the last: put right below
+            same &= at >= 0
+            if left is None:
+                found[same] = at[same]
+                left = np.flatnonzero(~same & (at >= 0))
+            else:
+                found[left[same]] = at[same]
+                left = left[~same & (at >= 0)]
+            if not left.size:
+                break
+            mine = wanted[left]
+        return found
+
+
+def _joined(vertices, weights, keys, steps, about, form: str) -> HostLattice:
+    """Adds what acts between the vertices."""
+    if form == "dense":
+        matrix = _gaussian_between(keys, *about)
+        return HostLattice(vertices, weights, np.zeros((0, len(keys)), np.int32), matrix, len(keys))
+    if form == "axes":
+        around = np.concatenate([keys, *(keys + s for s in steps), *(keys - s for s in steps)])
+        _, keys = _numbered(around)  # those in use stay first, with their numbers
+    lookup = _Lookup(keys)
+    count = len(keys)
+    neighbors = np.full((2 * len(steps), count + 1), count, np.int32)
+    index = np.arange(count, dtype=np.int32)
+    for n, step in enumerate(steps):
+        ahead = lookup(keys + step)
+        neighbors[2 * n, :count] = ahead
+        neighbors[2 * n + 1, ahead] = index
+        neighbors[2 * n + 1, count] = count
+    return HostLattice(vertices, weights, neighbors[:, :count], None, count)
+
+
+def _gaussian_between(keys, units, matrix, shift, first) -> np.ndarray:
+    """exp(-|v - w|^2 / 2 var) between vertices, var = 1 - 1 / alpha^2 of the features; [M, M]."""
+    order = matrix.shape[1]
+    # Undo the keys: the remainder first, then one field after the other, highest unit first.
+    rest = keys.copy()
+    remainder = rest % order  # sum u = 1 modulo D + 1
+    rest = (rest - remainder * units.sum()) // order
+    coordinates = np.empty((order, len(keys)), np.int64)
+    for i in np.argsort(-units[:-1], kind="stable"):
+        coordinates[i] = rest // units[i]
+        rest = rest - coordinates[i] * units[i]
+    coordinates[:-1] = order * (coordinates[:-1] + first[:-1, None]) + remainder
+    coordinates[-1] = -coordinates[:-1].sum(0)
+    alpha = lattice_design.constants("dense", order - 1)[0]
+    unit = order / np.sqrt(6) * alpha  # lattice coordinates per feature
+    at = ((coordinates - coordinates.mean(1, keepdims=True)) / unit).astype(np.float32)
+    half = 0.5 * (at**2).sum(0)
+    return np.exp(np.minimum(at.T @ at - half[:, None] - half, 0) / np.float32(1 - 1 / alpha**2))
+
+
+def between(lattice: HostLattice, form: str, values: np.ndarray) -> np.ndarray:
+    """What acts between the vertices, on [M] values."""
+    if form == "dense":
+        return lattice.matrix @ values
+    side = lattice_design.constants(form, len(lattice.vertices) - 1)[1]
+    padded = np.append(values, np.float32(0))
+    if form == "direct":
+        return values + side * sum(padded[n] for n in lattice.neighbors)
+    for j in range(len(lattice.vertices)):
+        n, p = lattice.neighbors[2 * j], lattice.neighbors[2 * j + 1]
+        padded[:-1] = (1 - 2 * side) * padded[:-1] + side * (padded[n] + padded[p])
+    return padded[:-1]
+
+
+def sums(lattice: HostLattice, form: str, valid: np.ndarray | None = None) -> np.ndarray:
+    """filter(1), or filter(valid), of one lattice at each point; float32 [N]."""
+    weights = lattice.weights if valid is None else lattice.weights * valid
+    grid = np.bincount(lattice.vertices.ravel(), weights.ravel(), lattice.count).astype(np.float32)
+    grid = between(lattice, form, grid)
+    total = np.zeros(lattice.weights.shape[1], np.float32)
+    for v, w in zip(lattice.vertices, lattice.weights, strict=True):
+        total += grid[v] * w
+    return total * np.float32(lattice_design.scale(form, len(lattice.vertices) - 1))

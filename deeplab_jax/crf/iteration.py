@@ -1,0 +1,95 @@
+"""The updates of mean field, over any points and kernels (Kraehenbuhl and Koltun 2011, Algorithm 1)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.crf import convergent, incremental
+from deeplab_jax.crf.kernels import Kernel, message, weighted
+from deeplab_jax.crf.options import Options
+from deeplab_jax.crf.params import is_traced
+
+
+def iterate(
+    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
+) -> tuple[jax.Array, jax.Array | None]:
+    """T updates from softmax(-U).
+
+    Args:
+      negative_unary: [N, C].
+      kernels: over the same N points.
+      compatibility: [C, C] or None for Potts.
+      options: `iterations`, `update`, `return_all` and `storage_dtype` are used.
+
+    Returns:
+      The logits of the marginals [N, C], and those of all iterations [T + 1, N, C] if asked for, else None.
+    """
+    if incremental.covers(kernels, options) and (is_traced(options.iterations) or options.iterations > 0):
+        return _iterate_incrementally(negative_unary, list(kernels), compatibility, options)
+    return _iterate_anew(negative_unary, kernels, compatibility, options)
+
+
+def _iterate_incrementally(
+    negative_unary: jax.Array, kernels: list[Kernel], compatibility: jax.Array | None, options: Options
+) -> tuple[jax.Array, jax.Array | None]:
+    """What `incremental.iterate` finds; gradients are those of computing everything anew."""
+
+    @jax.custom_vjp
+    def run(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, jax.Array | None]:
+        count = options.iterations if options.return_all else iterations
+        return incremental.iterate(*differentiable, count, options.return_all)
+
+    def forward(iterations: int | jax.Array, *differentiable: Any) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
+        anew = dataclasses.replace(
+            options, iterations=iterations if is_traced(options.iterations) else options.iterations
+        )
+        return jax.vjp(lambda *x: _iterate_anew(*x, anew), *differentiable)
+
+    run.defvjp(forward, lambda pull, gradient: (None, *pull(gradient)))
+    return run(options.iterations, negative_unary, kernels, compatibility)
+
+
+def _iterate_anew(
+    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
+) -> tuple[jax.Array, jax.Array | None]:
+    """As `iterate`; every message is computed anew."""
+    step = update_function(negative_unary, kernels, compatibility, options)
+    store = options.storage_dtype or negative_unary.dtype
+
+    def body(q: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
+        logits = step(q.astype(negative_unary.dtype))
+        return jax.nn.softmax(logits, axis=-1).astype(store), logits if options.return_all else None
+
+    if is_traced(options.iterations):  # one program for any number of iterations; without a history
+        return lax.fori_loop(0, options.iterations, lambda _, x: step(jax.nn.softmax(x, axis=-1)), negative_unary), None
+    if options.iterations == 0:
+        return negative_unary, negative_unary[None] if options.return_all else None
+    q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), length=options.iterations - 1)
+    logits = step(q.astype(negative_unary.dtype))
+    if options.return_all:
+        history = jnp.concatenate([negative_unary[None], history, logits[None]])
+    return logits, history
+
+
+def update_function(
+    negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
+) -> Callable[[jax.Array], jax.Array]:
+    """The function from marginals q [N, C] to the logits of the next ones."""
+
+    def parallel(q: jax.Array) -> jax.Array:
+        return negative_unary + attraction(q, kernels, compatibility)
+
+    if options.update == "parallel":
+        return parallel
+    curvature = convergent.curvature(kernels, compatibility, negative_unary.shape[-1])
+    return lambda q: convergent.solve(parallel(q) + curvature * q, curvature)
+
+
+def attraction(q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None) -> jax.Array:
+    """What all kernels add to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
+    total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
+    return total if compatibility is None else -weighted(compatibility, total)

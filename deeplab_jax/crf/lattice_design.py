@@ -1,0 +1,73 @@
+"""What a permutohedral lattice filter is made of: its forms, their constants, its rotations and its shifts.
+
+The filter is K = s / L sum_l S_l B_l S_l^T. S_l holds the barycentric weights of the points in the simplices of lattice
+l (Adams, Baek and Davis 2010), B_l acts between the lattice's vertices:
+
+- "direct": B = I + c A, with A joining each vertex to its 2 (D + 1) axis neighbors. No vertex beside those in use is
+  needed, so nothing is lost where points are sparse. Best where vertices are many.
+- "axes": blurs (1/4, 1/2, 1/4) along the D + 1 axes in sequence, for every other lattice in reverse, so that their mean
+  is nearly symmetric. It keeps the tail of the Gaussian, which decides where a kernel reaches over much of a
+  photograph. Needs the neighbors of the vertices in use as well.
+- "dense": the Gaussian of the variance that splat and slice leave, between all vertices: one matrix. Symmetric and
+  positive semi-definite. For few vertices.
+
+Each lattice sees the features turned by an orthogonal matrix of its own and shifted within a cell, so that what is
+special about the lattice's own directions averages out. The constants follow from the shape of the kernel: least
+squares of the mean over positions and directions to exp(-r^2 / 2).
+"""
+
+import math
+
+import numpy as np
+
+# (alpha, c) of the direct form for D = 1, 2, ...: features are multiplied by alpha, axis neighbors have weight c.
+DIRECT = (
+    (1.05, 0.006),
+    (1.54, 0.291),
+    (1.47, 0.323),
+    (1.42, 0.342),
+    (1.40, 0.367),
+    (1.34, 0.358),
+    (1.32, 0.379),
+    (1.30, 0.413),
+)
+AXES = 2.13  # alpha of the axes form
+DENSE = 2.5  # alpha of the dense form: 1 / alpha^2 of the variance is splat and slice's
+
+
+def constants(form: str, dimensions: int) -> tuple[float, float]:
+    """(alpha, weight of a neighbor) of a form in D dimensions."""
+    if form == "direct":
+        return DIRECT[min(dimensions, len(DIRECT)) - 1]
+    return {"axes": (AXES, 0.25), "dense": (DENSE, 0.0)}[form]
+
+
+def scale(form: str, dimensions: int) -> float:
+    """The factor s that gives filter(1) the sum of the definition where points are dense."""
+    alpha, side = constants(form, dimensions)
+    cell = (dimensions + 1) ** -0.5 * 6 ** (dimensions / 2) / alpha**dimensions
+    if form == "dense":
+        return (1 - 1 / alpha**2) ** (-dimensions / 2)
+    total = 1 + 2 * (dimensions + 1) * side if form == "direct" else 1.0
+    return (2 * math.pi) ** (dimensions / 2) / cell / total
+
+
+def embedding(form: str, dimensions: int, lattice: int) -> tuple[np.ndarray, np.ndarray]:
+    """The map of features [N, D] into lattice coordinates, features @ matrix + shift.
+
+    Returns:
+      matrix: float64 [D, D + 1]; splat and slice on the lattice have the variance 1 / alpha^2 of the features.
+      shift: float64 [D + 1], spread over a cell.
+    """
+    order = dimensions + 1
+    axis = np.arange(1, order)
+    basis = np.zeros((order, dimensions))
+    for j in axis:
+        basis[:j, j - 1] = 1
+        basis[j, j - 1] = -j
+    basis *= order / np.sqrt(6) / np.sqrt(axis * (axis + 1))
+    random = np.random.RandomState(lattice + 1)  # its numbers never change
+    turn, upper = np.linalg.qr(random.normal(size=(dimensions, dimensions)))
+    turn = turn * np.sign(np.diag(upper))
+    shift = random.uniform(0, order, order)
+    return constants(form, dimensions)[0] * turn @ basis.T, shift - shift.mean()

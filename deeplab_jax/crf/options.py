@@ -1,0 +1,39 @@
+"""What is fixed when mean field is compiled."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The choices of one run.
+
+    Attributes:
+      iterations: T; a tracer in programs for any number of them.
+      normalization: "none", "before", "after" or "symmetric".
+      bilateral: the filter of the appearance kernel, chosen.
+      cutoff: of the exact filter.
+      radius: (x, y) where the smoothness kernel is cut, in pixels; None = nowhere.
+      extra: the filters of further kernels.
+      update: "parallel" or "convergent".
+      include_self: whether i = j counts.
+      return_all: marginals of all iterations.
+      return_log: log marginals.
+      prune: leaves out labels that cannot win; None = in plain calls only.
+      storage_dtype: of marginals between iterations.
+    """
+
+    iterations: int | jax.Array = 10
+    normalization: str = "symmetric"
+    bilateral: str | None = "exact"
+    cutoff: float | None = None
+    radius: tuple[int, int] | None = None
+    extra: tuple[str, ...] = ()
+    update: str = "parallel"
+    include_self: bool = True
+    return_all: bool = False
+    return_log: bool = False
+    prune: bool | None = None
+    storage_dtype: Any = None

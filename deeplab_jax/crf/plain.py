@@ -1,0 +1,201 @@
+"""The plain call: numbers that are known, on the CPU, without gradients. It runs one program for many sizes (`ready`).
+
+Labels that cannot win are left out (`pruning`). What cannot be done here (`None` comes back) `mean_field` does by a
+program for the very shapes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.crf import host_lattice, pruning, ready
+from deeplab_jax.crf.options import Options
+from deeplab_jax.crf.params import CRFParams, Value, is_traced
+
+_NEVER = -1e30  # log probability of a label that only fills a lane
+_SMALLEST = -1e6  # log probability of a label that the unary rules out
+
+
+def covers(options: Options, *arguments: Any) -> bool:
+    """Whether these options and arguments can be had here."""
+    usual = options.update == "parallel" and options.include_self and options.storage_dtype is None
+    shown = not options.return_log and options.iterations > 0
+    lattices = {options.bilateral, *options.extra} - {None} == {"permutohedral"}
+    if not (usual and shown and lattices) or is_traced(arguments) or is_traced(jnp.add(0, 0)):  # the last inside a jit
+        return False
+    leaves = jax.tree.leaves(arguments)
+    if any(np.dtype(leaf.dtype) == np.float64 for leaf in leaves if isinstance(leaf, jax.Array)):
+        return False
+    return _device(leaves) is not None
+
+
+def _device(leaves: Sequence[Any]) -> jax.Device | None:
+    """The CPU on which to compute, or None where that is not where the arguments are."""
+    devices = [d for leaf in leaves if isinstance(leaf, jax.Array) for d in leaf.devices()]
+    if not devices:
+        device = jax.config.jax_default_device or jax.devices()[0]
+        return device if getattr(device, "platform", "") == "cpu" else None
+    return devices[0] if len(set(devices)) == 1 and devices[0].platform == "cpu" else None
+
+
+def image_marginals(
+    unary: jax.Array,
+    image: jax.Array,
+    params: CRFParams,
+    compatibility: jax.Array | None,
+    mask: jax.Array | None,
+    features: Sequence[jax.Array],
+    weights: Sequence[Value],
+    options: Options,
+) -> jax.Array | None:
+    """As `mean_field`, of unary [H, W, C] or [B, H, W, C]; None where features are too wide for it."""
+    device = _device(jax.tree.leaves((unary, image, params, mask, features)))
+    height, width, labels = unary.shape[-3:]
+    flat = lambda x, last: None if x is None else np.asarray(x).reshape(-1, height * width, *last)  # noqa: E731
+    unaries, images, masks = flat(unary, (labels,)), np.asarray(image).reshape(-1, height, width, 3), flat(mask, ())
+    extra = [flat(f, (f.shape[-1],)) for f in features]
+    stds = [_pair(params.bilateral_xy_std), _pair(params.gaussian_xy_std)]
+    results = []
+    for n, one in enumerate(unaries):
+        valid = None if masks is None else masks[n]
+        kernels = [(_bilateral(images[n], stds[0], params.bilateral_rgb_std), params.bilateral_weight)]
+        kernels += [(f[n], w) for f, w in zip(extra, weights, strict=True)]
+        smooth = ((height, width), stds[1], options.radius, params.gaussian_weight)
+        q = _marginals(one, kernels, smooth, compatibility, valid, options, device)
+        if q is None:
+            return None
+        results.append(q)
+    # The batch comes after the iterations, where those are asked for.
+    out = np.stack(results, -3) if len(results) > 1 else results[0][..., None, :, :]
+    out = out.reshape(*out.shape[:-3], *unary.shape)
+    return jax.device_put(out.astype(unary.dtype), device)
+
+
+def point_marginals(
+    unary: jax.Array,
+    compatibility: jax.Array | None,
+    mask: jax.Array | None,
+    features: Sequence[jax.Array],
+    weights: Sequence[Value],
+    options: Options,
+) -> jax.Array | None:
+    """As `mean_field_features`; None where features are too wide for it."""
+    device = _device(jax.tree.leaves((unary, mask, features)))
+    kernels = [(np.asarray(f), w) for f, w in zip(features, weights, strict=True)]
+    valid = None if mask is None else np.asarray(mask)
+    q = _marginals(np.asarray(unary), kernels, None, compatibility, valid, options, device)
+    return None if q is None else jax.device_put(q.astype(unary.dtype), device)
+
+
+def _pair(std: Value) -> np.ndarray:
+    return np.broadcast_to(np.asarray(std, np.float64), (2,))
+
+
+def _bilateral(image: np.ndarray, xy_std: np.ndarray, rgb_std: Value) -> np.ndarray:
+    """As `kernels.bilateral_features`."""
+    height, width, _ = image.shape
+    features = np.empty((height, width, 5), np.float32)
+    features[..., 0] = np.arange(width) / xy_std[0]
+    features[..., 1] = (np.arange(height) / xy_std[1])[:, None]
+    features[..., 2:] = image * (1 / np.broadcast_to(np.asarray(rgb_std, np.float32), (3,)))
+    return features.reshape(-1, 5)
+
+
+def _marginals(unary, kernels, smooth, compatibility, mask, options: Options, device) -> np.ndarray | None:
+    """Marginals float32 [N, C], or [T + 1, N, C], for unary [N, C] and kernels: pairs of features [N, D], weight."""
+    count = len(unary)
+    valid = None if mask is None else (mask != 0).astype(np.float32)
+    points = ready.Points(count, ready.room(count))
+    every = [w for _, w in kernels] + ([] if smooth is None else [smooth[3]])
+    simple = compatibility is None and all(np.ndim(w) == 0 for w in every)
+    start = _Start(unary, valid, options.prune is not False and simple)
+    weights = [_weight(w, compatibility, start) for w in every]
+    try:
+        lattices = [
+            ready.lattice_kernel(_among_valid(f, valid), w, valid, options.normalization, points)
+            for (f, _), w in zip(kernels, weights)
+        ]
+    except host_lattice.TooWide:
+        return None
+    spatial = None
+    if smooth is not None:
+        spatial = ready.spatial_kernel(*smooth[:3], weights[-1], valid, options.normalization, points)
+    with jax.default_device(device):
+        log = start.padded(points)
+
+        def after(iterations: int) -> np.ndarray:
+            q = ready.run(log, lattices, spatial, np.int32(count), np.int32(iterations))
+            return start.all_labels(np.asarray(q)[:count])
+
+        if not options.return_all:
+            return after(options.iterations)
+        # Each as it would come out if it were the last: with the mean of all lattices.
+        first = np.exp(start.log - start.log.max(1, keepdims=True))
+        first = start.all_labels(first / first.sum(1, keepdims=True))
+        return np.stack([first, *(after(n) for n in range(1, options.iterations + 1))])
+
+
+class _Start:
+    """The log probabilities to start from, with labels that cannot win put together as one, the rest."""
+
+    def __init__(self, unary: np.ndarray, valid: np.ndarray | None, prune: bool):
+        self.labels = unary.shape[1]
+        self.log = np.maximum(-unary.astype(np.float32), np.float32(_SMALLEST))
+        if valid is not None:
+            self.log = np.where(valid[:, None] > 0, self.log, np.float32(0))
+        self.kept = np.ones(self.labels, bool)
+        if prune and self.labels > ready.LANES:
+            self.log -= self.log.max(1, keepdims=True)
+            self.share = np.exp(self.log)
+            total = self.share.sum(1, keepdims=True)
+            self.share /= total
+            self.log -= np.log(total)
+            self.kept = pruning.kept(self.share, self.log, valid)
+        if self.lanes(self.kept.sum() + 1) >= self.lanes(self.labels):
+            self.kept[:] = True
+        if not self.kept.all():
+            self.share = self.share[:, ~self.kept]
+            self.rest = np.maximum(self.share.sum(1, keepdims=True), np.float32(1e-37))
+            self.log = np.concatenate([self.log[:, self.kept], np.log(self.rest)], 1)
+
+    @staticmethod
+    def lanes(labels: int) -> int:
+        return -(-int(labels) // ready.LANES) * ready.LANES
+
+    def padded(self, points: ready.Points) -> np.ndarray:
+        out = np.full((points.room, self.lanes(self.log.shape[1])), _NEVER, np.float32)
+        out[: points.count, : self.log.shape[1]] = self.log
+        return out
+
+    def all_labels(self, q: np.ndarray) -> np.ndarray:
+        if self.kept.all():
+            return q[:, : self.labels]
+        out = np.empty((len(q), self.labels), np.float32)
+        count = int(self.kept.sum())
+        out[:, self.kept] = q[:, :count]
+        out[:, ~self.kept] = self.share * (q[:, count, None] / self.rest)
+        return out
+
+
+def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np.ndarray:
+    """How labels attract each other, float32 [C'] or [C', C'] over the padded labels; the rest hears nothing."""
+    size = start.lanes(start.log.shape[1])
+    weight = np.asarray(weight, np.float32)
+    if compatibility is not None:
+        matrix = weight if weight.ndim == 2 else np.diag(np.broadcast_to(weight, (start.labels,)))
+        weight = -np.asarray(compatibility, np.float32) @ matrix
+    out = np.zeros((size,) * max(weight.ndim, 1), np.float32)
+    if weight.ndim == 2:
+        out[: start.labels, : start.labels] = weight
+    else:
+        out[: start.kept.sum()] = weight
+    return out
+
+
+def _among_valid(features: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """As `mean_field` does: masked points where a valid one is."""
+    features = np.asarray(features, np.float32)
+    return features if valid is None else np.where(valid[:, None] > 0, features, features[np.argmax(valid)])

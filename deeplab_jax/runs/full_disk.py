@@ -1,0 +1,40 @@
+"""A full disk is reported once, by whoever writes; libraries' threads that meet it as well are kept quiet."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+from deeplab_jax.files import reason
+
+
+@contextlib.contextmanager
+def reported_once() -> Iterator[None]:
+    """Inside, what libraries' threads and tasks print about a full disk is dropped.
+
+    orbax, tensorstore and TensorBoard's writer each print a traceback for every array and event, hundreds of them, and
+    raise the error where it is waited for too; there it becomes one sentence (see `checkpoints` and `reporting`).
+    """
+    before = threading.excepthook
+
+    def hook(args) -> None:
+        if not _is_full(args.exc_value):
+            before(args)
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and _is_full(record.exc_info[1])) and "no space left" not in str(record.msg).lower()
+
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl", "jax", "orbax", "tensorflow")]
+    threading.excepthook = hook
+    for logger in loggers:
+        logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+        for logger in loggers:
+            logger.removeFilter(passes)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return error is not None and reason(error) == "no space left on device"

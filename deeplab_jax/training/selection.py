@@ -1,0 +1,48 @@
+"""Choosing the best checkpoint of a run, on a split of its own."""
+
+from pathlib import Path
+
+from deeplab_jax.console import say
+from deeplab_jax.evaluation import workdir as evaluation
+from deeplab_jax.runs import processes
+from deeplab_jax.runs.checkpoints import Checkpoints
+from deeplab_jax.runs.record import read_record
+from deeplab_jax.runs.reporting import Reporter
+from deeplab_jax.training.state import TrainState
+
+
+class Selection:
+    """Chooses the best checkpoint on `config.eval.select_split`, never on the split that results are given for."""
+
+    def __init__(self, config, workdir: Path, checkpoints: Checkpoints, reporter: Reporter, meta: dict):
+        self._config, self._workdir, self._checkpoints = config, workdir, checkpoints
+        self._reporter, self._meta = reporter, meta
+
+    def due(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is to be evaluated."""
+        every = self._config.eval.every
+        return bool(every and self._config.eval.select_split and (step % every == 0 or step == self._config.num_steps))
+
+    def unfinished(self, step: int) -> bool:
+        """Whether the checkpoint of `step`, the newest, is still to be evaluated, as all processes agree.
+
+        The best mark is put back as the record has it: a kill may have come between a row and its mark.
+        """
+        rows = read_record(self._workdir / "metrics.jsonl") if processes.is_first() else []
+        recorded = {row["step"]: row["select/mean_iou"] for row in rows if "select/mean_iou" in row}
+        for earlier in sorted({*recorded} & {*self._checkpoints.steps()}):
+            self._checkpoints.mark_best(earlier, recorded[earlier])
+        return bool(processes.from_first(self.due(step) and step not in recorded))
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        """Evaluates the checkpoint of `step`, whose state is given as host arrays, and records its mean IoU."""
+        result = evaluation.evaluate_split(
+            self._config, state.variables(), self._meta, self._config.eval.select_split, None, crf_iterations=(0,)
+        )[0]
+        classes = {f"select/iou/{n}": iou for n, iou in result["per_class_iou"].items() if iou is not None}
+        self._reporter.scalars(step, {"select/mean_iou": result["mean_iou"]} | classes)
+        best = self._checkpoints.mark_best(step, result["mean_iou"])
+        say(
+            f"step {step}: {100 * result['mean_iou']:.2f} % mean IoU on {result['images']} images of "
+            f"'{self._config.eval.select_split}'{', the best so far' if best else ''}"
+        )

@@ -1,0 +1,226 @@
+"""What a run is made of before its first step: settings, data, network, optimizer, and the state to go on from.
+
+Nothing here writes: whatever is wrong is found before the workdir is touched.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from deeplab_jax.console import say
+from deeplab_jax.crf.params import params_from_config
+from deeplab_jax.data import open_dataset
+from deeplab_jax.data.class_weights import class_weights_for
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import create_model
+from deeplab_jax.runs import processes, schema
+from deeplab_jax.runs.checkpoints import Checkpoints
+from deeplab_jax.runs.flat import unflatten_state
+from deeplab_jax.runs.provenance import read_config
+from deeplab_jax.runs.record import read_record
+from deeplab_jax.search.grid import OBJECTIVES, thin_flags
+from deeplab_jax.training.crops import check_crop
+from deeplab_jax.training.optimizer import create_optimizer, create_schedule
+from deeplab_jax.training.state import TrainState, create_state
+from deeplab_jax.training.step import AXIS, create_train_step
+from deeplab_jax.weights.initial import load_initial, recorded_settings
+
+
+@dataclass
+class Setup:
+    """A run that is ready to begin.
+
+    Attributes:
+      config: the caller's, with what was recorded with `init_from`.
+      dataset: of the training split.
+      state: host arrays of the step that is done.
+      done: how many steps are done.
+      step_fn: (replicated state, batch) -> (state, metrics).
+      schedule: step -> learning rate.
+      meta: what is written beside each checkpoint.
+      present: steps of the checkpoints that were there.
+    """
+
+    config: ConfigDict
+    dataset: object
+    state: TrainState
+    done: int
+    step_fn: Callable
+    schedule: Callable
+    meta: dict
+    present: list[int]
+
+
+def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
+    """Checks everything and builds everything, reading the workdir and changing nothing in it.
+
+    Args:
+      config: see configs/base.py; is left as it is.
+      workdir: the run's folder, or one that is not there yet.
+      restart: begin at step 0 whatever the workdir holds.
+
+    Raises:
+      UserError: the config, the data, or what the workdir holds cannot be used.
+    """
+    check(config)
+    dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
+    thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is told now, not after the training
+    config = with_recorded_settings(config)
+    model = build_model(config, dataset.num_classes)
+    schedule = create_schedule(config)
+    optimizer = create_optimizer(config, schedule)
+    state = create_state(initial_variables(config, model), config, optimizer)
+    if processes.is_first():
+        print_overview(state)
+    weights = class_weights_for(config, dataset)
+    present = Checkpoints(workdir, read_only=True).present()
+    done, state = (0, state) if restart else resume(workdir, state, dataset, config.num_steps)
+    meta = {
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "palette": np.asarray(dataset.palette).tolist(),
+        "data_fingerprint": dataset.fingerprint,
+        "config": config.to_dict(),
+    }
+    step_fn = create_train_step(model.clone(axis_name=AXIS), config, optimizer, weights)
+    return Setup(config, dataset, state, done, step_fn, schedule, meta, present)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses configs that cannot run, before anything is read or written.
+
+    Raises:
+      UserError: naming the field and the remedy.
+    """
+    problem = schema.out_of_range(config)
+    if problem:
+        raise UserError(problem)
+    rows = jax.device_count() * config.optimizer.accumulate
+    if config.batch_size < 1 or config.batch_size % rows:
+        raise UserError(
+            f"config.batch_size={config.batch_size}: must be divisible by {jax.device_count()} device(s) times "
+            f"config.optimizer.accumulate={config.optimizer.accumulate}; the next that is: "
+            f"{max(1, -(-config.batch_size // rows)) * rows}"
+        )
+    check_crop(config)
+    if config.search.objective not in OBJECTIVES:
+        raise UserError(f"config.search.objective={config.search.objective}: must be among {', '.join(OBJECTIVES)}")
+    try:
+        params_from_config(config.crf)
+    except ValueError as e:
+        raise UserError(f"config.crf: {e}") from e
+    model = config.model
+    norm = model.backbone.startswith("resnet") and model.batch_norm == "frozen"
+    if norm and not config.init_from and not model.allow_random_frozen:
+        raise UserError(
+            "config.model.batch_norm=frozen needs stored statistics: give --config.init_from=WEIGHTS (see "
+            "deeplab_jax.convert_weights), or train them with --config.model.batch_norm=trained, or allow random ones "
+            "with --config.model.allow_random_frozen=true"
+        )
+
+
+def with_recorded_settings(config: ConfigDict) -> ConfigDict:
+    """A copy of the config with the preprocessing and stride placement that were recorded with `config.init_from`."""
+    config = copy.deepcopy(config)
+    for name, value in recorded_settings(config.init_from).items() if config.init_from else ():
+        if name in config.model and config.model[name] != value:
+            say(f"config.model.{name} = {value}, as recorded with {config.init_from}")
+            config.model[name] = value
+    return config
+
+
+def build_model(config: ConfigDict, num_classes: int):
+    """The config's network, with the mean-field CRF on top if `config.crf.train` is end_to_end.
+
+    Raises:
+      UserError: the fields do not describe a network.
+    """
+    try:
+        return create_model(config.model, num_classes, crf=config.crf)
+    except ValueError as e:
+        raise UserError(f"config.model: {e}") from e
+
+
+def initial_variables(config: ConfigDict, model) -> dict:
+    """Random variables keyed by `config.seed`, with those of `config.init_from` put in their place."""
+    height, width = config.data.crop
+    image = jnp.zeros((1, height, width, 3), jnp.float32)
+    key = jax.random.key(config.seed)
+    variables = jax.jit(lambda k: model.init({"params": k, "dropout": k}, image, train=False))(key)
+    if not config.init_from:
+        return variables
+    variables, load_report = load_initial(config.init_from, config.model, jax.tree.map(np.asarray, variables))
+    say(str(load_report))
+    return variables
+
+
+def print_overview(state: TrainState) -> None:
+    """Says how many parameters there are, learned and frozen, by top-level group (the table is `describe`'s)."""
+    from clu import parameter_overview
+
+    total = int(parameter_overview.count_parameters(state.trainable))
+    frozen = int(parameter_overview.count_parameters(state.frozen)) if state.frozen else 0
+    groups = {name: int(parameter_overview.count_parameters(tree)) for name, tree in state.trainable.items()}
+    parts = ", ".join(f"{name} {count:,}" for name, count in groups.items())
+    say(f"parameters: {total:,} learned ({parts}), {frozen:,} frozen")
+
+
+def resume(workdir: Path, state: TrainState, dataset, num_steps: int) -> tuple[int, TrainState]:
+    """The steps that are done and their state, from the newest whole checkpoint; (0, `state`) for a new workdir.
+
+    Process 0 looks for it and all take that one: what each of them sees of a shared folder may differ for a moment.
+
+    Raises:
+      UserError: the checkpoint is of another architecture, or the run is at its end, with other data; or the workdir
+        was trained and has no checkpoint that can be used.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    newest = checkpoints.newest_whole(say) if processes.is_first() else None
+    if processes.is_first() and newest is None:
+        refuse_lost_training(workdir, checkpoints)
+    processes.barrier("prepared")  # some took longer to get here than the devices wait for each other
+    done = processes.from_first(newest or 0)
+    if not done:
+        return 0, state
+    flat, meta = checkpoints.read(done)
+    state = unflatten_state(state, flat)
+    before = meta.get("data_fingerprint", dataset.fingerprint)
+    if before != dataset.fingerprint and done >= num_steps:
+        raise UserError(
+            f"the run is at its end, step {done} of {num_steps}, and these data are not those that it was "
+            "trained on, so nothing would be trained: give another --workdir or a larger --config.num_steps, or "
+            "evaluate the run on these data with --mode eval"
+        )
+    if before != dataset.fingerprint:
+        say(f"the data differ from those of the run so far (fingerprint {dataset.fingerprint}, before: {before})")
+    return done, state
+
+
+def refuse_lost_training(workdir: Path, checkpoints: Checkpoints) -> None:
+    """Refuses to begin at step 0 in a workdir that has been trained further than its first checkpoint.
+
+    Raises:
+      UserError: saying what is there.
+    """
+    there = [f"checkpoint {step} ({checkpoints.problem(step)})" for step in checkpoints.present()]
+    if (workdir / "best.json").exists():
+        there.append("best.json")
+    last = max((row["step"] for row in read_record(workdir / "metrics.jsonl")), default=0)
+    try:
+        first = read_config(workdir).checkpoint.every
+    except UserError:
+        first = 0
+    if first and last > first:
+        there.append(f"a record of {last} steps")
+    if there:
+        raise UserError(
+            f"{workdir}: has been trained, but has no checkpoint that can be used; there is {', '.join(there)}; put a "
+            "whole checkpoint back, give another --workdir, or begin again at step 0 with --restart, which moves all "
+            "this to aside/"
+        )

@@ -1,0 +1,228 @@
+"""Packs a training run as a model that the package ships, and measures what was packed.
+
+python -m experiments.pack_model --workdir runs/camvid --out deeplab_jax/box/camvid [--preset PRESET.json]
+python -m experiments.pack_model --out deeplab_jax/box/camvid --measure CAMVID
+
+Kernels are rounded to half precision; the second command evaluates the rounded weights, as `predict --model` uses them,
+on the data set in CAMVID and writes the figures into the model's card.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from deeplab_jax import cli
+from deeplab_jax.config import fields, load_config, recorded_config
+from deeplab_jax.crf.params import Preset
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_text
+from deeplab_jax.weights import box
+from deeplab_jax.weights.initial import settings_of
+
+FLAGS = flags.FLAGS
+MEASURED = "measured.json"
+# Fields that say where files lie on the machine that trained, not what was trained.
+PLACES = ("data.dir", "data.cache_dir", "data.images", "data.masks", "data.classes", "init_from")
+
+CARD = """# Street scenes in 11 classes, by a small atrous ResNet with ASPP and a fully connected CRF
+
+- Classes: {classes}.
+- Input: photographs from a car's or a pedestrian's height, by day, 0.1 to 0.5 megapixels best; {views}.
+- Weights: {parameters:,} parameters, kernels in half precision, {megabytes:.1f} MB.
+- Data: the training split of CamVid (Brostow, Fauqueur and Cipolla 2009), {images} photographs, 480 x 360 pixels,
+  labels of 11 classes. CamVid is for non-commercial research; so are these weights.
+- Recipe{trained}:
+
+```sh
+{command}
+python -m experiments.pack_model --workdir {run} --out deeplab_jax/box/{name}{preset}
+```
+
+- CRF: {crf}.
+
+{measured}
+
+## What it is not good for
+
+Anything on which somebody's safety depends. It has seen a few drives through one English town, most of them by day: at
+night, in rain or snow, indoors, from above, and where streets look otherwise, it is wrong often and with confidence.
+Poles and signs are missed more often than found. Every pixel gets one of the 11 classes, whatever is there.
+"""
+
+
+def define_flags() -> None:
+    """Declares the command's flags."""
+    flags.DEFINE_string("workdir", None, "the run to pack; without it, --out is only measured")
+    flags.DEFINE_string("out", None, "the model's folder, such as deeplab_jax/box/camvid")
+    flags.DEFINE_string(
+        "preset", None, "CRF: a preset's name or file; default: what the run searched, else its config's"
+    )
+    flags.DEFINE_integer("step", None, "which checkpoint; default: the best, or the newest")
+    flags.DEFINE_list("scales", None, "test-time scales in place of the run's, such as 0.75,1,1.25")
+    flags.DEFINE_bool("mirror", None, "average with the mirrored photograph; default: as the run")
+    flags.DEFINE_string("trained", "", "how long and on what, for the card: '1 h 40 min on two shared CPU cores'")
+    flags.DEFINE_string("measure", None, "the data set's folder: evaluate the packed model on --split")
+    flags.DEFINE_string("split", "val", "what --measure evaluates")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    if argv or not FLAGS.out:
+        raise UserError("give --out DIR, and --workdir W or --measure DATA")
+    out = Path(FLAGS.out)
+    if FLAGS.workdir:
+        scales = FLAGS.scales and tuple(map(float, FLAGS.scales))
+        size = pack(FLAGS.workdir, out, FLAGS.preset, FLAGS.step, scales, FLAGS.mirror, FLAGS.trained)
+        print(f"{out}: {size / 1e6:.2f} MB of weights")
+    if FLAGS.measure:
+        print(measure(out, FLAGS.measure, FLAGS.split))
+    return 0
+
+
+def pack(
+    workdir: str | Path,
+    out: Path,
+    preset: str | None = None,
+    step: int | None = None,
+    scales: tuple[float, ...] | None = None,
+    mirror: bool | None = None,
+    trained: str = "",
+) -> int:
+    """Writes the model of a run and its card; returns the bytes of its weights.
+
+    Raises:
+      UserError: there is no such run, or its weights are too large for a shipped model.
+    """
+    from deeplab_jax.inference.load import load
+    from deeplab_jax.runs.checkpoints import load_workdir
+
+    segment = load(workdir, step=step, crf=preset)
+    config, variables, meta = load_workdir(workdir, step)
+    known = dict(fields(config))
+    with config.unlocked():
+        for place in (p for p in PLACES if known.get(p)):
+            group, _, field = place.rpartition(".")
+            (config[group] if group else config)[field] = ""
+        config.eval.scales = config.eval.scales if scales is None else scales
+        config.eval.mirror = config.eval.mirror if mirror is None else mirror
+    params = segment.crf.params
+    chosen = Preset(params, segment.crf_iterations, segment.crf.normalization, _source(workdir, preset))
+    digest = segment.identity[0][-1]
+    values = json.loads(json.dumps(config.to_dict()))
+    size = box.write(
+        out, values, variables, tuple(meta["class_names"]), meta["palette"], chosen, settings_of(config.model), digest
+    )
+    (out / MEASURED).unlink(missing_ok=True)
+    about = {"run": Path(workdir).name, "step": meta["step"], "images": _images(workdir), "trained": trained,
+             "preset": Path(preset).name if preset else ""}  # fmt: skip
+    write_text(out / "recipe.json", json.dumps(about, indent=1) + "\n")
+    write_card(out)
+    return size
+
+
+def measure(out: Path, data: str, split: str) -> str:
+    """Evaluates a packed model on a split of its data set, writes the figures into its card, returns the table."""
+    from deeplab_jax.data import open_dataset
+    from deeplab_jax.evaluation.evaluate import evaluate, format_results
+    from deeplab_jax.inference.load import load_box
+
+    config = recorded_config(box.read(out).config)
+    segment = load_box(out)
+    config.data.dir = str(data)
+    config.eval.crf_iterations = (0, segment.crf_iterations)
+    results = evaluate(segment.segmenter, open_dataset(config.data, split, seed=config.seed), config, split=split)
+    kept = [
+        {k: r[k] for k in ("crf_iterations", "mean_iou", "pixel_accuracy", "per_class_iou", "images")} for r in results
+    ]
+    write_text(out / MEASURED, json.dumps({"split": split, "results": kept}, indent=1) + "\n")
+    write_card(out)
+    return format_results(results)
+
+
+def write_card(out: Path) -> None:
+    """Writes card.md from what lies in the folder."""
+    boxed = box.read(out)
+    config = recorded_config(boxed.config)
+    about = json.loads((out / "recipe.json").read_text())
+    views = f"{len(config.eval.scales)} scale(s) {'and their mirror images ' if config.eval.mirror else ''}are averaged"
+    preset = boxed.preset
+    values = [
+        f"{name} {np.round(getattr(preset.params, name), 3).tolist()}" for name in preset.params.__dataclass_fields__
+    ]
+    text = CARD.format(
+        classes=", ".join(boxed.class_names),
+        views=views,
+        parameters=sum(np.size(leaf) for leaf in _leaves(boxed.variables["params"])),
+        megabytes=(out / box.WEIGHTS).stat().st_size / 1e6,
+        images=about["images"] or "",
+        trained=f", {about['trained']}, {about['step']} steps" if about["trained"] else f", {about['step']} steps",
+        command=_command(config),
+        run=f"runs/{about['run']}",
+        name=out.name,
+        preset=f" --preset {about['preset']}" if about["preset"] else "",
+        crf=f"{preset.iterations} iterations, {', '.join(values)} ({preset.source})",
+        measured=_figures(out),
+    )
+    write_text(out / box.CARD, text)
+
+
+def _command(config) -> str:
+    """The command that trains this config: configs/camvid.py, with what differs as flags."""
+    shipped = dict(fields(load_config("camvid")))
+    changed = [
+        f"--config.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in fields(config)
+        if name in shipped and value != shipped[name] and name not in (*PLACES, "name")
+    ]
+    return " \\\n    ".join(
+        ["python -m deeplab_jax.main --config configs/camvid.py --config.data.dir=CAMVID", *changed]
+    )
+
+
+def _figures(out: Path) -> str:
+    try:
+        found = json.loads((out / MEASURED).read_text())
+    except OSError:
+        return "Not measured yet."
+    results = found["results"]
+    heads = ["network" if not r["crf_iterations"] else f"with CRF, {r['crf_iterations']} iterations" for r in results]
+    rows = [("mean IoU", [r["mean_iou"] for r in results])]
+    rows += [(name, [r["per_class_iou"][name] for r in results]) for name in results[0]["per_class_iou"]]
+    lines = [
+        f"Measured on split `{found['split']}`, {results[0]['images']} photographs, after rounding, percent IoU:",
+        "",
+        f"| | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(heads)}",
+    ]
+    lines += [
+        f"| {name} | {' | '.join('' if v is None else f'{100 * v:.1f}' for v in cells)} |" for name, cells in rows
+    ]
+    return "\n".join(lines)
+
+
+def _leaves(tree) -> list:
+    return [leaf for value in tree.values() for leaf in (_leaves(value) if isinstance(value, dict) else [value])]
+
+
+def _source(workdir: str | Path, preset: str | None) -> str:
+    from deeplab_jax.crf.params import read_preset
+
+    for file in (preset, Path(workdir) / box.PRESET):
+        if file and str(file).endswith(".json") and Path(file).is_file():
+            return read_preset(file).source
+    return preset or "the run's config"
+
+
+def _images(workdir: str | Path) -> int:
+    try:
+        return int(json.loads((Path(workdir) / "run.json").read_text())[-1]["train_images"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

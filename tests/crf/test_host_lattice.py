@@ -1,0 +1,119 @@
+"""Lattices built on the host: exact keys, symmetric operators, the scale, and closeness to the sum over all pairs."""
+
+import numpy as np
+import pytest
+
+from deeplab_jax.crf import host_lattice, lattice_design
+
+FORMS = ("direct", "axes", "dense")
+
+
+def pairs(features, others):
+    return np.exp(-0.5 * ((features[:, None] - others[None]) ** 2).sum(-1))
+
+
+def operator(lattice, form):
+    """S B S^T of one lattice as a matrix, not scaled."""
+    points, count = lattice.weights.shape[1], lattice.count
+    splat = np.zeros((count, points))
+    for v, w in zip(lattice.vertices, lattice.weights):
+        np.add.at(splat, (v, np.arange(points)), w)
+    between = np.stack([host_lattice.between(lattice, form, e.astype(np.float32)) for e in np.eye(count)], 1)
+    return splat.T @ between @ splat
+
+
+def cloud(dimensions, points=60, side=2.5, seed=0):
+    return np.random.default_rng(seed).uniform(0, side, (points, dimensions)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dimensions", range(1, 9))
+@pytest.mark.parametrize("form", ["direct", "axes"])
+def test_keys_are_exact(dimensions, form):
+    """Each key stands for one vertex: the vertices' coordinates, found from the definition, are as many."""
+    features = cloud(dimensions, 300, 5)
+    features = features - features.min(0)
+    vertices, weights, keys, steps, _ = host_lattice._embedded(features, form, 1)
+    np.testing.assert_allclose(weights.sum(0), 1, atol=1e-5)
+    assert weights.min() > -1e-5
+    matrix, shift = lattice_design.embedding(form, dimensions, 1)
+    elevated = features.astype(np.float64) @ matrix + shift
+    # A point is the mean of its vertices: solve for coordinates of all vertices, and compare with whole numbers.
+    splat = np.zeros((len(features), len(keys)))
+    for v, w in zip(vertices, weights):
+        np.add.at(splat, (np.arange(len(features)), v), w)
+    coordinates = host_coordinates(features, form)
+    np.testing.assert_allclose(splat @ coordinates, elevated, atol=2e-3)
+    assert len(np.unique(coordinates, axis=0)) == len(keys) == len(np.unique(keys))
+    # Steps of keys are steps of coordinates.
+    number = {tuple(c): k for c, k in zip(coordinates, keys)}
+    joined = 0
+    for c, k in zip(coordinates, keys):
+        for j, step in enumerate(steps):
+            ahead = c + 1
+            ahead[j] -= dimensions + 1
+            if tuple(ahead) in number:
+                joined += 1
+                assert number[tuple(ahead)] == k + step
+    assert joined > 0
+
+
+def host_coordinates(features, form):
+    """The vertices' coordinates in order of their numbers, by the definition (Adams et al., section 3.1)."""
+    dimensions = features.shape[1]
+    order = dimensions + 1
+    matrix, shift = lattice_design.embedding(form, dimensions, 1)
+    elevated = (features @ matrix.astype(np.float32) + shift.astype(np.float32)).astype(np.float64)
+    found = {}
+    vertices = host_lattice._embedded(features, form, 1)[0]
+    for n, e in enumerate(elevated):
+        base = np.rint(e / order) * order
+        above = e - base
+        rank = np.array([(above > a).sum() + (above[:i] == a).sum() for i, a in enumerate(above)])
+        rank = rank + int(base.sum()) // order
+        base, rank = base + order * ((rank < 0) * 1 - (rank >= order)), rank % order
+        for k in range(order):
+            found[int(vertices[k, n])] = np.where(rank < order - k, base + k, base + k - order)
+    return np.stack([found[v] for v in range(len(found))])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dimensions", [1, 2, 5, 8])
+def test_operators_are_symmetric(form, dimensions):
+    _, lattices = host_lattice.build(cloud(dimensions, 24), form)
+    whole = sum(operator(lattice, form) for lattice in lattices)
+    asymmetry = np.abs(whole - whole.T).max() / np.abs(whole).max()
+    assert asymmetry < (0.05 if form == "axes" else 1e-5)
+
+
+@pytest.mark.parametrize("dimensions", [2, 5])
+def test_the_dense_form_is_positive_semi_definite_and_the_others_nearly(dimensions):
+    for form in FORMS:
+        _, lattices = host_lattice.build(cloud(dimensions, 40), form)
+        whole = sum(operator(lattice, form) for lattice in lattices)
+        values = np.linalg.eigvalsh(0.5 * (whole + whole.T))
+        assert values[0] > -(1e-5 if form == "dense" else 0.03) * values[-1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dimensions", "points", "side"), [(2, 3000, 9), (3, 3000, 6)])
+def test_scale_and_closeness_on_dense_points(form, dimensions, points, side):
+    features = cloud(dimensions, points, side)
+    at = np.arange(0, points, 10)
+    exact = pairs(features[at], features)
+    _, lattices = host_lattice.build(features, form)
+    sums = np.mean([host_lattice.sums(lattice, form) for lattice in lattices], axis=0)
+    ratio = sums[at] / exact.sum(1)
+    assert abs(np.median(ratio) - 1) < 0.03
+    assert np.std(ratio) < 0.06
+
+
+def test_the_form_follows_the_number_of_vertices():
+    few, many = cloud(2, 20000, 6), cloud(5, 20000, 9)
+    assert host_lattice.build(few)[0] == "dense"
+    assert host_lattice.build(many)[0] == "direct"
+    assert host_lattice.build(cloud(5, 150000, 4))[0] == "axes"
+
+
+def test_too_wide_features_are_refused():
+    with pytest.raises(host_lattice.TooWide):
+        host_lattice.build(cloud(8, 50, 1e4))

@@ -1,0 +1,92 @@
+"""The plain call against the sum over all pairs, and what it leaves out against leaving nothing out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.crf import CRFParams, host_lattice, mean_field, mean_field_features, plain, ready
+
+PARAMS = CRFParams(4.0, 20.0, 10.0, 3.0, 2.0)
+
+
+def photograph(height, width, labels=5, seed=0):
+    """Blocks of colour with noise, and scores that know a block's label most of the time."""
+    rng = np.random.default_rng(seed)
+    grow = lambda x: np.asarray(x).repeat(12, 0).repeat(12, 1)[:height, :width]  # noqa: E731
+    blocks = rng.integers(0, 255, (-(-height // 12), -(-width // 12), 3))
+    image = np.clip(grow(blocks) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
+    truth = grow(rng.integers(0, labels, blocks.shape[:2]))
+    logits = 1.5 * np.eye(labels)[truth] + rng.normal(0, 1, (height, width, labels))
+    return jnp.asarray(-jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))), image
+
+
+@pytest.mark.parametrize("form", ["direct", "axes", "dense"])
+def test_each_form_is_close_to_all_pairs(form, monkeypatch):
+    unary, image = photograph(50, 60)
+    build = host_lattice.build
+    monkeypatch.setattr(host_lattice, "build", lambda features: build(features, form))
+    for normalization in ("symmetric", "after"):
+        options = {"normalization": normalization}
+        exact = np.asarray(mean_field(unary, image, PARAMS, 5, bilateral="exact", **options))
+        ours = np.asarray(mean_field(unary, image, PARAMS, 5, bilateral="permutohedral", **options))
+        assert (np.argmin(unary, -1) != exact.argmax(-1)).mean() > 0.1  # the CRF has something to do
+        assert (ours.argmax(-1) != exact.argmax(-1)).mean() <= 0.01
+        assert np.abs(ours - exact).mean() < 0.005
+
+
+def test_sizes_share_a_program():
+    def run(height, width):
+        unary, image = photograph(height, width)
+        return mean_field(unary, image, PARAMS, 2, bilateral="permutohedral")
+
+    run(64, 72)
+    before = ready.run._cache_size()
+    for size in ((66, 70), (72, 64), (40, 120)):
+        assert run(*size).shape == (*size, 5)
+    assert ready.run._cache_size() == before
+
+
+def test_batch_mask_and_history():
+    unary, image = photograph(30, 40)
+    one = mean_field(unary, image, PARAMS, 3, bilateral="permutohedral")
+    two = mean_field(jnp.stack([unary] * 2), np.stack([image] * 2), PARAMS, 3, bilateral="permutohedral")
+    np.testing.assert_array_equal(two[1], one)
+    history = mean_field(unary, image, PARAMS, 3, bilateral="permutohedral", return_all=True)
+    np.testing.assert_allclose(history[0], jax.nn.softmax(-unary), atol=1e-6)
+    np.testing.assert_array_equal(history[3], one)
+    mask = np.zeros((36, 45), bool)
+    mask[:30, :40] = True
+    wide = np.pad(unary, ((0, 6), (0, 5), (0, 0))), np.pad(image, ((0, 6), (0, 5), (0, 0)))
+    masked = mean_field(*wide, PARAMS, 3, bilateral="permutohedral", mask=mask)
+    np.testing.assert_allclose(masked[:30, :40], one, atol=1e-4)
+    np.testing.assert_allclose(masked[30:], 0.2, atol=1e-6)
+
+
+def test_leaving_labels_out_changes_few_labels():
+    unary, image = photograph(60, 60, labels=12)
+    unary = unary.at[..., 5:].add(6.0)
+    whole, pruned = (mean_field(unary, image, PARAMS, 5, bilateral="permutohedral", prune=p) for p in (False, None))
+    np.testing.assert_allclose(pruned.sum(-1), 1, atol=1e-5)
+    assert float(jnp.abs(whole - pruned).max()) > 0
+    assert (whole.argmax(-1) != pruned.argmax(-1)).mean() <= 0.0005
+
+
+def test_points_with_several_kernels(definition):
+    rng = np.random.default_rng(1)
+    unary = rng.normal(size=(300, 3)).astype(np.float32)
+    kernels = [(rng.uniform(0, 3, (300, d)).astype(np.float32), w) for d, w in ((2, 2.0), (4, 1.0))]
+    ours = np.asarray(mean_field_features(unary, kernels, 4, bilateral="permutohedral"))
+    wanted = definition.mean_field(unary, [(definition.kernel(f), w) for f, w in kernels], 4, "symmetric")
+    assert (ours.argmax(-1) != wanted.argmax(-1)).mean() <= 0.02
+
+
+def test_a_jit_and_a_gradient_go_another_way():
+    unary, image = photograph(20, 20)
+    options = plain.Options(bilateral="permutohedral")
+    assert plain.covers(options, unary, image)
+    seen = []
+    jax.jit(lambda u: seen.append(plain.covers(options, u, image)) or u)(unary)
+    jax.jit(lambda u: seen.append(plain.covers(options, unary, image)) or u)(unary)
+    jax.grad(lambda u: seen.append(plain.covers(options, u, image)) or u.sum())(unary)
+    assert seen == [False] * 3

@@ -1,0 +1,54 @@
+"""Ctrl-C at any moment: one line, status 130."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A command that waits where it is told to: in its imports, in its work, or in Python's own end.
+COMMAND = """
+import sys
+if __name__ == "__main__":
+    sys.argv[:1], argv = ["-m"], sys.argv
+    sys.orig_argv = ["python", "-m", "deeplab_jax.main"]
+import deeplab_jax
+sys.argv = argv
+import atexit, time
+from deeplab_jax import cli
+where = sys.argv.pop()
+def wait():
+    print(where, flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        if where != "library":
+            raise
+        raise ImportError("initialization failed")  # as C code in the middle of an import does
+if where == "import":
+    wait()
+if where == "end":
+    atexit.register(wait)
+def main(argv):
+    if where in ("work", "library"):
+        wait()
+main.__module__ = "__main__"
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("where", ["import", "work", "library", "end"])
+def test_ctrl_c_is_one_line_and_130(where):
+    env = os.environ | {"DEEPLAB_HUGE_PAGES": "off", "DEEPLAB_COMPILATION_CACHE": "off", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    assert process.stdout.readline().strip() == where
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted\n")

@@ -1,0 +1,90 @@
+"""Two hundred random faults over many short runs, each of which ends with the same bits and records."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeplab_jax.runs.checkpoints import Checkpoints
+from tests.training.test_resume import last_step, wait_for_steps
+
+STEPS = ("num_steps=300", "checkpoint.every=5", "checkpoint.keep=3", "eval.every=100", "log.every=2")
+PER_RUN = 20
+FAULTS = ("kill", "stop", "SIGTERM", "SIGINT", "second writer", "flip", "truncate", "delete", "digests", "line")
+
+
+@pytest.mark.long
+def test_storm(runs, tmp_path):
+    """DEEPLAB_STORM_SEED repeats a storm, DEEPLAB_STORM_FAULTS makes it shorter."""
+    seed = int(os.environ.get("DEEPLAB_STORM_SEED", time.time()))
+    count = int(os.environ.get("DEEPLAB_STORM_FAULTS", "200"))
+    print(f"DEEPLAB_STORM_SEED={seed}")
+    rng = np.random.default_rng(seed)
+    whole = tmp_path / "whole"
+    runs.run(whole, *STEPS)
+    for first in range(0, count, PER_RUN):
+        workdir = tmp_path / f"run{first}"
+        for number in range(first, min(first + PER_RUN, count)):
+            fault = str(rng.choice(FAULTS))
+            print(f"fault {number}: {fault} after step {last_step(workdir)} of {workdir.name}")
+            strike(runs, workdir, fault, rng)
+        runs.run(workdir, *STEPS)
+        runs.same_result(whole, workdir)
+
+
+def strike(runs, workdir: Path, fault: str, rng: np.random.Generator) -> None:
+    """Starts the run, and lets a fault meet it somewhere; what damages files does so after a kill."""
+    process = runs.start(workdir, *STEPS)
+    try:
+        wait_for_steps(workdir, process)
+        time.sleep(rng.uniform(0, 1))
+        if fault in ("SIGTERM", "SIGINT"):
+            number = signal.Signals[fault]
+            process.send_signal(number)
+            _, err = process.communicate(timeout=300)
+            assert process.returncode in (0, 128 + number), err  # 0: it had just ended
+            assert process.returncode == 0 or "the same command goes on from" in err
+        elif fault == "stop":
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(rng.uniform(0, 2))
+            process.send_signal(signal.SIGCONT)
+        elif fault == "second writer":
+            second_writer(runs, workdir, process)
+    finally:
+        process.kill()
+        process.communicate()
+    damage(workdir, fault, rng)
+
+
+def second_writer(runs, workdir: Path, process: subprocess.Popen) -> None:
+    second = runs.start(workdir, *STEPS)
+    _, err = second.communicate(timeout=300)
+    if process.poll() is None:
+        assert second.returncode == 1, err
+        assert f"process {process.pid} on host" in err or "another process wrote there meanwhile" in err
+
+
+def damage(workdir: Path, fault: str, rng: np.random.Generator) -> None:
+    steps = Checkpoints(workdir, read_only=True).steps()
+    if fault == "line":
+        with (workdir / "metrics.jsonl").open("ab") as file:
+            file.write(b"\xff\xfe damaged\n")
+    if len(steps) < 2 or fault not in ("flip", "truncate", "delete", "digests"):
+        return
+    if fault == "digests":
+        (workdir / "digests" / f"{steps[-1]}.json").unlink()
+        return
+    files = sorted(p for p in (workdir / "checkpoints" / str(steps[-1])).rglob("*") if p.is_file())
+    path = files[rng.integers(len(files))]
+    content = bytearray(path.read_bytes())
+    if fault == "delete" or not content:
+        path.unlink()
+    elif fault == "truncate":
+        path.write_bytes(content[: rng.integers(len(content))])
+    else:
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
