@@ -17,7 +17,7 @@ BILATERALS = ("auto", "permutohedral", "exact", "separable")
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 PRESETS = (
     "deeplab_v1", "v1_msc", "v1_largefov", "v1_msc_largefov", "v1_coco_largefov", "v1_msc_coco_largefov", "v2_vgg16",
-    "v2_resnet101", "crfasrnn",
+    "v2_resnet101", "deeplab_pytorch", "crfasrnn",
 )  # fmt: skip
 
 _WEIGHT, _WIDTH = "from -1e+06 to 1e+06", "from 0.01 to 1e+06"  # crf.params.WEIGHTS and WIDTHS

@@ -98,7 +98,7 @@ def lower_crf(bilateral: str, device, size: tuple[int, int] = PHOTOGRAPH, iterat
 
 
 def lower_network(config, classes: int, side: int, device):
-    """The scores of one photograph, at scale 1 and no CRF."""
+    """The scores of one photograph, at the config's input scales and without CRF."""
     import jax
     import jax.numpy as jnp
 

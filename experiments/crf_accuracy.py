@@ -103,7 +103,7 @@ def peer(unary: np.ndarray, image: np.ndarray, params: CRFParams, normalization:
     crf.addPairwiseBilateral(
         sxy=params.bilateral_xy_std,
         srgb=params.bilateral_rgb_std,
-        rgbim=np.ascontiguousarray(image),
+        rgbim=np.array(image),
         compat=params.bilateral_weight,
         normalization=kind,
     )

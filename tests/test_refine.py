@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.crf import CRFParams, Preset, mean_field
-from deeplab_jax.crf.params import write_preset
-from deeplab_jax.crf_flags import Settings
+from deeplab_jax.crf.params import Settings, write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.crf import CRFParams, Preset, adjustable, ready
-from deeplab_jax.imaging import files
+from deeplab_jax.imaging import decoding
 from deeplab_jax.imaging.palettes import voc_palette
 from tests.browser import complaints, headless_browser, keep_screenshot
 from tests.toy_workdir import NAMES, photograph
@@ -86,6 +86,8 @@ def test_sliders_change_the_result_without_compiling_again(app, client):
     found = client.post("/photograph", data=encoded(photograph(SIZE, seed=2))).get_json()
     base = settings(app, id=found["id"])
     plain = picture(client.post("/segment", json=base).get_json()["labels"])
+    # Another form of the lattice, which has its own program.
+    client.post("/segment", json=base | {"bilateral_xy_std": 50})
     before = ready.run._cache_size() + adjustable._mean_field_any._cache_size()
     strong = base | {"gaussian_weight": 20.0, "gaussian_xy_std": 1.8, "bilateral_xy_std": 50, "iterations": 9}
     changed = picture(client.post("/segment", json=strong).get_json()["labels"])
@@ -182,7 +184,7 @@ def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("kind", files._FORMATS)
+@pytest.mark.parametrize("kind", decoding.READABLE)
 def test_a_hundred_malformed_files(bare, kind):
     """Of each format that is read: until a hundred are refused, for a damaged file may still be a picture."""
     whole = encoded(photograph((24, 32), seed=1), kind)

@@ -26,8 +26,8 @@ FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
     "JPEG2000": ((".jp2", ".j2k"), "jpg_2000"),
     "AVIF": ((".avif",), "avif"),
 }
-_READABLE = {name: suffixes for name, (suffixes, need) in FORMATS.items() if not need or features.check(need)}
-IMAGE_SUFFIXES = tuple(suffix for suffixes in _READABLE.values() for suffix in suffixes)
+READABLE = {name: suffixes for name, (suffixes, need) in FORMATS.items() if not need or features.check(need)}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in READABLE.values() for suffix in suffixes)
 
 # Images above this size are refused unless the caller allows more.
 MAX_PIXELS = 200_000_000
@@ -82,7 +82,7 @@ def open_image(
             warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # Pillow refuses twice as many
             Image.init()  # of formats named, only those are found that are loaded
-            image = Image.open(io.BytesIO(data), formats=[f for f in _READABLE if f in Image.OPEN])
+            image = Image.open(io.BytesIO(data), formats=[f for f in READABLE if f in Image.OPEN])
             if image.width * image.height > max_pixels:
                 raise _too_large(where, f"has {image.width * image.height / 1e6:.3g} megapixels, more than", max_pixels)
         return loaded(image, data, where) if load else image

@@ -1,4 +1,10 @@
-"""What is read from compiled programs, and which targets there are."""
+"""What is read from compiled programs; where the compilers are installed, bounds on programs for GPUs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +13,8 @@ import pytest
 from deeplab_jax.errors import UserError
 from experiments import compile_for, targets
 from experiments.program_text import costs
+
+ROOT = Path(__file__).parents[2]
 
 # A loop of five steps whose trips only its condition shows, a fusion that slices, an all-reduce, a branch.
 TEXT = """HloModule example
@@ -105,3 +113,28 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(compile_for, "FLAGS", flags)
     with pytest.raises(UserError, match=r"--target=h100:8: needs its compiler; pip install '\.\[aot\]'"):
         compile_for.main([])
+
+
+def compiled(target: str, what: str) -> dict:
+    """One row, from a process of its own: the compilers have to be set up before JAX starts."""
+    if not targets.installed(targets.chip_of(target).platform):
+        pytest.skip(f"{target} needs its compiler: pip install '.[aot]'")
+    command = [sys.executable, "-m", "experiments.compile_for", "--target", target, "--what", what, "--json"]
+    env = os.environ | {"DEEPLAB_HUGE_PAGES": "off"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
+    return json.loads(done.stdout)[0]
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_gpu_deterministic_ops=true"])
+def test_max_pool_on_gpus_scatters_nothing(monkeypatch, flags):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    found = compiled("h100:1", "pool")
+    assert not {"scatters", "gathers", "sorts"} & set(found)
+    assert found["kernels"] <= 3 and found["temporary_bytes"] < 11e6  # XLA's own: 4 and 108 MB
+
+
+def test_exact_filter_on_gpus_has_few_sequential_steps():
+    found = compiled("h100:1", "crf.exact")
+    assert found["loop_steps"] / 11 < 2000  # 10 iterations and the normalization
+    assert found["temporary_bytes"] < 300e6

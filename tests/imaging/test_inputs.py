@@ -1,0 +1,70 @@
+"""What a command may read, what it may write, and how names are shown."""
+
+import os
+
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging import listing
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.png", "sub/c.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "zero.png").symlink_to("/dev/zero")
+    return tmp_path / "in"
+
+
+def test_what_is_no_file_is_left_out_below_a_folder_and_refused_by_name(folder):
+    assert [item.path.name for item in listing.find_inputs([folder])] == ["a.png", "b.png", "c.png"]
+    with pytest.raises(UserError, match=r"pipe\.png: is a pipe, not a file"):
+        listing.find_inputs([folder / "pipe.png"])
+    with pytest.raises(UserError, match=r"zero\.png: is a device, not a file"):
+        listing.check_file(folder / "zero.png")
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_is_listed(folder):
+    said = []
+    found = listing.find_inputs([folder / "gone.png", folder / "a.png"], complain=said.append)
+    assert [item.path.name for item in found] == ["a.png"]
+    assert said == [f"{folder}/gone.png: no such file or folder"]
+    with pytest.raises(UserError, match=r"gone\.png: no such file"):
+        listing.find_inputs([folder / "gone.png", folder / "a.png"])
+
+
+def test_a_folder_that_cannot_be_read_is_said(folder, monkeypatch):
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    said = []
+    found = listing.find_inputs([folder], complain=said.append)
+    assert [item.path.name for item in found] == ["a.png", "b.png"]
+    assert len(said) == 1 and "sub: cannot be read (Permission denied)" in said[0]
+    with pytest.raises(UserError, match="sub: cannot be read"):
+        listing.find_inputs([folder])
+
+
+def test_no_output_replaces_an_input_whatever_it_is_called(folder):
+    (folder / "link.png").symlink_to(folder / "a.png")
+    os.link(folder / "a.png", folder / "hard.png")
+    for output in (folder / "a.png", folder / ".." / "in" / "a.png", folder / "link.png", folder / "hard.png"):
+        with pytest.raises(UserError, match="would overwrite the input"):
+            listing.check_outputs([folder / "new.png", output], [folder / "b.png", folder / "a.png"])
+    listing.check_outputs([folder / "new.png", folder / "b.png"], [folder / "a.png"])
+    with pytest.raises(UserError, match="would overwrite"):  # of files that are not there yet, too
+        listing.check_outputs([folder / "sub" / ".." / "new.png"], [folder / "new.png"])
+
+
+def test_names_are_shown_without_what_terminals_obey():
+    assert listing.shown("Straße 写真.png") == "Straße 写真.png"
+    assert listing.shown("a\x1b[2Jb") == "a\\x1b[2Jb"
+    assert listing.shown("\u202egpj.exe") == "\\u202egpj.exe"
+    assert listing.shown(os.fsdecode(b"a\xff.png")) == "a\\udcff.png"
