@@ -22,6 +22,9 @@ class Done(NamedTuple):
 def call(command: str, *arguments: object) -> Done:
     """Runs `python -m deeplab_jax.COMMAND ARGUMENTS` in this process, and restores environment and flags."""
     module = importlib.import_module(f"deeplab_jax.{command}")
+    others = {name: flags.FLAGS[name] for name in _of_commands()}  # of a test that called another command
+    for name in others:
+        delattr(flags.FLAGS, name)
     known, environment = set(flags.FLAGS), dict(os.environ)
     out, err = io.StringIO(), io.StringIO()
     status: object = "did not exit"
@@ -34,7 +37,15 @@ def call(command: str, *arguments: object) -> Done:
     finally:
         for name in set(flags.FLAGS) - known:
             delattr(flags.FLAGS, name)
+        for flag in others.values():
+            flags.DEFINE_flag(flag)
         os.environ.clear()
         os.environ.update(environment)
     assert isinstance(status, int), status
     return Done(status, out.getvalue(), err.getvalue())
+
+
+def _of_commands() -> list[str]:
+    """Names of the flags that commands have defined in this process."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    return sorted({flag.name for module, own in by_module.items() if module.startswith("deeplab_jax") for flag in own})

@@ -212,7 +212,7 @@ def test_batches_and_single_photographs_agree(workdir, segment, tmp_path):
 
 
 def test_probabilities_then_refine_gives_predicts_labels(segment, tmp_path):
-    from deeplab_jax.crf_flags import Settings
+    from deeplab_jax.crf.params import Settings
     from deeplab_jax.refinement.files import Options as RefineOptions
     from deeplab_jax.refinement.files import refine_folder
 

@@ -280,8 +280,8 @@ def test_the_filter_that_auto_chose_is_recorded(monkeypatch):
         return jax.nn.softmax(-unary)
 
     monkeypatch.setattr(inference.crf, "mean_field", mean_field)
-    monkeypatch.setitem(kernels.EXACT_UP_TO, "cpu", 40 * 50)
-    small, large = scene((40, 50)), scene((41, 50))
+    monkeypatch.setitem(kernels.EXACT_UP_TO, "cpu", 65 * 65)
+    small, large = scene((40, 50)), scene((70, 50))  # padded to 65 x 65 and 97 x 65
     for examples, recorded in (
         ([small], "exact"), ([large, large], "permutohedral"), ([small, large], "permutohedral,exact"),
     ):  # fmt: skip

@@ -106,7 +106,7 @@ def test_writing_is_all_or_nothing(tmp_path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"a.txt: cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"a.txt: cannot be written \(no space left on device\)"):
         write_atomically(path, fails)
     assert path.read_text() == "old" and os.listdir(path.parent) == ["a.txt"]
     (tmp_path / "file").write_text("")
