@@ -38,7 +38,7 @@ def call(command: str, *arguments: object) -> Done:
         for name in set(flags.FLAGS) - known:
             delattr(flags.FLAGS, name)
         for flag in others.values():
-            flags.DEFINE_flag(flag)
+            flags.DEFINE_flag(flag, module_name="deeplab_jax")
         os.environ.clear()
         os.environ.update(environment)
     assert isinstance(status, int), status
