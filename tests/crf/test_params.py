@@ -53,9 +53,9 @@ def test_preset_files_keep_every_number(tmp_path):
     [
         ("{", "cannot be read as a CRF preset"),
         ("{}", "a CRF preset has the fields bilateral_weight"),
-        ('"bilateral_xy_std": "wide"', "bilateral_xy_std='wide' is not a number"),
+        ('"bilateral_xy_std": "wide"', "bilateral_xy_std=wide is not a number"),
         ('"bilateral_xy_std": 0', "bilateral_xy_std=0.0 must be greater than 0"),
-        ('"bilateral_xy_std": 1, "iterations": -1', "iterations=-1 must be a whole number"),
+        ('"bilateral_xy_std": 1, "iterations": -1', "iterations=-1 must be at least 0 and at most 10000"),
         ('"bilateral_xy_std": 1, "normalization": "both"', "normalization='both' must be one of"),
     ],
 )
