@@ -8,7 +8,8 @@ import importlib
 # Loaded when asked for: tables of classes and of annotations are used where tensorflow-datasets is not installed.
 _HOME = {
     "Example": "dataset", "SegmentationDataset": "dataset", "holdout_indices": "dataset", "has_holdout": "dataset",
-    "open_dataset": "dataset", "prefetch": "pipeline", "stages": "pipeline", "train_batches": "pipeline",
+    "open_dataset": "dataset", "require_two_classes": "dataset",
+    "prefetch": "pipeline", "stages": "pipeline", "train_batches": "pipeline",
 }  # fmt: skip
 __all__ = list(_HOME)
 

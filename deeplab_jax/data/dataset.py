@@ -192,8 +192,6 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
             f"{data_config.name} split '{split}' holds no image; check config.data.dir, config.data.holdout and, for a "
             "folder, config.data.val_fraction; python -m deeplab_jax.main --mode train trains without evaluation"
         )
-    if split == data_config.train_split and data_config.name == "folder":
-        require_two_classes(dataset)
     return dataset
 
 

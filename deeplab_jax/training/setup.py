@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.console import say
 from deeplab_jax.crf.params import params_from_config
-from deeplab_jax.data import open_dataset
+from deeplab_jax.data import open_dataset, require_two_classes
 from deeplab_jax.data.class_weights import class_weights_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import create_model
@@ -70,6 +70,7 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
     """
     check(config)
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
+    require_two_classes(dataset)
     thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is told now, not after the training
     config = with_recorded_settings(config)
     model = build_model(config, dataset.num_classes)

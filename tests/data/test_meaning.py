@@ -68,7 +68,7 @@ def test_where_one_class_alone_occurs_nothing_is_trained(folder):
     assert found["one class"].error and found["one class"].examples == ("background",)
     assert "0 and 255" in found
     with pytest.raises(UserError, match="class 'background' alone occurs in its labels, so there is nothing to learn"):
-        data.open_dataset(config.data, "train")
+        data.require_two_classes(data.open_dataset(config.data, "train"))
 
 
 @pytest.mark.parametrize("kind", ["L", "RGB", "JPEG", "P"])
