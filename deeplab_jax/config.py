@@ -30,7 +30,7 @@ def find_config(name: str) -> Path:
         return shipped
     names = sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "base"))
     raise UserError(
-        f"--config={name}: no such file or shipped config{_nearest(path.stem, names)}; shipped: {', '.join(names)}"
+        f"--config={name}: no such file or shipped config{nearest(path.stem, names)}; shipped: {', '.join(names)}"
     )
 
 
@@ -104,7 +104,7 @@ def set_field(config: ConfigDict, override: str) -> None:
         if not isinstance(node, ConfigDict) or part not in node:
             known = [name for name, _ in fields(config)]
             here = ".".join([*parents, last][: i + 1])
-            raise UserError(f"--config.{dotted}: the config has no field '{here}'{_nearest(dotted, known)}")
+            raise UserError(f"--config.{dotted}: the config has no field '{here}'{nearest(dotted, known)}")
         if i < len(parents):
             node = node[part]
     old = node[last]
@@ -143,6 +143,11 @@ def _parse(text: str, old: object, where: str) -> object:
     raise UserError(f"{where}={text}: needs a value of type {kind}, such as {old!r}")
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to add to a sentence about an unknown name: the known one that is nearest, or nothing.
+
+    >>> nearest("camvit", ["camvid", "shapes"])
+    "; did you mean 'camvid'?"
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -141,6 +141,7 @@ def find_inputs(
       UserError: a path does not exist or is no file, a folder cannot be read, or there is nothing to work on.
     """
     found: dict[Path, Input] = {}
+    refused: list[str] = []
     exclude = Path(exclude).resolve() if exclude is not None else None
     paths = [Path(path) for path in paths]
     for path in paths:
@@ -152,9 +153,12 @@ def find_inputs(
             try:
                 check_file(path)
             except UserError as e:
+                refused.append(str(e))
                 (complain or _refuse)(str(e))
             else:
                 found.setdefault(path.resolve(), Input(path, path.parent))
+    if not found and refused:
+        raise UserError("; ".join(refused))
     if not found:
         named = ", ".join(map(shown, paths)) or "no PATH given"
         raise UserError(f"{named}: no photograph or video to work on")

@@ -6,7 +6,6 @@ crf_preset.json     the CRF that goes with them
 card.md             where they come from, how good they are, what they may be used for
 """
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deeplab_jax.config import nearest
 from deeplab_jax.crf.params import Preset, read_preset, write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
@@ -77,8 +77,7 @@ def require(name: str) -> Path:
 
 def suggestion(name: str) -> str:
     """What to add to a sentence about an unknown name: the nearest shipped one, or nothing."""
-    close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return nearest(name, names())
 
 
 def listed() -> str:
