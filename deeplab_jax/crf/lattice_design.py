@@ -52,6 +52,20 @@ def scale(form: str, dimensions: int) -> float:
     return (2 * math.pi) ** (dimensions / 2) / cell / total
 
 
+def basis(dimensions: int) -> np.ndarray:
+    """The permutohedral lattice's hyperplane: float64 [D + 1, D], orthogonal columns of one length (Adams et al. 2010).
+
+    A vertex then stands for 6^(D/2) / sqrt(D + 1) of the features' volume: splat and slice without blur have the
+    variance 1 of the kernel.
+    """
+    axis = np.arange(1, dimensions + 1)
+    columns = np.zeros((dimensions + 1, dimensions))
+    for j in axis:
+        columns[:j, j - 1] = 1
+        columns[j, j - 1] = -j
+    return columns * (dimensions + 1) / np.sqrt(6) / np.sqrt(axis * (axis + 1))
+
+
 def embedding(form: str, dimensions: int, lattice: int) -> tuple[np.ndarray, np.ndarray]:
     """The map of features [N, D] into lattice coordinates, features @ matrix + shift.
 
@@ -60,14 +74,8 @@ def embedding(form: str, dimensions: int, lattice: int) -> tuple[np.ndarray, np.
       shift: float64 [D + 1], spread over a cell.
     """
     order = dimensions + 1
-    axis = np.arange(1, order)
-    basis = np.zeros((order, dimensions))
-    for j in axis:
-        basis[:j, j - 1] = 1
-        basis[j, j - 1] = -j
-    basis *= order / np.sqrt(6) / np.sqrt(axis * (axis + 1))
     random = np.random.RandomState(lattice + 1)  # its numbers never change
     turn, upper = np.linalg.qr(random.normal(size=(dimensions, dimensions)))
     turn = turn * np.sign(np.diag(upper))
     shift = random.uniform(0, order, order)
-    return constants(form, dimensions)[0] * turn @ basis.T, shift - shift.mean()
+    return constants(form, dimensions)[0] * turn @ basis(dimensions).T, shift - shift.mean()

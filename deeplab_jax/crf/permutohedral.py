@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deeplab_jax.crf.lattice_design import basis
 from deeplab_jax.crf.vertices import number
 
 LATTICES = 2
@@ -215,13 +216,7 @@ def _simplex(features: jax.Array) -> tuple[list[jax.Array], ...]:
     """
     dimensions = features.shape[1]
     order = dimensions + 1
-    # A lattice vertex per 6 ** (D / 2) / sqrt(D + 1): splat and slice then have the variance 1 of the kernel.
-    axis = np.arange(1, order)
-    rotation = np.zeros((order, dimensions))
-    for j in axis:
-        rotation[:j, j - 1] = 1
-        rotation[j, j - 1] = -j
-    rotation *= order / np.sqrt(6) / np.sqrt(axis * (axis + 1))
+    rotation = basis(dimensions)
     # A full shift is to the deepest hole of the lattice: the middle of a simplex.
     shift = 2 * jnp.arange(LATTICES, dtype=features.dtype)[:, None] / LATTICES
     elevated = [

@@ -35,11 +35,6 @@ class Artifact(Segmenting):
     one that keeps most of it, and its marginals are scaled up again.
 
     Attributes:
-      class_names: C names.
-      palette: uint8 [256, 3].
-      crf_iterations: what is used where no number is given.
-      max_pixels: files with more pixels are refused.
-      batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
       manifest: what manifest.json says.
     """
 
