@@ -36,18 +36,20 @@ class TooWide(ValueError):
     """The features span too many cells for keys of 63 bits."""
 
 
-def build(features: np.ndarray, form: str = "auto") -> tuple[str, list[HostLattice]]:
+def build(features: np.ndarray, form: str = "auto", points: int | None = None) -> tuple[str, list[HostLattice]]:
     """Finds the form that suits the points and its lattices.
 
     Args:
       features: float32 [N, D], already divided by their standard deviations.
       form: one of `lattice_design`'s, or "auto" by the number of vertices.
+      points: how many of the N are counted in that; None = all. Masked ones, which lie where another does, are not, so
+        that padding does not choose the form.
 
     Raises:
       TooWide: there is no exact key for so many cells.
     """
     features = np.ascontiguousarray(features - features.min(0), np.float32)
-    points = len(features)
+    points = len(features) if points is None else points
     if form == "auto":
         form = _few(features)
     if form == "dense":

@@ -113,7 +113,7 @@ def lattice_kernel(
     Raises:
       host_lattice.TooWide: see there.
     """
-    form, lattices = host_lattice.build(features)
+    form, lattices = host_lattice.build(features, points=None if valid is None else int(valid.sum()))
     dimensions = features.shape[1]
     most = max(lattice.count for lattice in lattices) + 1
     size = math.ceil(most / 1024) * 1024 if form == "dense" else max(min(points.room, 128 * POINTS), room(most))

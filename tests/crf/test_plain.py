@@ -25,7 +25,7 @@ def photograph(height, width, labels=5, seed=0):
 def test_each_form_is_close_to_all_pairs(form, monkeypatch):
     unary, image = photograph(50, 60)
     build = host_lattice.build
-    monkeypatch.setattr(host_lattice, "build", lambda features: build(features, form))
+    monkeypatch.setattr(host_lattice, "build", lambda features, points=None: build(features, form))
     for normalization in ("symmetric", "after"):
         options = {"normalization": normalization}
         exact = np.asarray(mean_field(unary, image, PARAMS, 5, bilateral="exact", **options))
@@ -45,6 +45,29 @@ def test_sizes_share_a_program():
     for size in ((66, 70), (72, 64), (40, 120)):
         assert run(*size).shape == (*size, 5)
     assert ready.run._cache_size() == before
+
+
+def test_padding_does_not_choose_the_form(monkeypatch):
+    """A photograph is filtered in the same way alone and, with a mask, inside a larger one."""
+    unary, image = photograph(60, 70)
+    forms, build = [], host_lattice.build
+
+    def noted(features, form="auto", points=None):
+        found = build(features, form, points)
+        forms.append((found[0], found[1][0].count / (points or len(features))))
+        return found
+
+    monkeypatch.setattr(host_lattice, "build", noted)
+    monkeypatch.setattr(host_lattice, "DENSE_UP_TO", 0)
+    run = lambda u, i, **options: mean_field(u, i, PARAMS, 3, bilateral="permutohedral", **options)  # noqa: E731
+    monkeypatch.setattr(host_lattice, "FEW", 0.0)
+    run(unary, image)
+    monkeypatch.setattr(host_lattice, "FEW", 0.9 * forms.pop()[1])  # below what the photograph has, above half of it
+    mask = np.zeros((100, 100), bool)
+    mask[:60, :70] = True
+    wide = np.pad(unary, ((0, 40), (0, 30), (0, 0))), np.pad(image, ((0, 40), (0, 30), (0, 0)))
+    np.testing.assert_allclose(run(*wide, mask=mask)[:60, :70], run(unary, image), atol=1e-5)
+    assert [form for form, _ in forms] == ["direct", "direct"]
 
 
 def test_batch_mask_and_history():
