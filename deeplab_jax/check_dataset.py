@@ -31,10 +31,17 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from deeplab_jax.data import audit, has_holdout
+    from deeplab_jax.imaging import listing
 
     held = ("holdout",) if has_holdout(config.data) else ()  # taken from the training split, which then lacks it
     splits = tuple(dict.fromkeys((config.data.train_split, *held, config.eval.split)))
     builder, sources = audit.sources_of(config.data, splits, config.seed)
+    out = Path(FLAGS.out or Path("runs") / config.name / "contact_sheet.png")
+    read = [file for of in sources.values() for source in of for file in (source.image, source.label)]
+    named = [
+        config.data[name] for name in ("classes", "train_list", "val_list", "images", "masks") if config.data[name]
+    ]
+    listing.check_outputs([out], [file for file in read if isinstance(file, Path)] + named)
     total = sum(map(len, sources.values()))
     with tqdm(total=total, desc="reading images and labels", unit="image", mininterval=0.5) as bar:
         result = audit.audit(builder, sources, bar.update)
@@ -45,7 +52,6 @@ def main(argv: Sequence[str]) -> int:
         from deeplab_jax.data.contact_sheet import contact_sheet
         from deeplab_jax.imaging import files
 
-        out = Path(FLAGS.out or Path("runs") / config.name / "contact_sheet.png")
         files.write_png(out, contact_sheet(config, FLAGS.examples))
         print(f"\nImages and labels as the network is fed them: {out}")
     return 1 if result.errors else 0

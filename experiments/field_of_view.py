@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import cli
 from deeplab_jax.config import load_config
 from deeplab_jax.describe import classes_of
-from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models import architecture_of
 from deeplab_jax.models.heads import FC_WIDTH
 from deeplab_jax.models.summary import describe
 from experiments import common
@@ -56,7 +56,7 @@ def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0
         config.model.width_multiplier = float(width_multiplier)
         published = config.model.head_width or FC_WIDTH[config.model.head]
         config.model.head_width = max(1, round(published * width_multiplier))
-    extra = Architecture.from_config(config.model).size_extra
+    extra = architecture_of(config.model).size_extra
 
     def fitting(crop: tuple[int, ...]) -> tuple[int, ...]:
         return tuple((n - 1) // 8 * 8 + extra for n in crop)

@@ -10,6 +10,8 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("DEEPLAB_HUGE_PAGES", "off")  # a command would start itself twice
+# Compiling takes most of the suite's time. Without LLVM's expensive passes it takes half; `optimized` puts them back.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # One folder of compiled programs for a run of the suite: its workers and the processes that tests start inherit it.
 _COMPILED = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -26,6 +28,19 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("DEEPLAB_TEST_DATA does not name a folder with the real photographs")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def optimized(request: pytest.FixtureRequest):
+    """Programs for real photographs run for longer than they compile, so these are compiled as users have them."""
+    if "test_data" not in request.fixturenames or os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "1":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,7 @@ def test_memory_of_a_step_grows_with_the_batch_and_the_optimizer():
     assert summary.kept_for_backward(config, 11, 1)["optimizer"] == 3 * one["gradients"]
 
 
+@pytest.mark.long
 def test_memory_of_a_step_leaves_out_what_is_frozen():
     config = load_config("voc_aspp_l", ("data.crop=33,33",))
     kept = summary.kept_for_backward(config, 21, 1)

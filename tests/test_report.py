@@ -192,3 +192,10 @@ def test_a_diverged_run_has_a_page(workdir, tmp_path):
     page = build_report(stranger)
     assert page.count('class="chart"') == 4  # loss, the flat line, two trimaps
     assert "nan" not in page.split("<svg", 1)[1].split("</svg>")[0]
+
+
+def test_the_page_never_replaces_a_file_of_the_run(workdir):
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"config\.json: writing it would overwrite the input"):
+        write_report(workdir, workdir / "eval" / ".." / "config.json")
+    assert (workdir / "config.json").read_bytes() == before

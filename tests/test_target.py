@@ -99,6 +99,14 @@ def test_auto_follows_the_platform():
         assert choose_bilateral("auto", 100, 100) == "permutohedral"
 
 
+def equations(jaxpr):
+    """Those of a program and of the programs that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
 @pytest.mark.parametrize("name", ["default", "high", "highest"])
 def test_matmul_precision_reaches_products_and_their_gradients(name):
     config = SimpleNamespace(
@@ -114,6 +122,6 @@ def test_matmul_precision_reaches_products_and_their_gradients(name):
     expected = {"default": None, "high": jax.lax.Precision.HIGH, "highest": jax.lax.Precision.HIGHEST}[name]
     with tracing_for("tpu"):
         program = jax.make_jaxpr(jax.grad(loss))(variables["params"])
-    found = [e.params["precision"] for e in program.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    found = [e.params["precision"] for e in equations(program.jaxpr) if e.primitive.name == "conv_general_dilated"]
     assert len(found) > 6
     assert all(p == (None if expected is None else (expected, expected)) for p in found)

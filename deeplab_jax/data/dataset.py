@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from deeplab_jax.data import caching
 from deeplab_jax.data.builders.base import SegmentationBuilder
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import files
+from deeplab_jax.imaging import decoding, files
 from deeplab_jax.imaging.palettes import VOID
 
 BUILDERS = (
@@ -100,6 +100,10 @@ class SegmentationDataset:
     def record(self, i: int) -> dict[str, bytes]:
         """The encoded example: `image`, `label` (b"" where there is none) and `name`, all bytes."""
         return self._records[int(self._indices[i])]
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of an example's photograph, from its header; `files.CorruptImageError` without one."""
+        return decoding.size_of(self.record(i)["image"], f"{self.name} {self.split} image {i}")
 
     def names(self) -> list[str]:
         """The examples' names, in order."""

@@ -1,7 +1,8 @@
 """Reading examples of which some may be damaged: the first stops, or each is skipped, named once and counted."""
 
+import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import CorruptImageError
@@ -31,6 +32,16 @@ def read(dataset, i: int):
             _named.add(told)
             logging.getLogger(__name__).warning("%s; skipped (%d so far)", e, len(dataset.skipped))
         return None
+
+
+def known_sizes(dataset, indices: Iterable[int]) -> list[tuple[int, int]]:
+    """(H, W) of the examples that have a header, without decoding them; empty where the data set does not tell."""
+    sizes = []
+    if hasattr(dataset, "size"):
+        for i in indices:
+            with contextlib.suppress(CorruptImageError):  # reported when it is read
+                sizes.append(dataset.size(i))
+    return sizes
 
 
 def readable(dataset) -> Iterator[tuple[int, object]]:

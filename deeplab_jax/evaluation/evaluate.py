@@ -95,6 +95,7 @@ def evaluate(
         exporter = Submission(out_dir / f"{split}_submission", config.eval.submission, split)
 
     indices = range(process_index, size, process_count)
+    segmenter.plan(reading.known_sizes(dataset, range(size)))  # of all, so that every process pads an image alike
     total = np.zeros((len(counts), len(widths) + 1, len(segmenter.class_names), len(segmenter.class_names)), np.int64)
     per_image = np.full((size, len(counts)), np.nan)
     names = [""] * size

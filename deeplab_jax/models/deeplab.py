@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from deeplab_jax.crf import MeanFieldCRF
-from deeplab_jax.models import resnet, vgg
 from deeplab_jax.models.architecture import Architecture
-from deeplab_jax.models.heads import ResNetHead, SmallHead, VGGHead
+from deeplab_jax.models.backbones import architecture_of, backbone_of
 from deeplab_jax.models.layers import fold_keys, resize_bilinear
 from deeplab_jax.models.multiscale import fuse_scales
 
@@ -64,7 +63,8 @@ class DeepLab(nn.Module):
           num_classes] on the image sampled by `crf_stride`.
         """
         a = self.architecture
-        trunk, head = self._trunk(), self._head()
+        backbone = backbone_of(a)
+        trunk, head = backbone.trunk(a, self.axis_name), backbone.head(a, self.num_classes, self.axis_name)
         train = train and not a.freeze_network  # stored statistics, no dropout: the scores that testing sees
 
         def network(x: jax.Array, scale: int) -> jax.Array:
@@ -82,19 +82,6 @@ class DeepLab(nn.Module):
         if self.crf is not None:
             out |= self._marginals(logits, images, valid)
         return logits, out
-
-    def _trunk(self) -> nn.Module:
-        if self.architecture.backbone == "vgg16":
-            return vgg.VGG16(self.architecture, name="backbone")
-        return resnet.ResNet(self.architecture, self.axis_name, name="backbone")
-
-    def _head(self) -> nn.Module:
-        a = self.architecture
-        if a.backbone == "vgg16":
-            return VGGHead(a, self.num_classes, name="head")
-        if a.head == "aspp" and a.head_width:
-            return SmallHead(a, self.num_classes, self.axis_name, name="head")
-        return ResNetHead(a, self.num_classes, name="head")
 
     def _marginals(self, logits: jax.Array, images: jax.Array, valid: jax.Array | None) -> dict[str, jax.Array]:
         s = self.crf_stride
@@ -148,7 +135,7 @@ def create_model(config: Any, num_classes: int, crf: Any = None, axis_name: str 
     Raises:
       ValueError: the config describes no network; the sentence names the field.
     """
-    architecture = Architecture.from_config(config)
+    architecture = architecture_of(config)
     if crf is None or crf.train != "end_to_end" or not crf.train_iterations:
         return DeepLab(architecture, num_classes, axis_name=axis_name)
     layer = MeanFieldCRF.from_config(crf, num_classes)
@@ -157,8 +144,8 @@ def create_model(config: Any, num_classes: int, crf: Any = None, axis_name: str 
 
 def output_size(config: Any, size: Sequence[int]) -> tuple[int, int]:
     """Size (h, w) of the score map for an image of `size` (H, W), both in positions."""
-    a = Architecture.from_config(config)
-    length = vgg.score_length if a.backbone == "vgg16" else resnet.score_length
+    a = architecture_of(config)
+    length = backbone_of(a).score_length
     return length(a, size[0]), length(a, size[1])
 
 

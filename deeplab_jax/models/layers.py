@@ -15,8 +15,9 @@ from deeplab_jax.models.cpu import convolution, sums
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 
-classifier_init = nn.initializers.normal(0.01)  # v1 section 5: N(0, 0.01)
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+classifier_init = jax.jit(nn.initializers.normal(0.01), static_argnums=(1, 2))  # v1 section 5: N(0, 0.01)
+# Flax asks for a parameter's shape each time that a layer runs: under `jit` the answer is kept.
+conv_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2))
 
 
 class Conv(nn.Module):
@@ -123,24 +124,30 @@ class BatchNorm(nn.Module):
         return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
+@jax.jit
 def _affine(scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The factor and the offset that normalization amounts to, [C] each."""
     factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
     return factor, bias - mean * factor
 
 
-@jax.custom_vjp
+@jax.jit
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), whose gradient asks the result, which is kept anyway, and not x, which would be computed again.
 
     As a choice and not as a maximum, for XLA copies a maximum into each of its readers, and with it, block by block,
     the sums of a whole chain of residual blocks.
     """
+    return _relu(x)
+
+
+@jax.custom_vjp
+def _relu(x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, x, jnp.zeros_like(x))
 
 
 def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = relu(x)
+    y = _relu(x)
     return y, y
 
 
@@ -148,7 +155,7 @@ def _relu_backward(y: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     return (jnp.where(y > 0, dy, jnp.zeros_like(dy)),)
 
 
-relu.defvjp(_relu_forward, _relu_backward)
+_relu.defvjp(_relu_forward, _relu_backward)
 
 
 class Pool(nn.Module):

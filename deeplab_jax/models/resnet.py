@@ -3,10 +3,14 @@
 Layers carry the released Caffe names: conv1, res2a_branch1, res2a_branch2a, bn2a_branch2a, ..., res4b22_branch2c.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 
 from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models.backbone import Backbone, check_resnet, refuse_fine_branch
+from deeplab_jax.models.heads import ResNetHead, SmallHead
 from deeplab_jax.models.layers import BatchNorm, Conv, Pool, pooled_size, relu
 
 # Bottleneck counts and widths (of the last 1x1 conv) of each stage.
@@ -117,3 +121,29 @@ def _block(
         y = relu(unit(x, "branch2a", width, 3, stride, first_rate))
         y = unit(y, "branch2b", width, 3, 1, rate)
     return relu(shortcut + y)
+
+
+def _head(a: Architecture, num_classes: int, axis_name: str | None) -> nn.Module:
+    if a.head == "aspp" and a.head_width:
+        return SmallHead(a, num_classes, axis_name, name="head")
+    return ResNetHead(a, num_classes, name="head")
+
+
+def _check_small(a: Architecture) -> None:
+    fits = a.head == "aspp" and a.head_width
+    check_resnet(dataclasses.replace(a, fine_branch=0))
+    if not fits:
+        refuse_fine_branch(a)
+    if len(a.widths) != len(a.blocks):
+        raise ValueError(
+            f"config.model.widths names {len(a.widths)} stages and config.model.blocks {len(a.blocks)}; "
+            "give one number for each stage in both"
+        )
+
+
+def _trunk(a: Architecture, axis_name: str | None) -> nn.Module:
+    return ResNet(a, axis_name, name="backbone")
+
+
+BACKBONE = Backbone(_trunk, _head, score_length, stride_on=True)  # of bottlenecks
+SMALL = Backbone(_trunk, _head, score_length, _check_small)

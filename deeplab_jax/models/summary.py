@@ -3,6 +3,7 @@
 Nothing is computed and no array is allocated, so that the large networks are described in seconds.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -36,23 +37,7 @@ def describe(config: Any, num_classes: int, batch: int = 1) -> dict[str, Any]:
       int, pixels of the image at scale 1; "gflops": float, one multiply-add counted as two, forward, all input scales;
       "layers": a list of {"name", "kind", "kernel", "stride", "rate", "shape", "parameters", "gflops"} at scale 1.
     """
-    model = _model(config, num_classes)
-    calls: list[dict[str, Any]] = []
-    image = jnp.zeros((batch, *config.data.crop, 3), jnp.float32)
-
-    def record(next_call, args, kwargs, context):
-        result = next_call(*args, **kwargs)
-        module = context.module
-        if context.method_name == "__call__" and isinstance(module, Conv | ConvWeights | Pool | Upsample):
-            calls.append(_layer(module, args[0], result))
-        return result
-
-    def run(key):
-        with nn.intercept_methods(record):
-            (logits, _), variables = model.init_with_output(key, image)
-        return logits, variables
-
-    logits, variables = jax.eval_shape(run, jax.random.key(0))
+    logits, variables, calls = _traced(_model(config, num_classes), (batch, *config.data.crop, 3))
     layers = calls[: len(calls) // len(config.model.scales)]  # the same layers run once for each scale
     height, width = logits.shape[1:3]
     return {
@@ -63,6 +48,26 @@ def describe(config: Any, num_classes: int, batch: int = 1) -> dict[str, Any]:
         "gflops": sum(layer["gflops"] for layer in calls),
         "layers": layers,
     }
+
+
+@functools.lru_cache(maxsize=2)
+def _traced(model: nn.Module, shape: tuple[int, ...]) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Shapes of the scores and of the variables, and the layers in the order in which they run."""
+    calls: list[dict[str, Any]] = []
+
+    def record(next_call, args, kwargs, context):
+        result = next_call(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__" and isinstance(module, Conv | ConvWeights | Pool | Upsample):
+            calls.append(_layer(module, args[0], result))
+        return result
+
+    def run(key):
+        with nn.intercept_methods(record):
+            (logits, _), variables = model.init_with_output(key, jnp.zeros(shape, jnp.float32))
+        return logits, variables
+
+    return *jax.eval_shape(run, jax.random.key(0)), calls
 
 
 def receptive_field(layers: Sequence[dict[str, Any]]) -> int:
@@ -136,7 +141,7 @@ def _training_loss(config: Any, num_classes: int, batch: int) -> tuple:
     """A scalar of the training forward pass, and the shapes of its arguments after `params`."""
     model = _model(config, num_classes)
     image = jax.ShapeDtypeStruct((batch, *config.data.crop, 3), jnp.uint8)
-    variables = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, *config.data.crop, 3))), jax.random.key(0))
+    _, variables, _ = _traced(model, (1, *config.data.crop, 3))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
 
     def loss(params, rest, image, keys):

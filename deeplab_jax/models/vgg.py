@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models.backbone import Backbone, refuse_fine_branch
+from deeplab_jax.models.heads import VGGHead
 from deeplab_jax.models.layers import Conv, Pool, pooled_size, relu
 
 CONVS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and number of each stage's 3x3 convs
@@ -69,3 +71,20 @@ def _pool(a: Architecture, number: int) -> Pool:
     if number == 4 and a.base_pools:
         return Pool(2, stride, 0, ceil=False, name=name)
     return Pool(3, stride, 1, ceil=False, name=name)
+
+
+def _check(a: Architecture) -> None:
+    refuse_fine_branch(a)
+    if a.msc and a.head == "aspp":
+        raise ValueError("config.model.msc joins one feature map (v1); set config.model.head to 'fc' or 'largefov'")
+    if a.width_multiplier <= 0:
+        raise ValueError(f"config.model.width_multiplier={a.width_multiplier} must be above 0")
+
+
+BACKBONE = Backbone(
+    trunk=lambda a, axis_name: VGG16(a, name="backbone"),
+    head=lambda a, num_classes, axis_name: VGGHead(a, num_classes, name="head"),
+    score_length=score_length,
+    check=_check,
+    batch_norm=False,
+)

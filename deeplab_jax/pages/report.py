@@ -13,7 +13,7 @@ from PIL import Image
 from deeplab_jax.console import say
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json, write_text
-from deeplab_jax.imaging import files
+from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.overlay import overlay
 from deeplab_jax.pages.charts import line_chart, thinned
 from deeplab_jax.runs import schema
@@ -60,8 +60,15 @@ def build_report(workdir: str | Path) -> str:
 
 
 def write_report(workdir: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the report, by default to `<workdir>/report.html`; returns its path."""
-    out = Path(out) if out else Path(workdir) / "report.html"
+    """Writes the report, by default to `<workdir>/report.html`; returns its path.
+
+    Raises:
+      UserError: as `build_report`, or the page would replace a file of the run.
+    """
+    workdir = Path(workdir)
+    out = Path(out) if out else workdir / "report.html"
+    records = [path for path in workdir.glob("*") if path.suffix in (".json", ".jsonl")]
+    listing.check_outputs([out], [*records, *(workdir / "eval").rglob("*")])
     write_text(out, build_report(workdir))
     return out
 

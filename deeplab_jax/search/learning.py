@@ -12,7 +12,7 @@ from deeplab_jax.crf.kernels import choose_bilateral
 from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.mean_field import mean_field
 from deeplab_jax.search.grid import Setting
-from deeplab_jax.search.scores import ScoreStore, padded
+from deeplab_jax.search.scores import ScoreStore, padded, shared_shapes
 
 LEARNING_RATE = 0.1  # of Adam, at the start; falls to 0 as a cosine
 ITERATIONS = 5  # of the mean field while learning (Zheng et al. 2015, section 6)
@@ -54,10 +54,13 @@ def learn_weights(
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, passes * len(store)))
     state = optimizer.init(weights)
     order = np.random.default_rng(seed)
+    shape = shared_shapes(store, size_multiple)
     for number in range(passes):
         losses = []
         for i in order.permutation(len(store)):
-            example = [jnp.asarray(x[::STRIDE, ::STRIDE]) for x in padded(*store[i], size_multiple)]
+            log_probs, image, label = store[i]
+            whole = padded(log_probs, image, label, shape(label.shape))
+            example = [jnp.asarray(x[::STRIDE, ::STRIDE]) for x in whole]
             filter_name = choose_bilateral(bilateral, *example[0].shape[:2])
             loss, gradient = _loss_and_gradient(weights, *example, start=start, bilateral=filter_name)
             updates, state = optimizer.update(gradient, state)

@@ -19,6 +19,7 @@ from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import truncation_radius
 from deeplab_jax.data import reading
 from deeplab_jax.files import write_atomically, write_text
+from deeplab_jax.inference import buckets
 from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.metrics import trimap
 from deeplab_jax.metrics.confusion import confusion_matrix
@@ -66,7 +67,9 @@ class ScoreStore:
             if example is None:
                 damaged.add(index)
                 continue
-            network = segmenter() if network is None else network
+            if network is None:
+                network = segmenter()
+                network.plan(reading.known_sizes(self.dataset, self.indices))
             scores = network.scores([example.image])[0].astype(np.float16)
             write_atomically(self._file(index), lambda path, scores=scores: np.save(path, scores))
             if meter.tick():
@@ -87,15 +90,28 @@ class ScoreStore:
         return np.load(self.path(i), allow_pickle=False).astype(np.float32), example.image, example.label
 
 
+def shared_shapes(store: ScoreStore, size_multiple: int) -> Callable[[tuple[int, int]], tuple[int, int]]:
+    """What to pad an image of a store to: sides are multiples of `size_multiple` plus one, and few for all of them."""
+    sizes = reading.known_sizes(getattr(store, "dataset", None), getattr(store, "indices", ()))
+    shapes = buckets.choose(sizes, size_multiple) if sizes else []
+
+    def shape(size: tuple[int, int]) -> tuple[int, int]:
+        height, width = size
+        alone = padded_size(height, size_multiple), padded_size(width, size_multiple)
+        return buckets.smallest_holding(size, shapes) or alone
+
+    return shape
+
+
 def padded(
-    log_probs: np.ndarray, image: np.ndarray, label: np.ndarray, size_multiple: int
+    log_probs: np.ndarray, image: np.ndarray, label: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """An example of a `ScoreStore` at a size that many share: a multiple of `size_multiple`, plus one.
+    """An example of a `ScoreStore` at a size that many share.
 
     Returns:
       (unary [H', W', C], image [H', W', 3], label [H', W'] with 255 added, mask [H', W'] of the example's own pixels).
     """
-    padding = [(0, padded_size(n, size_multiple) - n) for n in label.shape]
+    padding = [(0, whole - n) for whole, n in zip(shape, label.shape, strict=True)]
     mask = np.pad(np.ones(label.shape, bool), padding)
     label = np.pad(label, padding, constant_values=255)
     return np.pad(-log_probs, [*padding, (0, 0)]), np.pad(image, [*padding, (0, 0)]), label, mask
@@ -110,7 +126,7 @@ class CRFScorer:
       iterations: of the mean field.
       bilateral: the filter.
       trimap_width: pixels.
-      size_multiple: images are padded to a multiple of this plus one, so that few shapes are compiled.
+      size_multiple: images are padded to a multiple of this plus one, and to few sizes where those of all are known.
     """
 
     def __init__(
@@ -124,7 +140,8 @@ class CRFScorer:
     ):
         self.store, self.objective = store, objective
         self.iterations, self.bilateral = iterations, bilateral
-        self.trimap_width, self.size_multiple = trimap_width, size_multiple
+        self.trimap_width = trimap_width
+        self._padded_shape = shared_shapes(store, size_multiple)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -141,8 +158,8 @@ class CRFScorer:
 
         if None in settings:
             yield None, counts(log_probs.argmax(-1))
-        unary, pixels, _, mask = map(jnp.asarray, padded(log_probs, photograph, label, self.size_multiple))
-        shape = mask.shape
+        shape = self._padded_shape((height, width))
+        unary, pixels, _, mask = map(jnp.asarray, padded(log_probs, photograph, label, shape))
         unary, mask = unary.reshape(-1, classes), mask.ravel()
         chosen = choose_bilateral(self.bilateral, *shape)
         alike = sorted((s for s in settings if s is not None), key=lambda s: (s.widths, s.normalization, s))

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.data.pipeline import check_augmentation, stages
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models import architecture_of
 from deeplab_jax.models.deeplab import output_size
 from deeplab_jax.models.multiscale import is_own_size, scaled_size
 from deeplab_jax.training.losses import STRIDES
@@ -25,7 +25,7 @@ def check_crop(config: ConfigDict) -> None:
     if config.loss.at == "pixels":  # scores are brought to the labels' size, whatever it is
         return
     try:
-        architecture = Architecture.from_config(config.model)
+        architecture = architecture_of(config.model)
     except ValueError as e:
         raise UserError(f"config.model: {e}") from e
     crf = config.crf
@@ -69,7 +69,7 @@ def map_lengths(model_config: Any, n: int) -> Iterator[tuple[str, int]]:
 
     A CRF's map is left out: it has the positions of the image sampled by its stride, as the labels are.
     """
-    architecture = Architecture.from_config(model_config)
+    architecture = architecture_of(model_config)
     scales = architecture.scales
     own = []
     for scale in scales:

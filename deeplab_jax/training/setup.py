@@ -18,7 +18,7 @@ from deeplab_jax.crf.params import params_from_config
 from deeplab_jax.data import open_dataset, require_two_classes
 from deeplab_jax.data.class_weights import class_weights_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import create_model
+from deeplab_jax.models import BACKBONES, create_model
 from deeplab_jax.runs import processes, schema
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.flat import unflatten_state
@@ -117,7 +117,7 @@ def check(config: ConfigDict) -> None:
     except ValueError as e:
         raise UserError(f"config.crf: {e}") from e
     model = config.model
-    norm = model.backbone.startswith("resnet") and model.batch_norm == "frozen"
+    norm = BACKBONES[model.backbone].batch_norm and model.batch_norm == "frozen"
     if norm and not config.init_from and not model.allow_random_frozen:
         raise UserError(
             "config.model.batch_norm=frozen needs stored statistics: give --config.init_from=WEIGHTS (see "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models import BACKBONES
 from deeplab_jax.weights import box, files, transfer
 from deeplab_jax.weights.source import Source
 
@@ -93,8 +94,8 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
 
 def settings_of(model_config: Any) -> dict[str, str]:
     """The fields of a `config.model` that weights of that network need."""
-    bottlenecks = model_config.backbone in ("resnet50", "resnet101")
-    return {k: _field(model_config, k) for k in files.SETTINGS if k != "stride_on" or bottlenecks}
+    strided = BACKBONES[model_config.backbone].stride_on
+    return {k: _field(model_config, k) for k in files.SETTINGS if k != "stride_on" or strided}
 
 
 def _field(model_config: Any, name: str) -> str:

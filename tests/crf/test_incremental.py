@@ -47,7 +47,7 @@ def check(ours, wanted):
     assert np.abs(ours - wanted).mean() < permutohedral.TOLERANCE
 
 
-@pytest.mark.parametrize("iterations", [1, 6])
+@pytest.mark.parametrize("iterations", [1, pytest.param(6, marks=pytest.mark.long)])
 def test_marginals_equal_those_of_computing_everything_anew(scene, reference, iterations):
     ours = traced(scene, iterations)
     check(ours, reference[0][iterations])
@@ -66,7 +66,7 @@ def test_lattices_in_turn_come_close_to_all_of_them_in_each_iteration(scene, ref
     assert (turns.argmax(-1) != reference[1].argmax(-1)).mean() < 0.02
 
 
-@pytest.mark.parametrize("return_all", [False, True])
+@pytest.mark.parametrize("return_all", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_gradients_are_those_of_the_exact_sum(scene, return_all):
     """Of the unary, the weights and the compatibility; the lattice approximates the sum, so their directions agree."""
 

@@ -90,6 +90,7 @@ def test_cost_on_the_exact_cases(name, request):
     assert difference <= 2e-3
 
 
+@pytest.mark.long
 def test_cost_on_photographs(test_data):
     folder = test_data / "camvid"
     names = sorted(path.name for path in (folder / "val").iterdir())[::5][:20]

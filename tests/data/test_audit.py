@@ -127,6 +127,11 @@ def test_command_says_what_is_wrong(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "A_train000.png (44)" in done.stdout and "ids outside the classes" in done.stdout
     assert "8/8" in done.stderr  # progress
+    label = sorted((raw / "trainannot").iterdir())[1]
+    before = label.read_bytes()
+    done = call("check_dataset", *arguments, f"--out={label}")
+    assert done.returncode == 1 and f"{label.name}: writing it would overwrite the input" in done.stderr
+    assert label.read_bytes() == before
 
 
 def _folder(config, tmp_path, labels, classes="", mode="L"):

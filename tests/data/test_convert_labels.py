@@ -226,3 +226,18 @@ def test_damaged_annotations_give_a_sentence(tmp_path):
             refused += 1
             assert "d.json" in str(e) and "\n" not in str(e)
     assert refused > 100
+
+
+def test_a_given_classes_file_is_not_replaced(tmp_path):
+    shape = {"label": "cat", "points": [[2, 2], [9, 2], [9, 9]], "shape_type": "polygon"}
+    content = {"shapes": [shape], "imagePath": "a.jpg", "imageHeight": 12, "imageWidth": 20}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    classes = tmp_path / "out" / "classes.txt"
+    classes.parent.mkdir()
+    classes.write_text("ground\ncat\ndog\n")
+    with pytest.raises(UserError, match=r"classes\.txt: writing it would overwrite the input"):
+        conversion.convert(tmp_path, tmp_path / "out", None, classes, 0)
+    assert classes.read_text() == "ground\ncat\ndog\n"
+    for _ in range(2):  # what an earlier run wrote may be replaced
+        conversion.convert(tmp_path, tmp_path / "out", None, None, 0)
+    assert (tmp_path / "out" / "masks" / "a.png").is_file()

@@ -12,6 +12,7 @@ from deeplab_jax.runs.checkpoints import load_workdir
 from experiments import common, crf_iterations, field_of_view, runs
 
 
+@pytest.mark.long
 def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch, capsys):
     systems = crf_iterations.experiment(tiny_config, tmp_path)
     assert [s.name for s in systems] == ["piecewise 4, fixed (v2_resnet101)", "end to end 4, learned"]

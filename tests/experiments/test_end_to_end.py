@@ -5,7 +5,7 @@ import pytest
 
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.architecture import Architecture
+from deeplab_jax.models import architecture_of
 from experiments import common, end_to_end, runs
 
 
@@ -15,7 +15,7 @@ def test_each_row_changes_what_its_name_says():
         config = common.changed(shapes, end_to_end.overrides_of(row))
         assert (config.crf.train == "off") == (row == "a")
         assert config.model.freeze_network == row.startswith("b")
-        Architecture.from_config(config.model)
+        architecture_of(config.model)
     assert common.changed(shapes, end_to_end.overrides_of("c_stride1")).crf.stride == 1
     assert common.changed(shapes, end_to_end.overrides_of("c_no_compatibility")).crf.learn == ("weights",)
     recipe = common.changed(shapes, end_to_end.overrides_of("c_crfasrnn"))

@@ -81,14 +81,14 @@ def test_resnet_ablation_is_v2_table_4():
 
 @pytest.mark.parametrize("name", ("shapes", "camvid"))
 def test_rows_build_on_small_configs_too(name):
-    from deeplab_jax.models.architecture import Architecture
+    from deeplab_jax.models import architecture_of
 
     config = load_config(name)
     rows = aspp.variants(config.model.backbone, 0.33)
     rows += ablation_resnet.variants(config.model.backbone, config.data.continuous_scale, rate_scale=0.33)
     rows += learning_rate.variants(100, 6)
     for v in rows:
-        Architecture.from_config(common.changed(config, v.overrides).model)
+        architecture_of(common.changed(config, v.overrides).model)
 
 
 def entry(iterations, iou, trimap_iou):

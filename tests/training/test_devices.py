@@ -34,7 +34,8 @@ def one_device(runs, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("devices", [2, 4])
 def test_several_devices_give_the_same_parameters(runs, one_device, tmp_path, devices):
     env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     runs.run(tmp_path / "run", *SHORT, flags=["--mode=train"], env=env)
@@ -69,6 +70,7 @@ def test_several_processes_give_the_same_parameters_and_counts(runs, one_device,
         assert two["pixel_accuracy"] == pytest.approx(one["pixel_accuracy"], abs=5e-3)
 
 
+@pytest.mark.long
 def test_resume_with_another_number_of_processes(runs, whole_run, tmp_path):
     """The newest checkpoint is damaged: process 0 finds that out, and both go on from the one before."""
     workdir = tmp_path / "run"
@@ -96,6 +98,7 @@ def start_endless_pair(runs, workdir, env=None):
     return processes
 
 
+@pytest.mark.long
 def test_sigterm_to_one_process_stops_all_at_one_step(runs, tmp_path):
     processes = start_endless_pair(runs, tmp_path / "run")
     processes[1].send_signal(signal.SIGTERM)
@@ -106,6 +109,7 @@ def test_sigterm_to_one_process_stops_all_at_one_step(runs, tmp_path):
     assert f"a signal to another process: saved step {saved[0]}" in outputs[0][1]
 
 
+@pytest.mark.long
 def test_a_dead_peer_ends_the_job(runs, tmp_path):
     processes = start_endless_pair(runs, tmp_path / "run", env={"DEEPLAB_HEARTBEAT_SECONDS": "5"})
     processes[1].kill()

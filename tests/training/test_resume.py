@@ -60,7 +60,7 @@ MOMENTS = {
 }
 
 
-OFTEN = ("in a checkpoint's write", "in an evaluation")  # the other moments are for `make test-long`
+OFTEN = ("in a checkpoint's write",)  # the other moments are for `make test-long`
 
 
 @pytest.mark.parametrize("moment", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.long) for m in MOMENTS])
@@ -121,6 +121,7 @@ def last_step(workdir) -> int:
     return max((row["step"] for row in read_record(workdir / "metrics.jsonl")), default=0)
 
 
+@pytest.mark.long
 def test_resume_with_other_devices_and_workers(runs, whole_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)

@@ -121,3 +121,27 @@ def test_what_is_shipped_can_be_read():
         assert weights.stat().st_size <= box.MOST_BYTES
         card = (folder / box.CARD).read_text()
         assert "Not measured yet" not in card and "## What it is not good for" in card
+
+
+@pytest.mark.long
+def test_200_steps_from_the_shipped_streets_beat_200_from_nothing(tmp_path):
+    """On drawn scenes of other classes: what the first layers have learned helps there too."""
+    from deeplab_jax.config import load_config
+    from deeplab_jax.evaluation.workdir import evaluate_workdir
+    from deeplab_jax.training import loop
+
+    changes = (
+        f"data.cache_dir={tmp_path}/cache", "data.name=shapes", "data.holdout=0", "data.stages=()", "data.crop=97,129",
+        "num_steps=200",
+        "checkpoint.every=200", "search.images=0", "search.thin=", "eval.every=0", "eval.select_split=",
+        "eval.crf_iterations=0,", "eval.scales=1,", "eval.mirror=false", "eval.limit=20", "eval.overlays=0",
+        "log.images_every=0", "optimizer.ema=0",
+    )  # fmt: skip
+    found = {}
+    for start in ("camvid", ""):
+        config = load_config("camvid", [*changes, f"init_from={start}"])
+        workdir = tmp_path / (start or "nothing")
+        loop.train(config, workdir)
+        evaluate_workdir(config, workdir)
+        found[start] = json.loads((workdir / "eval" / "val.json").read_text())[0]["mean_iou"]
+    assert found["camvid"] > found[""] + 0.02, found

@@ -97,6 +97,7 @@ def test_every_setting_of_resnet101_is_noticed(resnet101):
     check_network(*resnet101)
 
 
+@pytest.mark.long
 def test_resnet101_aspp_at_321(resnet101):
     apply, variables, run = resnet101
     image = photograph(321)
@@ -121,6 +122,7 @@ def test_vgg_largefov_legacy_caffemodel(tmp_path):
     assert difference(np.asarray(apply(variables, image)), run(image, None)[0]) < TOLERANCE
 
 
+@pytest.mark.long
 def test_vgg_aspp_caffemodel(tmp_path):
     w = reference.random_vgg(branches=4)
     writers.write_caffe_vgg(tmp_path / "aspp.caffemodel", w, legacy=False)

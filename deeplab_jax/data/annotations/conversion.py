@@ -76,6 +76,12 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
       UserError: the labels are of no known format, or a file of them is damaged.
     """
     labelled = open_labels(source, classes)
+    photographs = _photographs(images or (source if source.is_dir() else source.parent))
+    written = [out / "classes.txt", out / "overlay.png", *(out / "masks" / f"{stem}.png" for stem, _ in labelled.masks)]
+    given = source.rglob("*") if source.is_dir() else [source]
+    read = [p for p in (*given, *photographs.values()) if out not in p.parents]  # there, they are of an earlier time
+    read += [classes] if classes else []
+    listing.check_outputs(written, read)
     text = class_files.write_classes(labelled.names, labelled.colors)
     write_text(out / "classes.txt", text)
     back, _ = class_files.read_classes(out / "classes.txt")
@@ -83,7 +89,6 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
         odd = next(a for a, b in zip(labelled.names, back) if a != b)
         raise UserError(f"{source}: the class '{odd}' cannot stand in a classes file; rename it in the tool")
     palette = palettes.from_colors(labelled.colors)
-    photographs = _photographs(images or (source if source.is_dir() else source.parent))
     failed, shown = 0, []
     for stem, make in tqdm(labelled.masks, desc="making masks", unit="mask", mininterval=0.5):
         try:

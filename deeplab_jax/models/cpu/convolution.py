@@ -35,13 +35,21 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax
     Returns:
       [B, ceil(H / stride), ceil(W / stride), D].
     """
+    return _conv(x, kernel, stride, rate, platform())
+
+
+# A program of its own, so that layers of one shape, such as those of a stage's residual blocks, are traced and
+# differentiated once. The compiler takes it apart again.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _conv(x: jax.Array, kernel: jax.Array, stride: int, rate: int, target: str) -> jax.Array:
+    """`conv` for a platform."""
     if kernel.shape[:2] == (1, 1):
         if stride > 1:
             x = x[:, ::stride, ::stride]
-        return (point_conv if platform() == "cpu" else plain_point_conv)(x, kernel[0, 0])
-    if platform() in ("cpu", ANY) and _suits_winograd(x, kernel, stride):
+        return (point_conv if target == "cpu" else plain_point_conv)(x, kernel[0, 0])
+    if target in ("cpu", ANY) and _suits_winograd(x, kernel, stride):
         return winograd_conv(x, kernel, rate)
-    if platform() == "cpu" and kernel.shape[2] >= MIN_TAP_CHANNELS:
+    if target == "cpu" and kernel.shape[2] >= MIN_TAP_CHANNELS:
         return tap_conv(x, kernel, stride, rate)
     return plain_conv(x, kernel, stride, rate)
 
