@@ -13,7 +13,6 @@ from deeplab_jax.errors import UserError
 if TYPE_CHECKING:
     from deeplab_jax.crf.params import Preset, Settings
 
-BILATERALS = ("auto", "permutohedral", "exact", "separable")
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 PRESETS = (
     "deeplab_v1", "v1_msc", "v1_largefov", "v1_msc_largefov", "v1_coco_largefov", "v1_msc_coco_largefov", "v2_vgg16",
@@ -39,8 +38,27 @@ def define(preset: str) -> None:
     for name, meaning in _MEANING.items():
         allowed = _WIDTH if name.endswith("std") else _WEIGHT
         flags.DEFINE_float(name, None, f"{meaning}, {allowed}; default: the preset's")
-    flags.DEFINE_enum("bilateral", None, BILATERALS, "filter of the color kernel; default: auto")
+    define_bilateral("filter of the color kernel; default: auto")
     flags.DEFINE_enum("normalization", None, NORMALIZATIONS, "of the kernels; default: the preset's")
+
+
+class _FilterName(flags.ArgumentParser):
+    """A name in `crf.filters.FILTERS`, which is read when a name is given and not before."""
+
+    def parse(self, argument: str) -> str:
+        from deeplab_jax.crf.filters import check_name
+
+        check_name(argument)
+        return argument
+
+    def flag_type(self) -> str:
+        return "string"
+
+
+def define_bilateral(meaning: str) -> None:
+    """Defines `--bilateral`."""
+    names = "auto, permutohedral, exact or separable"
+    flags.DEFINE(_FilterName(), "bilateral", None, f"{meaning} ({names})", serializer=flags.ArgumentSerializer())
 
 
 def settings(

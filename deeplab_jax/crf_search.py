@@ -50,7 +50,7 @@ def define_flags() -> None:
         "learn", 0, "then learn one weight per kernel and class in so many passes over the images", lower_bound=0
     )
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: config.crf.iterations", lower_bound=1)
-    flags.DEFINE_enum("bilateral", None, crf_flags.BILATERALS, "filter; default: config.crf.bilateral")
+    crf_flags.define_bilateral("filter; default: config.crf.bilateral")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.crf import checks, convergent, gaussian
+from deeplab_jax.crf import checks, convergent, filters, gaussian
 from deeplab_jax.crf.kernels import (
     Kernel,
     choose_bilateral,
@@ -121,7 +121,7 @@ def kl_free_energy(
         normalization=normalization,
         bilateral=chosen,
         radius=truncation_radius(params.gaussian_xy_std, gaussian.TRUNCATE),
-        extra=("permutohedral" if chosen == "separable" else chosen,) * len(kernels),
+        extra=(filters.for_points(chosen),) * len(kernels),
         include_self=include_self,
     )
     features = tuple(jnp.asarray(f) for f, _ in kernels)

@@ -1,13 +1,7 @@
-"""Pairwise kernels: features of an image, the choice of a filter, normalization and weights.
+"""Pairwise kernels: features of an image, the choice of a filter, normalization and weights."""
 
-Every filter is a module with the same three functions, `build(features) -> structure`, `apply(structure, values)` and
-`transpose(structure, values)`, for values [N, C] and structures that are pytrees.
-"""
-
-import importlib
 from collections.abc import Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import flax.struct
@@ -15,11 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import target
-from deeplab_jax.crf import gaussian
+from deeplab_jax.crf import filters, gaussian
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, components
-
-BILATERALS = ("permutohedral", "exact", "separable")
 
 # Up to this many pixels all pairs are affordable, and then nothing is approximated and widths have gradients.
 EXACT_UP_TO = {"cpu": 4096, "gpu": 16384, "tpu": 8192}
@@ -29,7 +21,7 @@ def choose_bilateral(bilateral: str, height: int, width: int, platform: str | No
     """The filter that a name stands for.
 
     Args:
-      bilateral: "permutohedral", "exact", "separable", or "auto": exact up to 4,096 pixels on CPU (score maps of
+      bilateral: a name of `filters.FILTERS`, or "auto": exact up to 4,096 pixels on CPU (score maps of
         41 x 41 and the like; ten iterations over 63 x 47 pixels and 21 labels take 0.3 s of CPU time, six times the
         lattice's), 16,384 on GPU and 8,192 on TPU (chosen by what the compilers say, not measured; see
         docs/scaling.md), else permutohedral. A program for several platforms takes the CPU's limit.
@@ -40,11 +32,10 @@ def choose_bilateral(bilateral: str, height: int, width: int, platform: str | No
     Raises:
       ValueError: an unknown name.
     """
+    filters.check_name(bilateral)
     if bilateral == "auto":
         limit = EXACT_UP_TO.get(platform or target.platform(), EXACT_UP_TO["cpu"])
         return "exact" if height * width <= limit else "permutohedral"
-    if bilateral not in BILATERALS:
-        raise ValueError(f"bilateral={bilateral!r} must be one of auto, {', '.join(BILATERALS)}")
     return bilateral
 
 
@@ -68,7 +59,7 @@ class Kernel:
       after: [N, 1], multiplies the result.
       sums: [N, 1], filter(1), the pixel's own contribution included.
       weight: number, [C] or [C, C].
-      filter: name of the filter's module.
+      filter: the filter's name.
       include_self: whether a pixel's own value (i = j) counts.
     """
 
@@ -92,7 +83,7 @@ def build_kernel(
     """Adds normalization (from filter(mask), i = j included) and weight to a built filter.
 
     Args:
-      name: the filter's module name.
+      name: the filter's.
       structure: what its `build` returned.
       weight: number, [C] or [C, C].
       normalization: "none" (Kraehenbuhl and Koltun 2011, Eq. 2), "before" and "after" (divided by filter(1) before or
@@ -100,7 +91,7 @@ def build_kernel(
       mask: [N, 1], 1 where a pixel takes part and 0 where not.
       include_self: False leaves out i = j. filter(1) counts it all the same, as it is 1 for every pixel.
     """
-    sums = _filter(name, structure, mask)
+    sums = filters.apply(name, structure, mask)
     scale = jnp.where(mask > 0, sums, 1)
     # A lattice may give a lonely point a tiny sum, never one that should be trusted below this.
     scale = 1 / jnp.maximum(scale, 1e-6)
@@ -120,14 +111,13 @@ def image_kernels(
     height, width, _ = image.shape
     features = _among_valid(bilateral_features(image.astype(dtype), params), mask)
     name = options.bilateral
-    extra = {"exact": {"cutoff": options.cutoff}, "separable": {"grid": (height, width)}}.get(name, {})
-    bilateral = filter_module(name).build(features, **extra)
+    bilateral = filters.build(name, features, (height, width), options.cutoff)
     spatial = gaussian.build(height, width, params.gaussian_xy_std, radius=options.radius, dtype=dtype)
     valid = _column(mask, height * width, dtype)
     build = partial(build_kernel, normalization=options.normalization, mask=valid, include_self=options.include_self)
     return [
         build(name, bilateral, weight=params.bilateral_weight),
-        build("gaussian", spatial, weight=params.gaussian_weight),
+        build(filters.SMOOTHNESS, spatial, weight=params.gaussian_weight),
     ]
 
 
@@ -137,8 +127,7 @@ def point_kernels(
     """Kernels over features [N, D] that the user gives."""
     kernels = []
     for name, feature, weight in zip(options.extra, features, weights, strict=True):
-        extra = {"cutoff": options.cutoff} if name == "exact" else {}
-        structure = filter_module(name).build(_among_valid(feature.astype(dtype), mask), **extra)
+        structure = filters.build(name, _among_valid(feature.astype(dtype), mask), None, options.cutoff)
         valid = _column(mask, feature.shape[0], dtype)
         kernels.append(build_kernel(name, structure, weight, options.normalization, valid, options.include_self))
     return kernels
@@ -158,7 +147,7 @@ def _column(mask: jax.Array | None, points: int, dtype: Any) -> jax.Array:
 def filtered(kernel: Kernel, q: jax.Array) -> jax.Array:
     """The normalized filter of q [N, C], not weighted; [N, C]."""
     values = kernel.before * q
-    out = _filter(kernel.filter, kernel.structure, values)
+    out = filters.apply(kernel.filter, kernel.structure, values)
     return kernel.after * (out if kernel.include_self else out - values)
 
 
@@ -173,12 +162,3 @@ def weighted(weight: Value, values: jax.Array) -> jax.Array:
     if weight.ndim < 2:
         return weight * values
     return jnp.matmul(values, weight.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def filter_module(name: str) -> ModuleType:
-    """The module of a filter, by name."""
-    return importlib.import_module(f"deeplab_jax.crf.{name}")
-
-
-def _filter(name: str, structure: Any, values: jax.Array) -> jax.Array:
-    return filter_module(name).apply(structure, values)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.crf import filters
 from deeplab_jax.crf.mean_field import mean_field
 from deeplab_jax.crf.params import CRFParams, params_from_config
 
@@ -78,9 +79,10 @@ class MeanFieldCRF(nn.Module):
             raise ValueError(f"learn={self.learn!r} holds {unknown.pop()!r}; choose from {', '.join(LEARNABLE)}")
         bilateral = self.bilateral
         if "stds" in self.learn:
-            if bilateral == "permutohedral":
-                raise ValueError('learn has "stds", for which bilateral="permutohedral" has no gradient; use "exact"')
             bilateral = "exact" if bilateral == "auto" else bilateral
+            filters.check_name(bilateral)
+            if not filters.FILTERS[bilateral].width_gradient:
+                raise ValueError(f'learn has "stds", for which bilateral="{bilateral}" has no gradient; use "exact"')
         fields = {}
         if "weights" in self.learn:
             for name in WEIGHTS:

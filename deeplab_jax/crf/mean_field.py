@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.crf import checks, convergent, gaussian, iteration, plain, pruning
+from deeplab_jax.crf import checks, convergent, filters, gaussian, iteration, plain, pruning
 from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, point_kernels
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
@@ -98,7 +98,7 @@ def mean_field(
         bilateral=chosen,
         cutoff=cutoff,
         radius=truncation_radius(params.gaussian_xy_std, gaussian.TRUNCATE),
-        extra=("permutohedral" if chosen == "separable" else chosen,) * len(kernels),
+        extra=(filters.for_points(chosen),) * len(kernels),
         update=update,
         include_self=include_self,
         return_all=return_all,
@@ -159,8 +159,8 @@ def mean_field_features(
     if update == "convergent":
         convergent.check_affinities([w for _, w in kernels], compatibility, unary.shape[-1], 'update="convergent"')
     chosen = choose_bilateral(bilateral, unary.shape[0], 1)
-    if chosen == "separable":
-        raise ValueError('bilateral="separable" needs rows and columns; use "permutohedral" or "exact" for points')
+    if filters.FILTERS[chosen].grid:
+        raise ValueError(f'bilateral="{chosen}" needs rows and columns; use "permutohedral" or "exact" for points')
     options = Options(
         iterations=int(iterations),
         normalization=normalization,

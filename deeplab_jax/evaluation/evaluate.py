@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from deeplab_jax.crf.kernels import BILATERALS
+from deeplab_jax.crf.filters import FILTERS
 from deeplab_jax.data import reading
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.gallery import Gallery
@@ -99,7 +99,7 @@ def evaluate(
     total = np.zeros((len(counts), len(widths) + 1, len(segmenter.class_names), len(segmenter.class_names)), np.int64)
     per_image = np.full((size, len(counts)), np.nan)
     names = [""] * size
-    filters = np.zeros(size, np.int8)  # each image's, as its place in BILATERALS plus one
+    filters = np.zeros(size, np.int8)  # each image's, as its place in FILTERS plus one
     labelled = 0
 
     def work(batch: list[tuple[int, object]]) -> list[Measured]:
@@ -142,7 +142,7 @@ def evaluate(
         names[i] = reading.name_of(dataset, i)
     results = []
     if labelled:
-        used = [",".join(b for k, b in enumerate(BILATERALS, 1) if k in filters) if n else "none" for n in counts]
+        used = [",".join(b for k, b in enumerate(FILTERS, 1) if k in filters) if n else "none" for n in counts]
         results = [
             summarize(total[i], n, used[i], segmenter.class_names, widths, labelled, config.eval.trimap_source)
             | ({"skipped": len(skipped)} if skipped else {})
@@ -278,8 +278,8 @@ def _batches(dataset, indices: Sequence[int], segmenter: Segmenter) -> Iterator[
 
 
 def _filter_used(segmenter: Segmenter, size: tuple[int, int]) -> int:
-    """The CRF's filter for an image of (height, width), as its place in `BILATERALS` plus one."""
-    return 1 + BILATERALS.index(segmenter.filter_used(size))
+    """The CRF's filter for an image of (height, width), as its place in `FILTERS` plus one."""
+    return 1 + list(FILTERS).index(segmenter.filter_used(size))
 
 
 def _in_threads(work, items: Iterator, workers: int) -> Iterator:

@@ -1,0 +1,52 @@
+"""A filter is added as docs/extending.md does it: its file and one line."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from deeplab_jax import crf_flags
+from deeplab_jax.crf import CRFParams, MeanFieldCRF, filters, mean_field
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+PARAMS = CRFParams(2.0, 6.0, 30.0, 1.5, 1.0)
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The page's example, in the registry as "sampled"."""
+    section = PAGE.read_text().partition("## A filter of the CRF")[2]
+    module = types.ModuleType("sampled")
+    monkeypatch.setitem(sys.modules, "sampled", module)
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], module.__dict__)
+    monkeypatch.setitem(filters.FILTERS, "sampled", filters.Filter(module))
+
+
+def test_it_is_a_filter_like_the_others(sampled, scene, definition):
+    unary, image = scene.unary[:9, :10], scene.image[:9, :10]
+    q = np.asarray(mean_field(unary, image, PARAMS, 2, bilateral="sampled", normalization="none"))
+    kernel, spatial = definition.image_kernels(image, PARAMS)
+    groups = np.arange(90) // 4 * 4  # each point counts as the first of its four
+    kernels = [(kernel[:, groups], PARAMS.bilateral_weight), (spatial, PARAMS.gaussian_weight)]
+    wanted = definition.mean_field(unary.reshape(-1, 4), kernels, 2, "none")
+    np.testing.assert_allclose(q.reshape(-1, 4), wanted, atol=2e-4)
+    layer = MeanFieldCRF(4, PARAMS, 1, bilateral="sampled", learn=("stds",))
+    gradient = jax.grad(lambda v: layer.apply(v, unary, image)[..., 0].sum())(
+        layer.init(jax.random.key(0), unary, image)
+    )
+    assert np.abs(gradient["params"]["log_bilateral_rgb_std"]).max() > 0
+
+
+def test_the_flag_takes_its_name(sampled):
+    values = flags.FlagValues()
+    parser = crf_flags._FilterName()
+    flags.DEFINE(parser, "bilateral", None, "", flag_values=values)
+    values(["refine", "--bilateral=sampled"])
+    assert values.bilateral == "sampled"
+    with pytest.raises(flags.IllegalFlagValueError, match=r"must be one of auto, .*, sampled"):
+        values(["refine", "--bilateral=sample"])
