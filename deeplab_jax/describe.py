@@ -16,12 +16,6 @@ from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
-# Classes of the published data sets, so that a network can be described where the data is not.
-CLASSES = {
-    "voc_segmentation": 21, "coco_voc": 21, "pascal_context": 60, "pascal_person_part": 7, "cityscapes": 19,
-    "camvid": 11, "shapes": 7,
-}  # fmt: skip
-
 
 def classes_of(config: Any) -> int:
     """Number of classes of a config's data set.
@@ -30,8 +24,10 @@ def classes_of(config: Any) -> int:
       UserError: the data set has to be read for that, and cannot be.
     """
     name = config.data.name
-    if name in CLASSES:
-        return CLASSES[name]
+    from deeplab_jax.imaging.classes import KNOWN
+
+    if name in KNOWN:  # a network can be described where the data are not
+        return len(KNOWN[name].names)
     from deeplab_jax.data import open_dataset
 
     return open_dataset(config.data, config.data.train_split, config.seed).num_classes

@@ -114,7 +114,7 @@ def audit(
     if hasattr(builder, "survey"):
         builder.survey()
         builder.meaning()
-    class_names = builder.class_names()
+    class_names = builder.classes().names
     inspections = []
     tasks = [(split, source) for split, sources in splits.items() for source in sources]
     for inspection in base.in_threads(lambda t: inspect(builder, *t, len(class_names)), tasks, threads):

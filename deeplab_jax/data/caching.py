@@ -39,7 +39,7 @@ def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | 
     in `cache` remembers the digest for files of unchanged path, size and time.
     """
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(json.dumps([builder.name, str(builder.VERSION), *builder.class_names()]).encode())
+    digest.update(json.dumps([builder.name, str(builder.VERSION), *builder.classes().names]).encode())
     digest.update(builder.meaning_key().encode())
     if splits is not None:
         listed = [[split, [(s.name, s.label is not None) for s in sources]] for split, sources in splits.items()]

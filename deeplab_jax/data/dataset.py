@@ -56,9 +56,10 @@ class SegmentationDataset:
         skip_corrupt: bool = False,
     ):
         self.name, self.split, self.fingerprint = builder.name, split, fingerprint
-        self.class_names = tuple(builder.class_names())
+        classes = builder.classes()
+        self.class_names = classes.names
         self.num_classes = len(self.class_names)
-        self.palette = builder.palette()
+        self.palette = classes.palette
         self.folder = Path(builder.data_dir)
         self.cache_bytes = cache_bytes
         self.skip_corrupt = skip_corrupt

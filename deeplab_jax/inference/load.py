@@ -11,8 +11,8 @@ import numpy as np
 from deeplab_jax.config import recorded_config
 from deeplab_jax.crf.params import Preset, preset_named
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.classes import KNOWN, Classes
 from deeplab_jax.imaging.files import MAX_PIXELS
-from deeplab_jax.imaging.palettes import camvid_palette, cityscapes_palette, voc_palette
 from deeplab_jax.inference.artifact import Artifact, load_artifact
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segment import Segment, digest_of
@@ -174,13 +174,7 @@ def from_variables(
 
 def names_of(config: Any, classes: int) -> tuple[tuple[str, ...], np.ndarray]:
     """Names and palette of the config's data set if it has this many classes, else numbers and VOC's palette."""
-    palette = {"camvid": camvid_palette, "cityscapes": cityscapes_palette}.get(config.data.name, voc_palette)()
-    try:
-        from deeplab_jax.data.dataset import builder_class  # needs the extra [train]; names are a courtesy here
-
-        names = builder_class(config.data.name).CLASS_NAMES
-    except (ModuleNotFoundError, UserError):
-        names = ()
-    if len(names) != classes:
-        return tuple(f"class {i}" for i in range(classes)), voc_palette()
-    return tuple(names), palette
+    known = KNOWN.get(config.data.name, Classes())
+    if len(known.names) != classes:
+        known = Classes(tuple(f"class {i}" for i in range(classes)))
+    return known.names, known.palette

@@ -16,6 +16,7 @@ from deeplab_jax.data import archives, caching
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
+from deeplab_jax.imaging.classes import Classes
 
 PICTURE = files.encode_png(np.zeros((4, 6, 3), np.uint8))
 LABEL = files.encode_png(np.zeros((4, 6), np.uint8))
@@ -26,7 +27,7 @@ class Builder(base.SegmentationBuilder, skip_registration=True):
 
     name = "toy"
     VERSION = tfds.core.Version("1.0.0")
-    CLASS_NAMES = ("background",)
+    CLASSES = Classes(("background",))
     pkg_dir_path = Path(__file__).parent
 
     def _info(self):

@@ -14,7 +14,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 def test_a_folder_and_a_name_are_a_data_set(config, tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    section = PAGE.read_text().partition("## A data set")[2]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     (tmp_path / "builders" / "toy").mkdir(parents=True)
     (tmp_path / "builders" / "toy" / "__init__.py").write_text("")
     (tmp_path / "builders" / "toy" / "toy_dataset_builder.py").write_text(code)

@@ -16,7 +16,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
 from deeplab_jax.evaluation.submission import read_submission
 from deeplab_jax.inference.segmenter import Segmenter
-from deeplab_jax.search.scores import ScoreStore
+from deeplab_jax.inference.tiling import padded_size
+from deeplab_jax.search.scores import ScoreStore, shared_shapes
 from deeplab_jax.training import observation
 from tests.data.miniatures import blocks, write_image, write_label
 from tests.evaluation.fakes import PALETTE, ColorNetwork, Example, Memory, network_variables
@@ -111,7 +112,7 @@ def test_scores_of_a_search_leave_the_damaged_out(damaged, tmp_path):
 
     def network():
         made.append(1)
-        return SimpleNamespace(scores=lambda images: [np.zeros((*images[0].shape[:2], 4), np.float32)])
+        return SimpleNamespace(plan=len, scores=lambda images: [np.zeros((*images[0].shape[:2], 4), np.float32)])
 
     for n in range(2):  # the second time, all that can be computed is there
         store = ScoreStore(tmp_path / "scores", dataset, [0, 1, 2, 3], {"step": 1})
@@ -163,3 +164,17 @@ def test_a_damaged_mask_does_not_hide_the_classes(damaged):
 def test_readable_gives_numbers_and_examples(damaged):
     dataset = data.open_dataset(damaged.data, "train")
     assert [(i, e.name) for i, e in reading.readable(dataset)] == [(1, "p1"), (3, "p3")]
+
+
+def test_sizes_are_known_before_anything_is_decoded(damaged):
+    dataset = data.open_dataset(damaged.data, "train")
+    sizes = reading.known_sizes(dataset, range(len(dataset)))
+    whole = {i: example.image.shape[:2] for i, example in reading.readable(dataset)}
+    assert [dataset.size(i) for i in whole] == list(whole.values())
+    assert len(sizes) >= len(whole) and set(whole.values()) <= set(sizes)  # a damaged one may still have its header
+    shape = shared_shapes(SimpleNamespace(dataset=dataset, indices=range(len(dataset))), 8)
+    assert all(
+        shape(size) == (padded_size(size[0], 8), padded_size(size[1], 8)) for size in whole.values()
+    )  # they are few
+    assert shape((400, 300)) == (padded_size(400, 8), padded_size(300, 8))  # and another has its own
+    assert reading.known_sizes(SimpleNamespace(), range(3)) == []

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing, palettes
+from deeplab_jax.imaging.classes import Classes
 
 VOID = palettes.VOID
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the disk's fault, not the network's
@@ -43,7 +44,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    CLASS_NAMES: tuple[str, ...] = ()
+    CLASSES = Classes()
     LABEL_TABLE: np.ndarray | None = None  # uint8 [256]: raw id -> class id or 255; None = as they are
     URLS: tuple[str, ...] = ()  # the archives to download where `config.data.dir` is not set
     MD5S: Mapping[str, str] = types.MappingProxyType({})  # of archives whose SHA-256 is not in `checksums.tsv`
@@ -66,13 +67,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """The examples of each stored split, in order, found under `self.raw`; `UserError` if they are not there."""
         raise NotImplementedError
 
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, the background included where it is a class, void not."""
-        return self.CLASS_NAMES
-
-    def palette(self) -> np.ndarray:
-        """uint8 `[256, 3]`."""
-        return palettes.voc_palette()
+    def classes(self) -> Classes:
+        """Names of the classes, the background included where it is a class, void not, and their colors."""
+        return self.CLASSES
 
     def available_splits(self, stored: Sequence[str] | None = None) -> list[str]:
         """The names that `open_dataset` accepts; `stored`: the keys of `sources()`, default those prepared."""
@@ -130,7 +127,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             )
         if self.LABEL_TABLE is not None:
             label = self.LABEL_TABLE[label]
-        check_ids(label, len(self.class_names()), source.label)
+        check_ids(label, len(self.classes().names), source.label)
         return photograph, files.encode_png(label)
 
     # TFDS's side.

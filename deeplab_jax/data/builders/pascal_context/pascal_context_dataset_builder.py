@@ -9,6 +9,7 @@ import scipy.io
 from deeplab_jax.data.builders import base
 from deeplab_jax.data.builders.voc_segmentation import voc_segmentation_dataset_builder as voc
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.classes import KNOWN
 from deeplab_jax.imaging.files import CorruptImageError
 
 # Ids of the 59 classes among the 459 labels of the original annotations, both in alphabetical order of the names.
@@ -27,14 +28,7 @@ class Builder(base.SegmentationBuilder):
     `ImageSets/SegmentationContext/{train,val}.txt`. "" downloads the photographs and the original annotations.
     """
 
-    CLASS_NAMES = (
-        "background", "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle",
-        "building", "bus", "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow", "cup", "curtain",
-        "dog", "door", "fence", "floor", "flower", "food", "grass", "ground", "horse", "keyboard", "light", "motorbike",
-        "mountain", "mouse", "person", "plate", "platform", "pottedplant", "road", "rock", "sheep", "shelves",
-        "sidewalk", "sign", "sky", "snow", "sofa", "table", "track", "train", "tree", "truck", "tvmonitor", "wall",
-        "water", "window", "wood",
-    )  # fmt: skip
+    CLASSES = KNOWN["pascal_context"]
     # The author's page has moved here from Stanford; the MD5 that is known is of the file that lay there.
     URLS = (voc.VOC2010_URL, "https://roozbehm.info/pascal-context/trainval.tar.gz")
     MD5S = types.MappingProxyType({voc.VOC2010_URL: voc.VOC2010_MD5})

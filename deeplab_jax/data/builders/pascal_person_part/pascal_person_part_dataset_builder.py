@@ -6,6 +6,7 @@ from pathlib import Path
 from deeplab_jax.data.builders import base
 from deeplab_jax.data.builders.voc_segmentation import voc_segmentation_dataset_builder as voc
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.classes import KNOWN
 
 # The first of each is how the authors' archive has it.
 _LABEL_FOLDERS = (
@@ -26,7 +27,7 @@ class Builder(base.SegmentationBuilder):
     both. "" downloads that and VOC 2010.
     """
 
-    CLASS_NAMES = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
+    CLASSES = KNOWN["pascal_person_part"]
     URLS = (voc.VOC2010_URL, "http://liangchiehchen.com/data/pascal_person_part.zip")
     MD5S = types.MappingProxyType({voc.VOC2010_URL: voc.VOC2010_MD5})
     NEEDS_FOLDER = False

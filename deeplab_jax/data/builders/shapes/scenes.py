@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from deeplab_jax.imaging.classes import KNOWN
 from deeplab_jax.imaging.palettes import VOID
 
-CLASS_NAMES = ("background", "ball", "melon", "box", "star", "ring", "tree")
+CLASS_NAMES = KNOWN["shapes"].names
 HEIGHT, WIDTH = 96, 128
 # Mean RGB of each class; drawn colors scatter widely about it.
 _COLORS = {

@@ -5,6 +5,7 @@ import tensorflow_datasets as tfds
 from deeplab_jax.data.builders import base
 from deeplab_jax.data.builders.shapes import scenes
 from deeplab_jax.imaging import files
+from deeplab_jax.imaging.classes import KNOWN
 
 SIZES = {"train": 600, "val": 100}
 SEED = 2018
@@ -14,7 +15,7 @@ class Builder(base.SegmentationBuilder):
     """Seven classes, 96x128; 600 training and 100 validation scenes."""
 
     VERSION = tfds.core.Version("1.0.1")  # a new one whenever the scenes change: prepared files are kept by it
-    CLASS_NAMES = scenes.CLASS_NAMES
+    CLASSES = KNOWN["shapes"]
     NEEDS_FOLDER = False
 
     def sources(self) -> dict[str, list[base.Source]]:

@@ -9,12 +9,9 @@ import scipy.io
 
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.classes import KNOWN
 from deeplab_jax.imaging.files import CorruptImageError
 
-CLASS_NAMES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 SBD_URL = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
 # PASCAL-Context's and PASCAL-Person-Part's photographs. As of SBD, only the MD5 is published.
@@ -32,7 +29,7 @@ class Builder(base.SegmentationBuilder):
     `config.data.dir`. No image of VOC's val is ever in train_aug.
     """
 
-    CLASS_NAMES = CLASS_NAMES
+    CLASSES = KNOWN["voc_segmentation"]
     URLS = (VOC_URL, SBD_URL)
     MD5S = types.MappingProxyType({SBD_URL: "82b4d87ceb2ed10f6038a1cba92111cb"})
     NEEDS_FOLDER = False
