@@ -173,8 +173,6 @@ def test_sizes_are_known_before_anything_is_decoded(damaged):
     assert [dataset.size(i) for i in whole] == list(whole.values())
     assert len(sizes) >= len(whole) and set(whole.values()) <= set(sizes)  # a damaged one may still have its header
     shape = shared_shapes(SimpleNamespace(dataset=dataset, indices=range(len(dataset))), 8)
-    assert all(
-        shape(size) == (padded_size(size[0], 8), padded_size(size[1], 8)) for size in whole.values()
-    )  # they are few
+    assert all(shape(size) == (padded_size(size[0], 8), padded_size(size[1], 8)) for size in whole.values())
     assert shape((400, 300)) == (padded_size(400, 8), padded_size(300, 8))  # and another has its own
     assert reading.known_sizes(SimpleNamespace(), range(3)) == []
