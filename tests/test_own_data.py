@@ -111,7 +111,11 @@ def test_without_a_validation_image_nothing_is_trained(root, names):
     assert trained_on(root, **fraction)  # `--mode train` has something to train on
 
 
-@pytest.mark.parametrize("name", ["写" * 75, "x" * 251, "é" * 125 + "y", "50% #1: a", "-x", "~a", "a=b", " b", "c.d"])
+@pytest.mark.parametrize(
+    "name",
+    ["写" * 75, "x" * 251, "é" * 125 + "y", "50% #1: a", "-x", "~a", "a=b", " b", "c.d"],
+    ids=lambda name: f"{len(name)}{name[-1].isascii()}",
+)
 def test_any_legal_name_in_every_command(root, workdir, monkeypatch, name):
     names = (name, "z") if len(os.fsencode(name)) < 248 else (name[: len(name) - 3], "z")
     fill(root, pillow(LABEL, "PNG"), names)

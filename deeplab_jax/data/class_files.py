@@ -167,7 +167,7 @@ def _from_json(path: Path, text: str) -> list[_Line]:
                 break
     try:
         lines = _entries(content)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
         lines = []
     if not lines:
         raise UserError(f"{path}: is JSON, but neither categories nor a table of class names; give a text file, one "
