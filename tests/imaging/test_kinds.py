@@ -81,6 +81,7 @@ PHOTO[0, 0] = 255  # all bits are in use
 DEEP = PHOTO.astype(np.uint16) * 257
 GRAY = PHOTO[..., 0]
 SEEN = np.random.default_rng(4).integers(0, 2, (5, 7, 1)).astype(bool)
+RGBA = np.dstack([PHOTO, SEEN * np.uint8(255)])
 CMYK = Image.fromarray(PHOTO).convert("CMYK")
 
 
@@ -100,8 +101,8 @@ PHOTOGRAPHS = {
     "16-bit color": ([rgb16_png(DEEP), tiff(DEEP, 16, 2)], PHOTO),
     "16-bit gray": ([gray_png(DEEP[..., 0], 16), tiff(DEEP[..., 0], 16, 1), pgm(DEEP[..., 0], 65535)], gray(GRAY)),
     "float": ([pillow(GRAY.astype(np.float32), "TIFF"), pillow((GRAY / 255).astype(np.float32), "TIFF")], gray(GRAY)),
-    "transparent": ([pillow(np.dstack([PHOTO, SEEN * np.uint8(255)]), "PNG")], np.where(SEEN, PHOTO, 255)),
-    "other bands": ([tiff(np.dstack([PHOTO, GRAY]), 8, 2)], PHOTO),
+    "transparent": ([pillow(RGBA, "PNG"), tiff(RGBA, 8, 2, extra=2)], np.where(SEEN, PHOTO, 255)),
+    "other bands": ([tiff(np.dstack([PHOTO, GRAY]), 8, 2, extra=0)], PHOTO),
     "cmyk": ([saved(CMYK, "TIFF")], np.array(CMYK.convert("RGB"))),
     "gray": ([pillow(GRAY, k) for k in ("PNG", "TIFF", "BMP")] + [pgm(GRAY, 255)], gray(GRAY)),
     "palette": ([pillow(GRAY, k, PALETTE) for k in ("PNG", "BMP", "TIFF")], PALETTE[GRAY]),
