@@ -1,6 +1,5 @@
 """The command as a user meets it: one sentence for a mistake, status 1, nothing left behind."""
 
-import json
 import os
 import subprocess
 import sys

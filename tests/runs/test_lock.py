@@ -87,7 +87,7 @@ def test_what_cannot_be_written_is_told_before_and_nothing_is_left(tmp_path):
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "run", "/proc/none/run"):
-        with pytest.raises(UserError, match="cannot be written .*; give another --workdir"):
+        with pytest.raises(UserError, match=r"cannot be written .*; give another --workdir"):
             check_can_write(place)
     with (
         filelock.FileLock(str(tmp_path / ".writer.lock")),
