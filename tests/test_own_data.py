@@ -197,6 +197,16 @@ def test_folders_train_and_val_are_the_splits(root):
     assert "Images: 3 in train, 1 in val." in passes(root, val_list=root / "images" / "val")
 
 
+def test_one_folder_with_images_and_masks_in_each_split(root):
+    fill(root, pillow(LABEL, "PNG"))
+    for split, names in (("train", ("p0", "p1", "p2")), ("val", ("p3",))):
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            (root / "data" / split / kind).mkdir(parents=True)
+            for name in names:
+                shutil.copy(root / kind / f"{name}.{suffix}", root / "data" / split / kind)
+    assert "Images: 3 in train, 1 in val." in passes(root, images=root / "data", masks=root / "data")
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_names_of_another_spelling(root, form):
     fill(root, pillow(LABEL, "PNG"), [unicodedata.normalize(form, n) for n in ("é0", "ü1", "が2", "p3")])

@@ -16,6 +16,9 @@ MASK_ENDINGS = (
 PROBABILITY_ENDINGS = ("_probs", "_prob", "_probabilities")
 MASK_BEGINNINGS = ("mask_", "label_", "seg_", "gt_", "mask-")
 IMAGE_ENDINGS = ("_image", "_img", "_rgb", "_sat", "_leftimg8bit")
+# Folders that hold the one or the other within one folder of data: `train/images/a.jpg` and `train/masks/a.png`.
+IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos"})
+MASK_FOLDERS = frozenset({"masks", "mask", "labels", "label", "annotations", "segmentationclass", "gt"})
 _PHOTOGRAPHS_ONLY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif")
 
 
@@ -146,6 +149,9 @@ def pair_folders(images: Path, masks: Path, affixes: Affixes) -> tuple[list[tupl
 
 def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
     """(photographs, masks) of one folder: masks are named after a photograph, or are the PNG beside a JPEG."""
+    apart = _by_folder(files)
+    if apart:
+        return apart
     names = {normal(stem) for stem, _ in files}
     endings: dict[str, set[str]] = {}
     for stem, path in files:
@@ -159,6 +165,19 @@ def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
         beside = beside and bool(endings[own] & set(_PHOTOGRAPHS_ONLY))
         (masks if after or beside else photographs).append((stem, path))
     return photographs, masks
+
+
+def _by_folder(files: Sequence[tuple[str, Path]]):
+    """(photographs, masks) by the folders that they lie in, left out of their stems; None where not all do."""
+    photographs, masks = [], []
+    for stem, path in files:
+        *folders, name = stem.split("/")
+        lowered = {folder.casefold() for folder in folders}
+        if not lowered & (IMAGE_FOLDERS | MASK_FOLDERS):
+            return None
+        kept = [f for f in folders if f.casefold() not in IMAGE_FOLDERS | MASK_FOLDERS]
+        (masks if lowered & MASK_FOLDERS else photographs).append(("/".join([*kept, name]), path))
+    return (photographs, masks) if photographs and masks else None
 
 
 def _is_photograph(base: str, names: set[str]) -> bool:

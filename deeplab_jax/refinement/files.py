@@ -90,14 +90,14 @@ class Partners:
         self._suffixes = (".npy",) if given == "probs" else pairing.IMAGE_SUFFIXES
         affixes = pairing.Affixes(endings=endings)
         photographs, candidates = pairing.photographs_and_masks(images, folder, affixes, self._suffixes)
-        self._photographs = {path for _, path in photographs}
+        self._stems = {path: stem for stem, path in photographs}
         self._masks = pairing.Masks(candidates, affixes)
         self._twins = collections.Counter(pairing.normal(stem) for stem, _ in photographs)
         self._folder, self._written = folder, f"{endings[0]}.npy" if given == "probs" else ".png"
 
     def is_photograph(self, item: listing.Input) -> bool:
         """Whether a file that was found is a photograph, not a mask beside it."""
-        return item.path in self._photographs
+        return item.path in self._stems
 
     def of(self, item: listing.Input) -> Path:
         """The file that belongs to a photograph.
@@ -106,12 +106,12 @@ class Partners:
           UserError: there is none, or two may be.
         """
         relative = item.path.relative_to(item.root)
-        stem = relative.with_suffix("").as_posix()
+        stem = self._stems[item.path]
         for level in (1, 0):  # what `predict` called its own, long names cut
             written = self._folder / f"{item.stem(level)}{self._written}"
             if (level or self._twins[pairing.normal(stem)] < 2) and written.is_file() and written != item.path:
                 return written
-        found = self._masks.of(relative.as_posix(), item.path)
+        found = self._masks.of(stem + item.path.suffix, item.path)
         if found is None and self._twins[pairing.normal(stem)] > 1:
             raise UserError(
                 f"{item.path}: another photograph has its name but for the suffix, so its file must be called "

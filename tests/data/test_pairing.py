@@ -44,6 +44,17 @@ def test_photographs_and_masks_in_one_folder(tmp_path):
     assert found == {"a.jpg": "a_mask.png", "b.png": "mask_b.png", "c.jpg": "c.png", "d.jpg": None} and not loose
 
 
+def test_folders_of_images_and_of_masks_in_each_split(tmp_path):
+    touch(tmp_path, "train/images/a.jpg", "train/masks/a_mask.png", "val/images/x/a.jpg", "val/masks/x/a.png")
+    found, loose = pairing.pair_folders(tmp_path, tmp_path, pairing.Affixes())
+    assert [(name, mask.relative_to(tmp_path).as_posix()) for name, _, mask in found] == [
+        ("train/a", "train/masks/a_mask.png"), ("val/x/a", "val/masks/x/a.png"),
+    ]  # fmt: skip
+    assert not loose
+    touch(tmp_path, "other/b.jpg")  # and where a file lies elsewhere, names tell
+    assert pairs(tmp_path, tmp_path)[0]["b.jpg"] is None
+
+
 def test_masks_in_a_folder_within(tmp_path):
     touch(tmp_path, "a.jpg", "masks/a.png")
     assert pairs(tmp_path, tmp_path / "masks") == ({"a.jpg": "a.png"}, [])
