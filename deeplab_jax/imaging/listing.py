@@ -201,6 +201,11 @@ def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | o
             )
 
 
+def files_under(folder: str | os.PathLike, leave_out: Iterable[str] = ()) -> list[Path]:
+    """All files of a folder, for `check_outputs`, without what a command writes there itself (`leave_out`: names)."""
+    return [Path(base) / name for base, _, names in os.walk(folder) for name in names if name not in {*leave_out}]
+
+
 def _identity(path: str | os.PathLike) -> tuple | Path:
     """What two names of one file share: device and number of a file that is there, else its resolved path."""
     try:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf
+from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.inference import buckets, tiling
 from deeplab_jax.models.layers import resize_bilinear
@@ -158,23 +159,33 @@ class Segmenter:
 
         Returns:
           Marginals [H, W, C] float32, or a list of them where `iterations` is a sequence.
+
+        Raises:
+          UserError: marginals are not finite.
         """
         counts = (iterations,) if isinstance(iterations, int) else tuple(iterations)
         h, w = image.shape[:2]
         found = self._mean_field(log_probs, image, counts, self._device(), params)
         found = [np.asarray(q)[:h, :w] for q in found]
+        for q in found:
+            require_finite(np.isfinite(q.min()))  # NaN passes through a minimum: one pass, no second array
         return found[0] if isinstance(iterations, int) else found
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
         """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
 
         One network pass per image and one CRF pass; the marginals never leave the device.
+
+        Raises:
+          UserError: marginals are not finite.
         """
         device = self._device()
         result = []
         for scores, image in zip(self._padded_scores(images, device), images, strict=True):
             found = [_most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
-            result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels in found])
+            for _, finite in found:
+                require_finite(finite)
+            result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels, _ in found])
         return result
 
     @property
@@ -288,6 +299,8 @@ class Segmenter:
                 return_all=several,
                 prune=True,
             )
+            if not np.isfinite(np.asarray(log_probs.min())):
+                require_finite(np.False_)
             image = jax.device_put(_pad(image, shape), self.devices[device])
             params = self.crf_params if params is None else params
             kind = ("crf", bilateral, last, several, *log_probs.shape)
@@ -382,8 +395,22 @@ def _nearest(n: int, m: int, resize: str) -> np.ndarray:
 
 
 @jax.jit
-def _most_probable(marginals: jax.Array) -> jax.Array:
-    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8)
+def _most_probable(marginals: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Class ids uint8 [H, W], and whether all marginals are finite; NaN passes through a minimum."""
+    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8), jnp.isfinite(marginals.min())
+
+
+def require_finite(finite: jax.Array | np.bool) -> None:
+    """Refuses marginals that are not finite: the most probable class would be 0 in every pixel.
+
+    Raises:
+      UserError: `finite` is false.
+    """
+    if not finite:
+        raise UserError(
+            "the marginals are not finite: the CRF's weights are too large, or the network's own scores are not "
+            "finite (0 iterations show which)"
+        )
 
 
 def _pad(array: np.ndarray, shape: tuple[int, int], mode: str = "constant") -> np.ndarray:
