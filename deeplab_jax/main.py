@@ -47,8 +47,10 @@ def main(argv: Sequence[str]) -> int:
         processes.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.process_id, FLAGS.num_processes)
         if "train" in FLAGS.mode:
             from deeplab_jax.data import open_dataset
+            from deeplab_jax.runs.lock import check_can_write
             from deeplab_jax.training import loop
 
+            check_can_write(workdir)
             if "eval" in FLAGS.mode:  # that there is nothing to evaluate on is told now, not after the training
                 open_dataset(config.data, config.eval.split, seed=config.seed)
             loop.train(config, workdir, restart=FLAGS.restart)

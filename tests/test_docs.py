@@ -120,3 +120,17 @@ def test_the_atrous_picture_shows_what_the_convolution_reads():
 
     cells = np.argwhere(reads((13, 17), 2)) - (6, 8)
     assert sorted(map(tuple, cells.tolist())) == [(y, x) for y in (-2, 0, 2) for x in (-2, 0, 2)]
+
+
+def test_every_promise_names_a_test_that_is_there():
+    """docs/promises.md: the last cell of each row of its first three tables is `file` or `file::test`, one or more."""
+    rows = re.findall(r"^\|(.+)\|$", (ROOT / "docs" / "promises.md").read_text().partition("## Exit")[0], re.MULTILINE)
+    rows = [row for row in rows if not re.search(r"\| test $|---", row)]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`([^`]+)`", row.rpartition("|")[2])
+        assert named, row
+        for name in named:
+            file, _, test = name.partition("::")
+            text = (ROOT / "tests" / file).read_text()
+            assert f"def {test}(" in text if test else "def test_" in text, name

@@ -67,6 +67,12 @@ def test_a_limit_on_size_is_load_s_own(workdir, tmp_path):
             deeplab_jax.load(workdir, max_pixels=most)(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("iterations", [-1, 10**9, True, 2.5])
+def test_iterations_without_end_are_refused_before_anything_is_read(tmp_path, iterations):
+    with pytest.raises(UserError, match=f"crf_iterations={iterations} must be"):
+        deeplab_jax.load(tmp_path / "none", crf_iterations=iterations)
+
+
 def test_load_of_nothing_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         deeplab_jax.load(tmp_path / "none")

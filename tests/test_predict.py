@@ -88,6 +88,23 @@ def test_a_bad_file_is_reported_and_the_rest_go_on(segment, tmp_path, capsys):
     assert len(lines) == 5 and "left] " in lines[0] and lines[-1].startswith("[5/5] ")
 
 
+def test_a_photograph_that_the_model_refuses_is_named_and_the_rest_go_on(tmp_path, capsys):
+    def many(images, iterations, marginals):
+        if images[0][0, 0, 0] == 0:
+            raise UserError("the CRF's marginals are not finite; give smaller weights")
+        return [(np.zeros(SIZE, np.uint8), None)]
+
+    model = SimpleNamespace(
+        many=many, batch_size=1, workers=1, identity=["toy"], class_names=NAMES, palette=voc_palette(),
+        remark=lambda size: "", plan=lambda sizes: None, programs={},
+    )  # fmt: skip
+    for name, value in {"a": 0, "b": 200}.items():
+        save(tmp_path / f"in/{name}.png", np.full((*SIZE, 3), value, np.uint8))
+    assert predict(model, [tmp_path / "in"], Options(tmp_path / "out"), say=lambda line: None) == 1
+    assert outputs(tmp_path / "out") == ["b.png", "b_overlay.png"]
+    assert f"error: {tmp_path}/in/a.png: the CRF's marginals are not finite" in capsys.readouterr().err
+
+
 def test_a_rerun_skips_what_is_done_and_only_that(segment, tmp_path, monkeypatch):
     for name in "ab":
         save(tmp_path / f"in/{name}.png", photograph(SIZE, ord(name)))

@@ -117,6 +117,18 @@ def test_wrong_requests_get_a_sentence(bare_app, bare):
     assert bare.get("/photograph").status_code == 405
 
 
+def test_marginals_that_are_not_finite_are_an_error(bare_app, bare, monkeypatch):
+    """No class is the most probable one of NaN."""
+    found = bare.post("/photograph", data=encoded(photograph(SIZE))).get_json()
+    monkeypatch.setattr(local, "mean_field_any", lambda unary, *_, **__: np.full(unary.shape, np.nan, np.float32))
+    monkeypatch.setattr(local.crf, "choose_bilateral", lambda *_: "exact")
+    bare_app.extensions["desk"].segment.segmenter.__dict__.update(bilateral="auto", compatibility=None)
+    bare_app.extensions["desk"].segment.segmenter.normalization = "after"
+    answer = bare.post("/segment", json=settings(bare_app, id=found["id"]))
+    assert answer.status_code == 500
+    assert answer.get_json()["error"].startswith("the CRF's marginals are not finite")
+
+
 def test_only_the_last_uploads_are_kept(bare_app, bare):
     keys = [bare.post("/photograph", data=encoded(photograph(SIZE, seed=i))).get_json()["id"] for i in range(9)]
     desk = bare_app.extensions["desk"]

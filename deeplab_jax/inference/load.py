@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.config import recorded_config
-from deeplab_jax.crf.params import Preset, preset_named
+from deeplab_jax.crf.params import Preset, check_iterations, preset_named
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.classes import KNOWN, Classes
 from deeplab_jax.imaging.files import MAX_PIXELS
@@ -51,6 +51,11 @@ def load(
       UserError: it is neither, or has no whole checkpoint, or an option does not fit.
     """
     chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
+    if crf_iterations is not None:
+        try:
+            check_iterations(crf_iterations, where="crf_")
+        except ValueError as e:
+            raise UserError(str(e)) from e
     boxed = box.folder_of(path)
     if boxed is not None:
         if step is not None:

@@ -201,7 +201,12 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options,
         except UserError as e:
             results.append(e)
     photographs = [i for i, r in enumerate(results) if isinstance(r, np.ndarray)]
-    found = segment.many([results[i] for i in photographs], options.iterations, marginals=options.probabilities)
+    try:
+        found = segment.many([results[i] for i in photographs], options.iterations, marginals=options.probabilities)
+    except UserError as e:
+        for i in photographs:
+            results[i] = UserError(f"{batch[i][0].source.path}: {e}")
+        return results
     for i, (labels, marginals) in zip(photographs, found):
         results[i] = results[i], labels, marginals
     return results

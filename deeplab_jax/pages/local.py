@@ -163,6 +163,8 @@ class Desk:
                 radius=radius,
                 prune=True,
             )
+            if not np.isfinite(float(q.min())):  # of NaN the most probable class would be 0
+                raise UserError("the CRF's marginals are not finite; choose smaller weights, or wider kernels")
             labels = np.asarray(q.argmax(-1).astype(np.uint8))[:h, :w]
         if stride > 1:
             labels = labels.repeat(stride, 0).repeat(stride, 1)
@@ -175,14 +177,15 @@ class Desk:
         It ends with the first upload, which then waits for the one program that is being compiled at most.
         """
         params = self.params(self.defaults())
-        for size in ((375, 500), (500, 375)):
-            if self._uploaded:
-                return
-            upload = self._look_at(np.full((*size, 3), 128, np.uint8))
-            for stride in (2, 1):
+        with contextlib.suppress(UserError):  # of the model, which the first upload meets too
+            for size in ((375, 500), (500, 375)):
                 if self._uploaded:
                     return
-                self.labels(upload, params, 1, stride)
+                upload = self._look_at(np.full((*size, 3), 128, np.uint8))
+                for stride in (2, 1):
+                    if self._uploaded:
+                        return
+                    self.labels(upload, params, 1, stride)
 
 
 def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Flask:
@@ -219,6 +222,10 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
     def in_words(error: HTTPException) -> tuple[Response, int]:
         sentence = f"larger than {MAX_BYTES // 2**20} MB" if error.code == 413 else error.description
         return jsonify(error=sentence), error.code or 500
+
+    @app.errorhandler(UserError)
+    def of_the_model(error: UserError) -> tuple[Response, int]:
+        return jsonify(error=str(error)), 500
 
     @app.get("/")
     def page() -> Response:

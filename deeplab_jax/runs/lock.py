@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,27 @@ def writing(workdir: str | Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (workdir / _HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def check_can_write(workdir: str | Path) -> None:
+    """Tells before long preparations what `writing` would find out after them; leaves nothing behind.
+
+    Raises:
+      UserError: as `writing`.
+    """
+    if not processes.is_first():
+        return
+    workdir = Path(workdir)
+    if (workdir / _LOCK).exists():
+        with writing(workdir):
+            return
+    place = workdir
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=place, prefix="."))
+    except OSError as e:
+        raise UserError(f"{workdir}: cannot be written ({reason(e)}); give another --workdir") from e
 
 
 def _holder(workdir: Path) -> str:

@@ -16,7 +16,7 @@ from deeplab_jax.runs import processes
 from deeplab_jax.runs.checkpoints import Checkpoints, CheckpointWriteError
 from deeplab_jax.runs.flat import flatten_state
 from deeplab_jax.runs.full_disk import reported_once
-from deeplab_jax.runs.lock import writing
+from deeplab_jax.runs.lock import check_can_write, writing
 from deeplab_jax.runs.provenance import begin_again, record_start
 from deeplab_jax.runs.reporting import Reporter
 from deeplab_jax.training.observation import Pictures
@@ -49,6 +49,7 @@ def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> Non
     try:
         with TermSignal() as stop:
             with at_once(stop, "stopped before the training began; the workdir is as it was"):
+                check_can_write(workdir)
                 setup = prepare(config, workdir, restart)
             with writing(workdir), reported_once():
                 run = Run(setup, workdir, stop, restart)

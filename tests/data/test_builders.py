@@ -1,6 +1,7 @@
 """Each builder on a miniature of the real layout."""
 
 import json
+import tempfile
 import zipfile
 
 import numpy as np
@@ -28,6 +29,16 @@ def test_voc(config, tmp_path, at):
     assert test[0].label is None
     with pytest.raises(UserError, match=r"no split 'train_aug'.*available: train, val, test, trainval"):
         data.open_dataset(config.data, "train_aug")
+
+
+def test_opening_data_leaves_nothing_in_the_temporary_folder(config, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    make_voc(tmp_path / "raw", lists={"train": ["a"], "val": ["b"]})
+    config.data.update(name="voc_segmentation", dir=str(tmp_path / "raw"), train_split="train")
+    for _ in range(2):  # prepared, then found prepared
+        assert _names(data.open_dataset(config.data, "train")) == ["a"]
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_voc_palette():

@@ -11,7 +11,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
-from deeplab_jax.runs.lock import writing
+from deeplab_jax.runs.lock import check_can_write, writing
 
 HOLD = """
 import sys, filelock
@@ -80,3 +80,19 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
         writing(tmp_path / "file" / "w"),
     ):
         raise AssertionError("not reached")
+
+
+def test_what_cannot_be_written_is_told_before_and_nothing_is_left(tmp_path):
+    check_can_write(tmp_path / "a" / "new" / "run")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "run", "/proc/none/run"):
+        with pytest.raises(UserError, match=r"cannot be written .*; give another --workdir"):
+            check_can_write(place)
+    with (
+        filelock.FileLock(str(tmp_path / ".writer.lock")),
+        pytest.raises(UserError, match="another process is writing there"),
+    ):
+        check_can_write(tmp_path)
+    check_can_write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".writer.lock", "file"]
