@@ -168,7 +168,7 @@ class Segmenter:
         found = self._mean_field(log_probs, image, counts, self._device(), params)
         found = [np.asarray(q)[:h, :w] for q in found]
         for q in found:
-            require_finite(np.isfinite(q.min()))  # NaN passes through a minimum: one pass, no second array
+            require_finite(np.isfinite(q.min()))  # NaN passes through NumPy's minimum: no second array
         return found[0] if isinstance(iterations, int) else found
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
@@ -299,12 +299,13 @@ class Segmenter:
                 return_all=several,
                 prune=True,
             )
-            if not np.isfinite(np.asarray(log_probs.min())):
-                require_finite(np.False_)
             image = jax.device_put(_pad(image, shape), self.devices[device])
             params = self.crf_params if params is None else params
             kind = ("crf", bilateral, last, several, *log_probs.shape)
-            q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
+            try:
+                q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
+            except ValueError as e:  # scores that are not finite, or weights for another number of classes
+                raise UserError(f"the CRF cannot be run on the network's scores: {e}") from e
             found |= {n: q[n] for n in counts if n} if several else {last: q}
         return [found[n] for n in counts]
 
@@ -396,8 +397,8 @@ def _nearest(n: int, m: int, resize: str) -> np.ndarray:
 
 @jax.jit
 def _most_probable(marginals: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Class ids uint8 [H, W], and whether all marginals are finite; NaN passes through a minimum."""
-    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8), jnp.isfinite(marginals.min())
+    """Class ids uint8 [H, W], and whether all marginals are finite (XLA's minimum passes over NaN on CPUs)."""
+    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8), jnp.isfinite(marginals).all()
 
 
 def require_finite(finite: jax.Array | np.bool) -> None:
