@@ -21,8 +21,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json, reason
 from deeplab_jax.imaging.files import MAX_PIXELS
 from deeplab_jax.inference.base import Segmenting
+from deeplab_jax.inference.finite import require_finite
 from deeplab_jax.inference.manifest import MANIFEST, checked
-from deeplab_jax.inference.segmenter import require_finite
 from deeplab_jax.weights import npz
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -14,6 +14,7 @@ from deeplab_jax import crf
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.inference import buckets, tiling
+from deeplab_jax.inference.finite import most_probable, require_finite
 from deeplab_jax.models.layers import resize_bilinear
 
 _PLANNED_MULTIPLE = 32  # of sides, where sizes are known and need not be coarse to be few
@@ -182,7 +183,7 @@ class Segmenter:
         device = self._device()
         result = []
         for scores, image in zip(self._padded_scores(images, device), images, strict=True):
-            found = [_most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
+            found = [most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
             for _, finite in found:
                 require_finite(finite)
             result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels, _ in found])
@@ -393,25 +394,6 @@ def _nearest(n: int, m: int, resize: str) -> np.ndarray:
     if resize == "corners":
         return np.round(np.linspace(0, n - 1, m)).astype(int)
     return ((2 * np.arange(m) + 1) * n) // (2 * m)
-
-
-@jax.jit
-def _most_probable(marginals: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Class ids uint8 [H, W], and whether all marginals are finite (XLA's minimum passes over NaN on CPUs)."""
-    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8), jnp.isfinite(marginals).all()
-
-
-def require_finite(finite: jax.Array | np.bool) -> None:
-    """Refuses marginals that are not finite: the most probable class would be 0 in every pixel.
-
-    Raises:
-      UserError: `finite` is false.
-    """
-    if not finite:
-        raise UserError(
-            "the marginals are not finite: the CRF's weights are too large, or the network's own scores are not "
-            "finite (0 iterations show which)"
-        )
 
 
 def _pad(array: np.ndarray, shape: tuple[int, int], mode: str = "constant") -> np.ndarray:
