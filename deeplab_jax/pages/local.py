@@ -163,7 +163,7 @@ class Desk:
                 radius=radius,
                 prune=True,
             )
-            if not np.isfinite(np.asarray(q).min()):  # not on the device: XLA's minimum passes over NaN on CPUs
+            if not np.isfinite(np.asarray(q).min()):  # of NaN the most probable class would be 0
                 raise UserError("the CRF's marginals are not finite; choose smaller weights, or wider kernels")
             labels = np.asarray(q.argmax(-1).astype(np.uint8))[:h, :w]
         if stride > 1:
