@@ -13,7 +13,7 @@ def most_probable(marginals: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.argmax(marginals, axis=-1).astype(jnp.uint8), jnp.isfinite(marginals).all()
 
 
-def require_finite(finite: jax.Array | np.bool) -> None:
+def require_finite(finite: bool | np.bool) -> None:
     """Refuses marginals that are not finite: the most probable class would be 0 in every pixel.
 
     Raises:

@@ -184,8 +184,7 @@ class Segmenter:
         result = []
         for scores, image in zip(self._padded_scores(images, device), images, strict=True):
             found = [most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
-            for _, finite in found:
-                require_finite(finite)
+            require_finite(all(finite for _, finite in found))
             result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels, _ in found])
         return result
 
