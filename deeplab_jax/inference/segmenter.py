@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf
+from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.inference import buckets, tiling
+from deeplab_jax.inference.finite import most_probable, require_finite
 from deeplab_jax.models.layers import resize_bilinear
 
 _PLANNED_MULTIPLE = 32  # of sides, where sizes are known and need not be coarse to be few
@@ -158,23 +160,32 @@ class Segmenter:
 
         Returns:
           Marginals [H, W, C] float32, or a list of them where `iterations` is a sequence.
+
+        Raises:
+          UserError: marginals are not finite.
         """
         counts = (iterations,) if isinstance(iterations, int) else tuple(iterations)
         h, w = image.shape[:2]
         found = self._mean_field(log_probs, image, counts, self._device(), params)
         found = [np.asarray(q)[:h, :w] for q in found]
+        for q in found:
+            require_finite(np.isfinite(q.min()))  # NaN passes through NumPy's minimum: no second array
         return found[0] if isinstance(iterations, int) else found
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
         """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
 
         One network pass per image and one CRF pass; the marginals never leave the device.
+
+        Raises:
+          UserError: marginals are not finite.
         """
         device = self._device()
         result = []
         for scores, image in zip(self._padded_scores(images, device), images, strict=True):
-            found = [_most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
-            result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels in found])
+            found = [most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
+            require_finite(all(finite for _, finite in found))
+            result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels, _ in found])
         return result
 
     @property
@@ -291,7 +302,10 @@ class Segmenter:
             image = jax.device_put(_pad(image, shape), self.devices[device])
             params = self.crf_params if params is None else params
             kind = ("crf", bilateral, last, several, *log_probs.shape)
-            q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
+            try:
+                q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
+            except ValueError as e:  # scores that are not finite, or weights for another number of classes
+                raise UserError(f"the CRF cannot be run on the network's scores: {e}") from e
             found |= {n: q[n] for n in counts if n} if several else {last: q}
         return [found[n] for n in counts]
 
@@ -379,11 +393,6 @@ def _nearest(n: int, m: int, resize: str) -> np.ndarray:
     if resize == "corners":
         return np.round(np.linspace(0, n - 1, m)).astype(int)
     return ((2 * np.arange(m) + 1) * n) // (2 * m)
-
-
-@jax.jit
-def _most_probable(marginals: jax.Array) -> jax.Array:
-    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8)
 
 
 def _pad(array: np.ndarray, shape: tuple[int, int], mode: str = "constant") -> np.ndarray:
