@@ -44,10 +44,13 @@ def main(argv: Sequence[str]) -> int:
     unknown = sorted(set(FLAGS.platforms) - set(PLATFORMS))
     if unknown or not FLAGS.platforms:
         raise UserError(f"--platforms={','.join(FLAGS.platforms)}: choose from {', '.join(PLATFORMS)}")
+    from deeplab_jax.inference.artifact import Artifact
     from deeplab_jax.inference.export_artifact import write_artifact
     from deeplab_jax.inference.load import load
 
     segment = load(source, step=FLAGS.step, crf=FLAGS.preset)
+    if isinstance(segment, Artifact):
+        raise UserError(f"{source}: is an exported artifact already; name the training run that it was exported from")
     manifest = write_artifact(
         segment.segmenter,
         FLAGS.out,

@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from deeplab_jax.errors import UserError
 
@@ -47,7 +48,10 @@ def json_writer(value: object) -> Callable[[Path], object]:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def replace_together(writers: Mapping[str | os.PathLike, Callable[[Path], object]]) -> None:
+Place = TypeVar("Place", bound=str | os.PathLike)
+
+
+def replace_together(writers: Mapping[Place, Callable[[Path], object]]) -> None:
     """Writes several files, all of them to temporary names before the first is renamed to its own.
 
     A disk that is too full for one of them thus leaves all of them as they were, and nothing temporary.
@@ -98,7 +102,7 @@ def remedy(error: OSError) -> str:
     return "choose a folder you may write to"
 
 
-def read_json(path: str | os.PathLike) -> object:
+def read_json(path: str | os.PathLike) -> Any:
     """Reads JSON.
 
     Raises:

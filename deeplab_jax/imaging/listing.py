@@ -60,7 +60,7 @@ def walk(
                 continue
             except OSError:  # a broken or circular link
                 continue
-            if is_folder:
+            if place is not None:
                 key = (place.st_dev, place.st_ino)
                 if key not in above and (exclude is None or Path(entry.path).resolve() != exclude):
                     enter(entry.path, above | {key})
@@ -143,8 +143,8 @@ def find_inputs(
     found: dict[Path, Input] = {}
     refused: list[str] = []
     exclude = Path(exclude).resolve() if exclude is not None else None
-    paths = [Path(path) for path in paths]
-    for path in paths:
+    given = [Path(path) for path in paths]
+    for path in given:
         if path.is_dir():
             skip = None if exclude == path.resolve() else exclude
             for file in walk(path, PHOTOGRAPHS | VIDEOS, skip, complain):
@@ -160,7 +160,7 @@ def find_inputs(
     if not found and refused:
         raise UserError("; ".join(refused))
     if not found:
-        named = ", ".join(map(shown, paths)) or "no PATH given"
+        named = ", ".join(map(shown, given)) or "no PATH given"
         raise UserError(f"{named}: no photograph or video to work on")
     return list(found.values())
 

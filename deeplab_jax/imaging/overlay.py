@@ -48,7 +48,7 @@ def overlay(
     return draw_legend(painted, labels, palette, names) if legend else painted
 
 
-def legend_font(texts: Sequence[str], size: int) -> ImageFont.FreeTypeFont:
+def legend_font(texts: Sequence[str], size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font for these texts: Pillow's own, or for letters beyond ASCII the one of many scripts that matplotlib has."""
     if all(text.isascii() for text in texts):
         return ImageFont.load_default(size)
@@ -222,7 +222,7 @@ def _pixels(figure) -> np.ndarray:
     return np.asarray(Image.open(out).convert("RGB"))
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2].rstrip() + "…"
     return text

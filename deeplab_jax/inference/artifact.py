@@ -75,7 +75,7 @@ class Artifact(Segmenting):
             scaled = np.asarray(Image.fromarray(image).resize(fitted[::-1], Image.Resampling.BICUBIC))
         padding = [(0, size[0] - fitted[0]), (0, size[1] - fitted[1]), (0, 0)]
         padded = np.pad(scaled, padding, mode="edge")
-        q = self._call(size)(self._weights, padded, np.int32(fitted), np.int32(iterations))
+        q = self._call(size)(self._weights, padded, np.asarray(fitted, np.int32), np.int32(iterations))
         q = np.asarray(q)[: fitted[0], : fitted[1]]
         if fitted == image.shape[:2]:
             return q.argmax(-1).astype(np.uint8), q if marginals else None

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 
 from deeplab_jax import crf
 from deeplab_jax.imaging.mirror import swap_table
+from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference import buckets, tiling
 from deeplab_jax.models.layers import resize_bilinear
 
@@ -90,7 +92,7 @@ class Segmenter:
           normalization: of the CRF's kernels: none, before, after, symmetric.
           bilateral: the CRF's filter: auto, permutohedral, exact, separable.
           class_names: C names.
-          palette: [256, 3] uint8.
+          palette: [256, 3] uint8; None = PASCAL VOC's.
           crf_iterations: what `__call__` uses by default; 0 = network alone.
           compatibility: [C, C] label compatibility; None = Potts.
           scales: test-time scales whose probabilities are averaged.
@@ -109,7 +111,8 @@ class Segmenter:
         self.crf_params = crf_params
         self.normalization, self.bilateral, self.compatibility = normalization, bilateral, compatibility
         self.crf_iterations = crf_iterations
-        self.class_names, self.palette = tuple(class_names), palette
+        self.class_names = tuple(class_names)
+        self.palette = voc_palette() if palette is None else palette
         self.scales, self.mirror = tuple(float(s) for s in scales), mirror
         self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
         self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
@@ -141,6 +144,16 @@ class Segmenter:
         padded = self._padded_scores(images, self._device())
         return [np.asarray(s)[: i.shape[0], : i.shape[1]] for s, i in zip(padded, images, strict=True)]
 
+    @overload
+    def refine(
+        self, log_probs: np.ndarray, image: np.ndarray, iterations: int, params: "crf.CRFParams | None" = None
+    ) -> np.ndarray: ...
+
+    @overload
+    def refine(
+        self, log_probs: np.ndarray, image: np.ndarray, iterations: Sequence[int], params: "crf.CRFParams | None" = None
+    ) -> list[np.ndarray]: ...
+
     def refine(
         self,
         log_probs: np.ndarray,
@@ -162,8 +175,8 @@ class Segmenter:
         counts = (iterations,) if isinstance(iterations, int) else tuple(iterations)
         h, w = image.shape[:2]
         found = self._mean_field(log_probs, image, counts, self._device(), params)
-        found = [np.asarray(q)[:h, :w] for q in found]
-        return found[0] if isinstance(iterations, int) else found
+        cropped = [np.asarray(q)[:h, :w] for q in found]
+        return cropped[0] if isinstance(iterations, int) else cropped
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
         """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
@@ -195,7 +208,8 @@ class Segmenter:
         planned = buckets.smallest_holding(size, self._shapes)
         if planned:
             return planned
-        return tuple(tiling.padded_size(n, self.size_multiple, self.size_extra) for n in size)
+        height, width = (tiling.padded_size(n, self.size_multiple, self.size_extra) for n in size)
+        return height, width
 
     def filter_used(self, size: tuple[int, int]) -> str:
         """The CRF's filter for an image of this size: "auto" goes by its padded shape, which is what is compiled."""
@@ -206,7 +220,7 @@ class Segmenter:
     def _padded_scores(self, images: Sequence[np.ndarray], device: int) -> list:
         """Log-probabilities of each image at its padded shape: device arrays, or host arrays where it was tiled."""
         groups = defaultdict(list)
-        result = [None] * len(images)
+        result: list[jax.Array | np.ndarray | None] = [None] * len(images)
         for i, image in enumerate(images):
             if self.tile and max(image.shape[:2]) > self.tile:
                 result[i] = self._tiled_scores(image, device)
@@ -244,7 +258,8 @@ class Segmenter:
         size, overlap = image.shape[:2], tiling.default_overlap(self.tile)
         rows, columns = (tiling.spans(n, self.tile, overlap) for n in size)
         windows = [(r, c) for r in rows for c in columns]
-        shape = tuple(min(self.tile, n) for n in self.padded_shape(size))
+        height, width = self.padded_shape(size)
+        shape = min(self.tile, height), min(self.tile, width)
         total = None
         for start in range(0, len(windows), self.batch_size):
             batch = windows[start : start + self.batch_size]
@@ -256,6 +271,7 @@ class Segmenter:
                 if total is None:
                     total = np.zeros((*self.padded_shape(size), probs.shape[-1]), np.float32)
                 total[r.start : r.stop, c.start : c.stop] += weight[..., None] * probs
+        assert total is not None, "there is a tile at least"
         valid = total[: size[0], : size[1]]
         valid /= valid.sum(-1, keepdims=True)
         np.log(valid, out=valid, where=valid > 0)
@@ -284,7 +300,7 @@ class Segmenter:
                 iterations=last,
                 bilateral=bilateral,
                 normalization=self.normalization,
-                compatibility=self.compatibility,
+                compatibility=None if self.compatibility is None else jnp.asarray(self.compatibility),
                 return_all=several,
                 prune=True,
             )
@@ -386,6 +402,6 @@ def _most_probable(marginals: jax.Array) -> jax.Array:
     return jnp.argmax(marginals, axis=-1).astype(jnp.uint8)
 
 
-def _pad(array: np.ndarray, shape: tuple[int, int], mode: str = "constant") -> np.ndarray:
+def _pad(array: np.ndarray, shape: tuple[int, int], mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
     """Pads [H, W, D] at the bottom and right to `shape`."""
     return np.pad(array, [(0, shape[0] - array.shape[0]), (0, shape[1] - array.shape[1]), (0, 0)], mode=mode)

@@ -5,7 +5,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 from deeplab_jax.console import say
 
@@ -32,7 +34,7 @@ class TermSignal:
     def __init__(self):
         self.arrived = 0
         self._raises = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._wakeup_before = -1
         self._sockets: tuple[socket.socket, ...] = ()  # the thread's end, and Python's
 
