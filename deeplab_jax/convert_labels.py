@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out={out}: is a file; name a folder")
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
+    if not (source.is_file() or source.is_dir()):
+        raise UserError(f"{source}: is a pipe, a device or a socket; name a file or folder of labels")
     if out.resolve() == source.resolve() or (out / "masks").resolve() == source.resolve():
         raise UserError(f"--out={out}: is where the labels are; choose another folder")
     from deeplab_jax.data.annotations import conversion

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,6 +101,18 @@ def remedy(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "choose a shorter name"
     return "choose a folder you may write to"
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file, or of a link to one: a pipe would be waited for, and a device may have no end.
+
+    Raises:
+      OSError: it cannot be read; of a pipe, a device or a socket this is said.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", os.fspath(path))
+    return Path(path).read_bytes()
 
 
 def read_json(path: str | os.PathLike) -> Any:

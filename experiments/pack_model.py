@@ -106,6 +106,7 @@ def pack(
         for place in (p for p in PLACES if known.get(p)):
             group, _, field = place.rpartition(".")
             (config[group] if group else config)[field] = ""
+        config.eval.limit = 0  # the run may have looked at a few photographs alone; the card's figures are of all
         config.eval.scales = config.eval.scales if scales is None else scales
         config.eval.mirror = config.eval.mirror if mirror is None else mirror
     params = segment.crf.params

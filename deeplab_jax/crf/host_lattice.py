@@ -1,6 +1,7 @@
 """Builds lattices on the host, in NumPy, where the features are known numbers: nothing is compiled for their size."""
 
 import dataclasses
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -120,36 +121,53 @@ def _units(lowest: np.ndarray, highest: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _simplices(features, matrix, shift, units, first) -> tuple[np.ndarray, np.ndarray]:
-    """Keys int64 [D + 1, n] and weights float32 [D + 1, n] of the vertices with remainders 0..D (section 3.1)."""
+    """Keys int64 [D + 1, n] and weights float32 [D + 1, n] of the vertices of the simplices around points.
+
+    With y / (D + 1) = g + r, g whole and 0 <= r < 1, the simplex of y (section 3.1) has the vertices g with 1 added
+    where r is among the k largest, times D + 1 and moved back to the hyperplane of sum 0, for k = 0..D. So sorting r
+    gives the vertices and, by differences, the weights.
+    """
     order = matrix.shape[1]
-    elevated = matrix.T @ features.T + shift[:, None]
-    nearest = np.rint(elevated * np.float32(1 / order))
-    above = elevated - nearest * order
-    nearest = nearest.astype(np.int32)
-    total = nearest.sum(0)
-    rank = np.repeat(total[None], order, 0)
-    for i in range(order):
-        for j in range(i):
-            j_first = above[j] >= above[i]
-            rank[i] += j_first
-            rank[j] += ~j_first
-    step = (rank < 0).astype(np.int32) - (rank >= order)
-    rank += step * order
-    base = nearest + step
-    above = above * np.float32(1 / order) - step
-    by_rank = np.empty_like(above)
-    np.put_along_axis(by_rank, rank, above, 0)
-    weights = np.empty_like(above)
-    weights[0] = 1 + by_rank[-1] - by_rank[0]
-    weights[1:] = by_rank[-2::-1] - by_rank[:0:-1]
-    # One coordinate more is lowered from each vertex to the next: that of rank D, D - 1, ...
-    lowered = np.empty(rank.shape, np.int64)
-    np.put_along_axis(lowered, rank, np.repeat(units[:, None], rank.shape[1], 1), 0)
-    keys = np.empty(rank.shape, np.int64)
-    keys[0] = order * (units @ (base - first[:, None]))
+    scaled = (matrix.T @ features.T + shift[:, None]) * np.float32(1 / order)
+    whole = np.floor(scaled)
+    # r in the high bits, its coordinate in the low ones: so whole numbers are sorted, minimum and maximum at a time.
+    bits = (order - 1).bit_length()
+    one = 1 << (31 - bits)
+    packed = np.minimum((scaled - whole) * np.float32(one), np.float32(one - 64)).astype(np.int32) << bits
+    packed |= np.arange(order, dtype=np.int32)[:, None]
+    for i, j in _network(order):
+        larger = np.maximum(packed[i], packed[j])
+        np.minimum(packed[i], packed[j], out=packed[j])
+        packed[i] = larger
+    place = packed & ((1 << bits) - 1)
+    sorted_rest = (packed >> bits) * np.float32(1 / one)
+    weights = np.empty_like(sorted_rest)
+    weights[0] = 1 - sorted_rest[0] + sorted_rest[-1]
+    weights[1:] = sorted_rest[:-1] - sorted_rest[1:]
+    whole = whole.astype(np.int64)
+    whole -= first[:, None]
+    keys = np.empty(place.shape, np.int64)
+    keys[0] = order * (units @ whole) - whole.sum(0) * units.sum() - first.sum() * units.sum()
+    raised = order * units - units.sum()
     for k in range(1, order):
-        keys[k] = keys[k - 1] + units.sum() - order * lowered[order - k]
+        np.add(keys[k - 1], raised[place[k - 1]], out=keys[k])
     return keys, weights
+
+
+@functools.cache
+def _network(size: int) -> list[tuple[int, int]]:
+    """Pairs (i, j) to put in order one after the other, so that `size` values are sorted (Batcher's merge exchange)."""
+    pairs, top = [], 1 << ((size - 1).bit_length() - 1 if size > 1 else 0)
+    p = top
+    while p > 0:
+        q, r, d = top, 0, p
+        while True:
+            pairs += [(i, i + d) for i in range(size - d) if i & p == r]
+            if q == p:
+                break
+            d, q, r = q - p, q >> 1, p
+        p >>= 1
+    return pairs
 
 
 def _slots(keys: np.ndarray, bits: int, turn: int) -> np.ndarray:

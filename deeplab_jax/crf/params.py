@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.files import replace_together
+from deeplab_jax.files import read_json, replace_together
 
-_LARGEST_PRESET = 16 << 20  # bytes
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 FIELDS = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
 
@@ -124,12 +123,11 @@ def read_preset(path: str | os.PathLike) -> Preset:
       ValueError: the file is missing, is not JSON, or has a missing, unknown or unusable field (named).
     """
     try:
-        text = Path(path).read_bytes()
-        if len(text) > _LARGEST_PRESET:
-            raise ValueError("it is too large")
-        fields = json.loads(text.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: cannot be read as a CRF preset ({str(e)[:100]})") from e
+        fields = read_json(path)
+    except FileNotFoundError as e:
+        raise ValueError(f"{path}: cannot be read as a CRF preset (no such file)") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: cannot be read as a CRF preset (it {e})") from e
     known = {*FIELDS, "iterations", "normalization", "source"}
     if not isinstance(fields, dict) or not set(FIELDS) <= set(fields) <= known:
         raise ValueError(f"{path}: a CRF preset has the fields {', '.join(FIELDS)} and may have {_optional(known)}")

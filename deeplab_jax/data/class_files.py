@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_file, reason
 from deeplab_jax.imaging.palettes import VOID
 
 _HEADER = frozenset({"name", "names", "class", "label", "id", "r", "g", "b", "red", "green", "blue", "color"})
@@ -38,12 +39,12 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], np.ndarray | None]:
         classes of one color or name, more than 255 classes.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
         text = data.decode("utf-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else data.decode("utf-8-sig")
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; check config.data.classes") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read as a list of classes ({e}); save it as UTF-8 text") from e
+        raise UserError(f"{path}: cannot be read as a list of classes ({reason(e)}); save it as UTF-8 text") from e
     if text.lstrip()[:1] in ("{", "["):
         lines = _from_json(path, text)
     elif text.lstrip()[:1] == "<":

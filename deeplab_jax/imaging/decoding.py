@@ -2,13 +2,12 @@
 
 import io
 import os
-import stat
 import warnings
-from pathlib import Path
 
 from PIL import Image, ImageOps, TiffImagePlugin, features
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_file
 
 # Pillow's name of a format -> suffixes, and the feature of the library that decodes it ("" = always there). Other
 # formats are not opened: Pillow would hand EPS, for one, to a program of the system.
@@ -48,10 +47,9 @@ def read_source(source: str | os.PathLike | bytes, name: str = "") -> bytes:
         return source
     where = named(source, name)
     try:
-        mode = os.stat(source).st_mode
-        if stat.S_ISDIR(mode):
+        if os.path.isdir(source):
             raise UserError(f"{where}: is a folder where an image is expected")
-        return Path(source).read_bytes()
+        return read_file(source)
     except FileNotFoundError as e:
         raise UserError(f"{where}: no such file") from e
     except PermissionError as e:

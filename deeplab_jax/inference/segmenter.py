@@ -111,8 +111,7 @@ class Segmenter:
         self.crf_params = crf_params
         self.normalization, self.bilateral, self.compatibility = normalization, bilateral, compatibility
         self.crf_iterations = crf_iterations
-        self.class_names = tuple(class_names)
-        self.palette = voc_palette() if palette is None else palette
+        self.class_names, self.palette = tuple(class_names), voc_palette() if palette is None else palette
         self.scales, self.mirror = tuple(float(s) for s in scales), mirror
         self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
         self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
@@ -148,19 +147,11 @@ class Segmenter:
     def refine(
         self, log_probs: np.ndarray, image: np.ndarray, iterations: int, params: "crf.CRFParams | None" = None
     ) -> np.ndarray: ...
-
     @overload
     def refine(
         self, log_probs: np.ndarray, image: np.ndarray, iterations: Sequence[int], params: "crf.CRFParams | None" = None
     ) -> list[np.ndarray]: ...
-
-    def refine(
-        self,
-        log_probs: np.ndarray,
-        image: np.ndarray,
-        iterations: int | Sequence[int],
-        params: "crf.CRFParams | None" = None,
-    ) -> np.ndarray | list[np.ndarray]:
+    def refine(self, log_probs, image, iterations, params=None) -> np.ndarray | list[np.ndarray]:
         """Mean field on the photograph, at its own size.
 
         Args:

@@ -165,7 +165,7 @@ class Desk:
                 radius=radius,
                 prune=True,
             )
-            if not np.isfinite(float(q.min())):  # of NaN the most probable class would be 0
+            if not np.isfinite(np.asarray(q).min()):  # of NaN the most probable class would be 0
                 raise UserError("the CRF's marginals are not finite; choose smaller weights, or wider kernels")
             labels = np.asarray(q.argmax(-1).astype(np.uint8))[:h, :w]
         if stride > 1:

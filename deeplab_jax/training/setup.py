@@ -4,8 +4,8 @@ Nothing here writes: whatever is wrong is found before the workdir is touched.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -33,7 +33,7 @@ from deeplab_jax.training.step import AXIS, create_train_step
 from deeplab_jax.weights.initial import load_initial, recorded_settings
 
 
-@dataclass
+@dataclasses.dataclass
 class Setup:
     """A run that is ready to begin.
 
@@ -151,10 +151,13 @@ def build_model(config: ConfigDict, num_classes: int):
 
 def initial_variables(config: ConfigDict, model) -> dict:
     """Random variables keyed by `config.seed`, with those of `config.init_from` put in their place."""
-    height, width = config.data.crop
-    image = jnp.zeros((1, height, width, 3), jnp.float32)
+    # Neither the image's size nor the number of scales, which share their weights, is in the variables.
+    architecture = dataclasses.replace(model.architecture, scales=(1.0,))
+    side = 32 + architecture.size_extra
+    image = jnp.zeros((1, side, side, 3), jnp.float32)
+    small = model.clone(architecture=architecture)
     key = jax.random.key(config.seed)
-    variables = jax.jit(lambda k: model.init({"params": k, "dropout": k}, image, train=False))(key)
+    variables = jax.jit(lambda k: small.init({"params": k, "dropout": k}, image, train=False))(key)
     if not config.init_from:
         return variables
     variables, load_report = load_initial(config.init_from, config.model, jax.tree.map(np.asarray, variables))

@@ -31,7 +31,7 @@ class TermSignal:
       arrived: the number of the first one, or 0.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.arrived = 0
         self._raises = False
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_file
 from deeplab_jax.models import BACKBONES
 from deeplab_jax.weights import box, files, transfer
 from deeplab_jax.weights.source import Source
@@ -105,7 +106,7 @@ def _field(model_config: Any, name: str) -> str:
 def _workdir_settings(workdir: Path) -> dict[str, str]:
     config = workdir / "config.json"
     try:
-        model = json.loads(config.read_text())["model"]
+        model = json.loads(read_file(config))["model"]
         return settings_of(_Fields(model))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{config}: cannot be read; {workdir} is no workdir of a run ({type(e).__name__})") from e

@@ -57,6 +57,15 @@ def test_keys_are_exact(dimensions, form):
     assert joined > 0
 
 
+@pytest.mark.parametrize("size", range(2, 10))
+def test_the_network_sorts(size):
+    """What sorts all zeros and ones sorts everything."""
+    values = (np.arange(1 << size)[None] >> np.arange(size)[:, None]) & 1
+    for i, j in host_lattice._network(size):
+        values[i], values[j] = np.maximum(values[i], values[j]), np.minimum(values[i], values[j])
+    assert (np.diff(values, axis=0) <= 0).all()
+
+
 def host_coordinates(features, form):
     """The vertices' coordinates in order of their numbers, by the definition (Adams et al., section 3.1)."""
     dimensions = features.shape[1]
@@ -71,8 +80,9 @@ def host_coordinates(features, form):
         rank = np.array([(above > a).sum() + (above[:i] == a).sum() for i, a in enumerate(above)])
         rank = rank + int(base.sum()) // order
         base, rank = base + order * ((rank < 0) * 1 - (rank >= order)), rank % order
-        for k in range(order):
-            found[int(vertices[k, n])] = np.where(rank < order - k, base + k, base + k - order)
+        for k in range(order):  # ours come in another order: by how many coordinates are raised above their floor
+            at = (-k - int(np.floor(e / order).sum())) % order
+            found[int(vertices[at, n])] = np.where(rank < order - k, base + k, base + k - order)
     return np.stack([found[v] for v in range(len(found))])
 
 

@@ -1,11 +1,16 @@
 """What a command may read, what it may write, and how names are shown."""
 
 import os
+import socket
 
 import pytest
 
+from deeplab_jax.data.builders import base
+from deeplab_jax.data.class_files import read_classes
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import listing
+from deeplab_jax.imaging.files import read_label, read_photograph
+from tests.command_line import call
 
 
 @pytest.fixture
@@ -50,6 +55,25 @@ def test_a_folder_that_cannot_be_read_is_said(folder, monkeypatch):
     assert len(said) == 1 and "sub: cannot be read (Permission denied)" in said[0]
     with pytest.raises(UserError, match="sub: cannot be read"):
         listing.find_inputs([folder])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_has_no_end_is_not_read(tmp_path, kind):
+    """Neither as a photograph, a list of classes or names, nor as anything else that is named."""
+    path = tmp_path / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(str(path))
+    for read in (read_photograph, read_label, read_classes, base.read_names, base.read_bytes):
+        with pytest.raises(UserError, match=r"a\.png: .*it is a pipe, a device or a socket, not a file"):
+            read(path)
+    done = call("convert_labels", path, f"--out={tmp_path}/out")
+    assert done.returncode == 1
+    assert done.stderr.endswith("a.png: is a pipe, a device or a socket; name a file or folder of labels\n")
 
 
 def test_no_output_replaces_an_input_whatever_it_is_called(folder):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 
 import pytest
@@ -139,6 +140,14 @@ def test_json_that_is_none_says_why(tmp_path, content):
         read_json(path)
     with pytest.raises(ValueError, match="cannot be read as a CRF preset"):
         read_preset(path)
+
+
+def test_a_preset_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    for name, sentence in {"pipe": "is not a regular file", "zero": "is not a regular file", "none": "no such"}.items():
+        with pytest.raises(ValueError, match=rf"{name}.json: cannot be read as a CRF preset \(.*{sentence}"):
+            read_preset(tmp_path / f"{name}.json")
 
 
 def test_a_folder_in_the_place_of_a_file_says_so(tmp_path):

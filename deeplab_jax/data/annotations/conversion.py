@@ -14,7 +14,7 @@ from deeplab_jax.data import class_files, meaning
 from deeplab_jax.data.annotations import coco, cvat, label_studio, labelme, raster
 from deeplab_jax.data.annotations.drawing import Annotations, painted, stem_of
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_text
+from deeplab_jax.files import read_file, reason, write_text
 from deeplab_jax.imaging import files, listing, masks, pairing, palettes
 from deeplab_jax.imaging.overlay import overlay, side_by_side, stack
 from deeplab_jax.imaging.palettes import VOID
@@ -142,9 +142,9 @@ def _json(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
     contents = []
     for path in paths:
         try:
-            contents.append((path, json.loads(path.read_bytes().decode("utf-8-sig"))))
+            contents.append((path, json.loads(read_file(path).decode("utf-8-sig"))))
         except (OSError, ValueError, RecursionError) as e:
-            raise UserError(f"{path}: is not whole JSON ({str(e).splitlines()[0]}); export it again") from e
+            raise UserError(f"{path}: is not whole JSON ({reason(e)}); export it again") from e
     for name, fits, read in JSON_FORMATS:
         mine = [(path, content) for path, content in contents if fits(content)]
         if mine:
@@ -191,7 +191,7 @@ def _of_colors(source: Path, classes: Path) -> Labelled:
     found = []
     for path in tqdm(paths, desc="reading masks", unit="mask", mininterval=0.5, leave=False):
         try:
-            found.append(meaning.facts_of(path.read_bytes(), str(path), colors))
+            found.append(meaning.facts_of(read_file(path), str(path), colors))
         except (UserError, OSError):  # told of when the mask is made
             continue
     how, _ = meaning.decide(found, len(names), colors)

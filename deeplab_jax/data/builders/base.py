@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_file, reason
 from deeplab_jax.imaging import files, listing, palettes
 from deeplab_jax.imaging.classes import Classes
 
@@ -241,7 +242,7 @@ def read_bytes(path: File | None) -> bytes:
     """A file's bytes; `UserError` if it is not there."""
     assert path is not None, "an example that is drawn has no file"
     try:
-        return path.read_bytes()
+        return read_file(path) if isinstance(path, Path) else path.read_bytes()
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; the data set's list names it") from e
     except OSError as e:
@@ -251,11 +252,11 @@ def read_bytes(path: File | None) -> bytes:
 def read_names(path: Path) -> list[str]:
     """The lines of a list file, without empty ones; `UserError` if there is no such file or nothing in it."""
     try:
-        lines = text_of(Path(path).read_bytes()).splitlines()
+        lines = text_of(read_file(path)).splitlines()
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; check config.data.dir") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read as a list of names ({e})") from e
+        raise UserError(f"{path}: cannot be read as a list of names ({reason(e)})") from e
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise UserError(f"{path}: is empty; it should name one image per line")
