@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     config = cli.config_from_flags(FLAGS.config)
     from tqdm import tqdm
 
+    from deeplab_jax.config import files_named
     from deeplab_jax.data import audit, has_holdout
     from deeplab_jax.imaging import listing
 
@@ -38,10 +39,7 @@ def main(argv: Sequence[str]) -> int:
     builder, sources = audit.sources_of(config.data, splits, config.seed)
     out = Path(FLAGS.out or Path("runs") / config.name / "contact_sheet.png")
     read = [file for of in sources.values() for source in of for file in (source.image, source.label)]
-    named = [
-        config.data[name] for name in ("classes", "train_list", "val_list", "images", "masks") if config.data[name]
-    ]
-    listing.check_outputs([out], [file for file in read if isinstance(file, Path)] + named)
+    listing.check_outputs([out], [file for file in read if isinstance(file, Path)] + files_named(config))
     total = sum(map(len, sources.values()))
     with tqdm(total=total, desc="reading images and labels", unit="image", mininterval=0.5) as bar:
         result = audit.audit(builder, sources, bar.update)

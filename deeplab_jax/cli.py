@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from deeplab_jax import interrupts, startup
 from deeplab_jax.errors import MissingExtraError, UserError
@@ -48,7 +48,9 @@ def run(
     interrupted = interrupts.Interruptible()
     if command:
         interrupted.install()
-    argv, overrides = _split_overrides(_with_empty_model([argv[0], *map(_with_home, argv[1:])]))
+    argv, overrides = _split_overrides(
+        _with_empty_model([argv[0], *map(_with_home, _with_files(argv[1:], flags.FLAGS))])
+    )
     _OVERRIDES[:] = overrides
     try:
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
@@ -125,6 +127,17 @@ def _with_empty_model(argv: list[str]) -> list[str]:
     following = [*argv[1:], "--"]
     bare = [arg in ("--model", "-model") and after.startswith("-") for arg, after in zip(argv, following)]
     return [f"{arg}=" if is_bare else arg for arg, is_bare in zip(argv, bare)]
+
+
+def _with_files(arguments: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Files whose names begin with `-`, as a shell's `*.jpg` gives them, as `./-name`, which is no flag."""
+
+    def is_file(argument: str) -> bool:
+        name = argument.lstrip("-").partition("=")[0]
+        is_flag = not name or name in known or name.removeprefix("no") in known or name.startswith("config.")
+        return argument.startswith("-") and not is_flag and os.path.lexists(argument)
+
+    return [f".{os.sep}{argument}" if is_file(argument) else argument for argument in arguments]
 
 
 def _with_home(argument: str) -> str:

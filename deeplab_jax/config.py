@@ -1,8 +1,10 @@
 """Finding, loading and overriding configs: `--config NAME_OR_FILE --config.any.field=value`."""
 
 import ast
+import contextlib
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -122,6 +124,17 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
             yield from fields(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def files_named(config: ConfigDict) -> list[Path]:
+    """The files that a config names in its fields and that are there."""
+    found = []
+    for _, value in fields(config):
+        if isinstance(value, str) and value and "\0" not in value and len(os.fsencode(value)) < 1024:
+            path = Path(value)
+            with contextlib.suppress(OSError):
+                found += [path] if path.is_file() else []
+    return found
 
 
 def _parse(text: str, old: object, where: str) -> object:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     from deeplab_jax.weights import contents, conversion, files, initial
 
     if FLAGS.out:
-        listing.check_outputs([FLAGS.out], argv)
+        listing.check_outputs([FLAGS.out], [*argv, *listing.files_under(argv[0], leave_out=".safetensors")])
     src = Path(argv[0])
     if FLAGS.describe:
         print("\n".join(contents.describe(_read(src, files, initial))))

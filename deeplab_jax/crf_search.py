@@ -23,6 +23,8 @@ from deeplab_jax.errors import UserError
 
 OBJECTIVES, GRIDS = ("mean_iou", "trimap", "both"), ("v1", "v2")  # search.grid's, without what it imports
 
+WRITTEN = ("table.txt", "table.csv", "heatmap.png", "groups.txt", "learned.json", "results.jsonl")  # in W/crf_search
+
 FLAGS = flags.FLAGS
 
 
@@ -72,9 +74,16 @@ def main(argv: Sequence[str]) -> int:
     for name in grid["normalization"]:
         if name not in NORMALIZATIONS:
             raise UserError(f"--normalization={name}: must be among {', '.join(NORMALIZATIONS)}")
+    from deeplab_jax.config import files_named, find_config
+    from deeplab_jax.imaging.listing import check_outputs
     from deeplab_jax.runs.lock import writing
     from deeplab_jax.search.workdir import search_workdir  # needs the extra [train]
 
+    workdir = Path(FLAGS.workdir)
+    found = workdir / "crf_preset.json"  # an earlier one may be searched from
+    read = [path for path in files_named(config) if path.resolve() != found.resolve()]
+    written = [workdir / "crf_search" / name for name in WRITTEN]
+    check_outputs([found, *written], [*read, find_config(FLAGS.config)])
     trained = (Path(FLAGS.workdir) / "config.json").is_file()  # else the search says what is wrong
     with writing(FLAGS.workdir) if trained else contextlib.nullcontext():
         preset, table = search_workdir(

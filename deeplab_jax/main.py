@@ -14,6 +14,9 @@ from deeplab_jax import cli
 FLAGS = flags.FLAGS
 
 
+WRITTEN = ("config.json", "config_history.json", "run.json", "best.json", "metrics.jsonl")  # in the workdir
+
+
 def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_string("config", None, "Config file, or the name of a shipped config (voc_aspp_l, camvid, ...).")
@@ -33,8 +36,11 @@ def main(argv: Sequence[str]) -> int:
     config = cli.config_from_flags(FLAGS.config)
     workdir = FLAGS.workdir or f"runs/{config.name}"
     print(f"workdir: {workdir}", flush=True)
+    from deeplab_jax.config import files_named, find_config
+    from deeplab_jax.imaging.listing import check_outputs
     from deeplab_jax.training.termination import interruptible
 
+    check_outputs([f"{workdir}/{name}" for name in WRITTEN], [find_config(FLAGS.config), *files_named(config)])
     with interruptible(f"stopped; the same command goes on from {workdir}'s newest checkpoint"):
         from deeplab_jax.runs import processes
 

@@ -3,7 +3,8 @@
   python -m deeplab_jax.refine --image IMG --probs P.npy --out OUT.png       probabilities, [H, W, C]
   python -m deeplab_jax.refine --image IMG --labels L.png --out OUT.png      label map, full or a few scribbles
 
-With folders for --image, --probs or --labels, and --out, each photograph is paired with the file of its name. Writes
+With folders for --image, --probs or --labels, and --out, each photograph is paired with the file of its name, by the
+rules of data sets (docs/own_data.md; a_probs.npy and a.npy belong to a.jpg, a_mask.png and a.png too). Writes
 OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip OUT_iterations.png. Probabilities below
 1e-8 count as that. Scribbles spread best with wide kernels, for example
   --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5

@@ -1,10 +1,12 @@
 """Exported artifacts against the checkpoint they were made from."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ from deeplab_jax import export
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference import export_artifact
-from deeplab_jax.inference.artifact import load_artifact
+from deeplab_jax.inference.artifact import digest_of_file, load_artifact
 from deeplab_jax.inference.program import flat_weights, program
 from tests.toy_workdir import NAMES, photograph, write_toy_workdir
 
@@ -129,6 +131,44 @@ def test_damage_is_found(artifact_dir, tmp_path):
             load_artifact(copy)
     with pytest.raises(UserError, match="neither a training workdir nor"):
         load_artifact(tmp_path)
+
+
+def forged(artifact_dir, folder, name, content) -> Path:
+    """A copy with one file replaced, and a manifest whose digest is right."""
+    folder.mkdir()
+    for path in artifact_dir.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][name] = digest_of_file(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_program_that_is_none_is_a_sentence(artifact_dir, tmp_path):
+    name = json.loads((artifact_dir / "manifest.json").read_text())["programs"][0]["file"]
+    whole = (artifact_dir / name).read_bytes()
+    for number, content in enumerate((b"", b"garbage" * 1000, whole[:100], whole[: len(whole) // 2])):
+        artifact = load_artifact(forged(artifact_dir, tmp_path / str(number), name, content))
+        with pytest.raises(UserError, match=rf"{name}: (is not a program|cannot be run) .*export it again"):
+            artifact(photograph((20, 30), seed=1))
+
+
+def test_weights_that_claim_more_than_they_hold_are_a_sentence(artifact_dir, tmp_path):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (2_000_000_000,)}
+        )
+        file.writestr("a.npy", header.getvalue() + bytes(16))
+    with pytest.raises(UserError, match=r"weights\.npz: .*does not hold the shape \(2000000000,\)"):
+        load_artifact(forged(artifact_dir, tmp_path / "a", "weights.npz", archive.getvalue()))
+    other = io.BytesIO()
+    np.savez(other, another=np.ones(3, np.float32))
+    artifact = load_artifact(forged(artifact_dir, tmp_path / "b", "weights.npz", other.getvalue()))
+    with pytest.raises(UserError, match=r"cannot be run .*export it again"):
+        artifact(photograph((20, 30), seed=1))
 
 
 def test_folder_with_other_things_is_not_replaced(segment, artifact_dir, tmp_path):

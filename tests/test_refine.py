@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.refinement import pieces
-from deeplab_jax.refinement.files import Options, find_partner, refine_file, refine_folder
+from deeplab_jax.refinement.files import Options, Partners, refine_file, refine_folder
 from deeplab_jax.refinement.rough import PROBABILITY_FLOOR, Probabilities, RoughLabels
 from tests.command_line import call
 from tests.toy_workdir import photograph
@@ -184,11 +184,62 @@ def test_folders_pair_by_name_and_go_on_after_a_bad_file(tmp_path, capsys):
     assert "c.jpg: " in errors and "has no c.npy for it" in errors and "but the photograph is 40 high" in errors
 
 
-def test_partner_prefers_the_full_name(tmp_path):
-    for name in ("a_probs.npy", "a.jpg_probs.npy"):
-        (tmp_path / name).touch()
-    item = listing.Input(Path("in/a.jpg"), Path("in"))
-    assert find_partner(item, tmp_path, "probs").name == "a.jpg_probs.npy"
+def partners(images: Path, folder: Path, given: str) -> dict[str, str]:
+    """What belongs to each photograph, or the sentence that says why nothing does."""
+    found, of = {}, Partners(images, folder, given)
+    for item in filter(of.is_photograph, listing.find_inputs([images])):
+        try:
+            found[item.path.name] = of.of(item).name
+        except UserError as e:
+            found[item.path.name] = str(e)
+    return found
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_probabilities_pair_by_the_rules_of_data_sets(tmp_path):
+    accent = "e\u0301"  # a letter and its accent, as macOS spells names
+    images = touch(tmp_path / "i", "a.JPG", "b.jpg", "c.png", "d_img.png", f"{accent}.jpg", "x/f.tif", "g.jpg", "h.png")
+    names = ("a.npy", "b.jpg.npy", "c_probs.NPY", "d_probs.npy", "\u00e9_prob.npy", "x/f.npy", "g_probs.npy")
+    folder = touch(tmp_path / "p", *names, "g_prob.npy", "h.png", ".h.npy")
+    found = partners(images, folder, "probs")
+    assert list(found) == ["a.JPG", "b.jpg", "c.png", "d_img.png", f"{accent}.jpg", "g.jpg", "h.png", "f.tif"]
+    assert [found[k] for k in list(found)[:5]] == [
+        "a.npy",
+        "b.jpg.npy",
+        "c_probs.NPY",
+        "d_probs.npy",
+        "\u00e9_prob.npy",
+    ]
+    assert found["f.tif"] == "f.npy" and found["g.jpg"] == "g_probs.npy"
+    assert found["h.png"].endswith("has no h.npy for it")
+    (folder / "g_probs.npy").rename(folder / "g.jpg_prob.npy")
+    assert "g.jpg_prob.npy" in partners(images, folder, "probs")["g.jpg"]
+    touch(folder, "h_prob.npy", "h_probabilities.npy")
+    assert "may both be the mask of" in partners(images, folder, "probs")["h.png"]
+    assert partners(images, folder, "probs")["a.JPG"] == "a.npy"  # the others go on
+
+
+def test_a_photograph_among_its_probabilities_or_labels(tmp_path):
+    touch(tmp_path, "a.png", "a.npy", "b.jpg", "b_mask.png", "a_mask.png")
+    assert partners(tmp_path, tmp_path, "labels") == {"a.png": "a_mask.png", "b.jpg": "b_mask.png"}
+    (tmp_path / "b_mask.png").unlink()
+    (tmp_path / "a_mask.png").unlink()
+    assert list(partners(tmp_path, tmp_path, "probs")) == ["a.png", "b.jpg"]
+    assert partners(tmp_path, tmp_path, "probs")["a.png"] == "a.npy"
+
+
+@pytest.mark.parametrize(("given", "ending"), [("probs", "_probs.npy"), ("labels", ".png")])
+def test_photographs_of_one_name_need_partners_of_their_full_names(tmp_path, given, ending):
+    images = touch(tmp_path / "i", "a.jpg", "a.png")
+    folder = touch(tmp_path / "p", f"a{ending}", f"a.jpg{ending}")
+    found = partners(images, folder, given)
+    assert found["a.jpg"] == f"a.jpg{ending}" and f"its file must be called a.png{ending}" in found["a.png"]
 
 
 @pytest.mark.parametrize(

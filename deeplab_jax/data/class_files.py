@@ -13,6 +13,7 @@ from deeplab_jax.files import read_file, reason
 from deeplab_jax.imaging.palettes import VOID
 
 _HEADER = frozenset({"name", "names", "class", "label", "id", "r", "g", "b", "red", "green", "blue", "color"})
+_BRACKETED = re.compile(r"^(?P<name>[^()\[\]]+?)[\s:,=]*[(\[](?P<color>\s*\d+\s*,\s*\d+\s*,\s*\d+\s*)[)\]]$")
 _CVAT = re.compile(r"^(?P<name>.*?):\s*(?P<color>\d+\s*,\s*\d+\s*,\s*\d+)\s*(:.*)?$")
 _HEX = re.compile(r"^#?(?P<hex>[0-9a-fA-F]{6})$")
 
@@ -93,6 +94,8 @@ def _from_text(path: Path, text: str) -> list[_Line]:
     if numbered and {w.casefold() for w in re.split(r"[\s,;:]+", numbered[0][1]) if w} <= _HEADER and len(numbered) > 1:
         numbered = numbered[1:]
     lines = [_text_line(path, f"line {n} ('{line}')", line) for n, line in numbered]
+    if len(lines) == 1 and lines[0].color is None and re.search(r"[,;]", numbered[0][1]):
+        raise UserError(f"{path}: {lines[0].where} is not understood; write one class a line")
     return _without_ids(path, lines)
 
 
@@ -108,6 +111,9 @@ def _text_line(path: Path, where: str, line: str) -> _Line:
     cvat = _CVAT.match(line)
     if cvat:
         return _Line(where, cvat["name"].strip(), tuple(int(w) for w in cvat["color"].split(",")))
+    bracketed = _BRACKETED.match(line)
+    if bracketed:
+        return _Line(where, bracketed["name"].strip(), tuple(int(w) for w in bracketed["color"].split(",")))
     words = line.replace(",", " ").replace(";", " ").replace("\t", " ").split()
     if len(words) >= 2 and (hexadecimal := _HEX.match(words[-1])) and words[-1].startswith("#"):
         return _Line(where, " ".join(words[:-1]), _from_hex(hexadecimal["hex"]))
@@ -169,7 +175,7 @@ def _from_json(path: Path, text: str) -> list[_Line]:
                 break
     try:
         lines = _entries(content)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
         lines = []
     if not lines:
         raise UserError(f"{path}: is JSON, but neither categories nor a table of class names; give a text file, one "

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import masks
+from deeplab_jax.imaging import decoding, masks
 from deeplab_jax.imaging.masks import VOID_COLORS, Meaning, color_text, ids_of, packed_colors
 from deeplab_jax.imaging.palettes import VOID
 
@@ -22,6 +22,7 @@ class Facts(NamedTuple):
       values, shown: int32 `[N]`, as in `masks.Stored`.
       counts: int64 `[N]`, pixels of each.
       family, lossy: as in `masks.Stored`.
+      frames: pages or frames of the file, of which the first is read.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Facts(NamedTuple):
     counts: np.ndarray
     family: str
     lossy: bool
+    frames: int = 1
 
     def ids(self, meaning: Meaning) -> np.ndarray:
         """The class id of each value, uint8 `[N]`; raises `UserError` as `masks.ids_of`."""
@@ -55,7 +57,13 @@ def facts_of(data: bytes, name: str, colors: np.ndarray | None) -> Facts:
     if len(values) > _MANY:
         most = np.sort(np.argsort(-counts, kind="stable")[:_MANY])
         values, shown, counts = values[most], shown[most], counts[most]
-    return Facts(name, stored.size, values, shown, counts, stored.family, stored.lossy)
+    return Facts(name, stored.size, values, shown, counts, stored.family, stored.lossy, _frames(data, name))
+
+
+def _frames(data: bytes, name: str) -> int:
+    """Pages or frames of a mask; kinds that have one are not opened."""
+    several = data[:4] in (b"II*\0", b"MM\0*", b"GIF8", b"RIFF") or b"acTL" in data[:128]
+    return decoding.frames_of(decoding.open_image(data, name, load=False)) if several else 1
 
 
 def decide(
@@ -86,6 +94,10 @@ def decide(
     ignore = tuple(int(i) for i in ignore)
     meaning = Meaning(count, colors, ignore, reduce_zero)
     notes: list[str] = []
+    several = [f for f in facts if f.frames > 1]
+    if several:
+        more = f" and {len(several) - 1} more" if len(several) > 1 else ""
+        notes.append(f"{several[0].name}{more}: has {several[0].frames} pages or frames; the first is read")
     of = {family: [f for f in facts if f.family == family] for family in ("gray", "palette", "color")}
     by_color = set()
     if colors is not None:

@@ -201,6 +201,12 @@ def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | o
             )
 
 
+def files_under(folder: str | os.PathLike, leave_out: str | None = None) -> list[Path]:
+    """All files of a folder, for `check_outputs`, without those of a suffix that a command writes there itself."""
+    found = [Path(base) / name for base, _, names in os.walk(os.fspath(folder)) for name in names]
+    return [path for path in found if path.suffix != leave_out]
+
+
 def _identity(path: str | os.PathLike) -> tuple | Path:
     """What two names of one file share: device and number of a file that is there, else its resolved path."""
     try:

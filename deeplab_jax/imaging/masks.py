@@ -49,9 +49,10 @@ class MaskKind(NamedTuple):
 MASK_KINDS = (
     MaskKind("palette", "palette", "PNG, GIF, TIFF, BMP, TGA of 1 to 8 bits: the indices", lambda i: i.mode == "P"),
     MaskKind("1 bit", "gray", "PNG, TIFF, PBM: the stored 0 or 1", lambda i: i.mode == "1"),
-    MaskKind("8 bits", "gray", "2, 4 or 8 bits, PNG, TIFF (white or black as zero), PGM, JPEG, JPEG 2000: the stored "
-             "values", lambda i: i.mode == "L"),
-    MaskKind("16 bits", "gray", "PNG, TIFF, PGM of 16 or 32 bits: the stored values", lambda i: i.mode.startswith("I")),
+    MaskKind("8 bits", "gray", "gray of 2, 4 or 8 bits, PNG, TIFF (white or black as zero), PGM, JPEG, JPEG 2000: the "
+             "stored values", lambda i: i.mode == "L"),
+    MaskKind("16 bits", "gray", "gray of 16 or 32 bits, PNG, TIFF, PGM: the stored values",
+             lambda i: i.mode.startswith("I")),
     MaskKind("float", "gray", "TIFF: whole numbers", lambda i: i.mode == "F"),
     MaskKind("gray with opacity", "gray", "the gray values; opacity is left out", lambda i: i.mode == "LA"),
     MaskKind("color", "color", "the colors; opacity is left out", lambda i: True),

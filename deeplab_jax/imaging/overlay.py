@@ -1,13 +1,12 @@
 """Pictures that people look at: overlays with a legend, panels side by side, strips of marginals, plots."""
 
-import functools
 import io
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from deeplab_jax.imaging import fonts
 from deeplab_jax.imaging.palettes import VOID
 
 _INK, _PAPER = (32, 32, 36), (250, 250, 250)
@@ -48,27 +47,9 @@ def overlay(
     return draw_legend(painted, labels, palette, names) if legend else painted
 
 
-def legend_font(texts: Sequence[str], size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font for these texts: Pillow's own, or for letters beyond ASCII the one of many scripts that matplotlib has."""
-    if all(text.isascii() for text in texts):
-        return ImageFont.load_default(size)
-    import matplotlib
-
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
-
-
 def legend_name(i: int, names: Sequence[str]) -> str:
     """What the legend calls class `i`: its name, or its number where no font at hand has every letter of the name."""
-    name = names[i] if i < len(names) else str(i)
-    return name if _drawable(name) else f"class {i}"
-
-
-@functools.cache
-def _drawable(text: str) -> bool:
-    """Whether `legend_font` has every letter: one that it lacks is drawn as one that Unicode does not have."""
-    font = legend_font([text], 20)
-    lacking = bytes(font.getmask("\U0010fffe"))
-    return all(c.isascii() or bytes(font.getmask(c)) != lacking for c in text)
+    return fonts.drawable(names[i], f"class {i}") if i < len(names) else str(i)
 
 
 def draw_legend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -78,9 +59,10 @@ def draw_legend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, name
     counts = np.bincount(labels.ravel(), minlength=256)
     present = [i for i in np.argsort(-counts, kind="stable").tolist() if counts[i]]
     entries = [(palette[i], "void" if i == VOID else legend_name(i, names)) for i in present]
-    font, row, gap = legend_font([text for _, text in entries], size), round(1.45 * size), size // 2
+    row, gap = round(1.45 * size), size // 2
     room = (height - 2 * gap) // row
-    box = max((round(font.getlength(text)) for _, text in entries), default=0) + 2 * gap + size + gap // 2
+    lengths = [round(font.getlength(text)) for _, text in entries if (font := fonts.font_of(text, size))]
+    box = max(lengths, default=0) + 2 * gap + size + gap // 2
     if room < 1 or box + 2 * gap > width:
         return image.copy()
     entries = entries[:room]
@@ -94,7 +76,7 @@ def draw_legend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, name
         y = top + i * row
         x = 2 * gap
         draw.rectangle((x, y + row // 6, x + size, y + row // 6 + size), fill=tuple(color.tolist()), outline=_PAPER)
-        draw.text((x + size + gap, y + row / 2), text, fill=_PAPER, font=font, anchor="lm")
+        draw.text((x + size + gap, y + row / 2), text, fill=_PAPER, font=fonts.font_of(text, size), anchor="lm")
     return np.asarray(picture)
 
 

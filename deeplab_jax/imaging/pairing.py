@@ -13,6 +13,7 @@ MASK_ENDINGS = (
     "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "_groundtruth",
     "-mask", "-label", "_gtfine_labelids", "_gtfine_labeltrainids",
 )  # fmt: skip
+PROBABILITY_ENDINGS = ("_probs", "_prob", "_probabilities")
 MASK_BEGINNINGS = ("mask_", "label_", "seg_", "gt_", "mask-")
 IMAGE_ENDINGS = ("_image", "_img", "_rgb", "_sat", "_leftimg8bit")
 _PHOTOGRAPHS_ONLY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif")
@@ -24,9 +25,11 @@ class Affixes:
     Args:
       prefix, suffix: what stands before and after a photograph's name (without suffix such as .png) in its mask's;
         both empty = the names that tools give.
+      endings: what tools put behind these masks' names.
     """
 
-    def __init__(self, prefix: str = "", suffix: str = ""):
+    def __init__(self, prefix: str = "", suffix: str = "", endings: Sequence[str] = MASK_ENDINGS):
+        self.endings = endings
         ending = PurePosixPath(f"x{suffix}").suffix.lower()
         self.prefix = normal(prefix)
         self.suffix = normal(suffix[: len(suffix) - len(ending)] if ending in IMAGE_SUFFIXES else suffix)
@@ -44,7 +47,7 @@ class Affixes:
             fits = name.startswith(self.prefix) and name.endswith(self.suffix)
             names = [name[len(self.prefix) : len(name) - len(self.suffix)]] if fits else []
         else:
-            names = [name, *(name[: -len(e)] for e in MASK_ENDINGS if low.endswith(e))]
+            names = [name, *(name[: -len(e)] for e in self.endings if low.endswith(e))]
             names += [name[len(b) :] for b in MASK_BEGINNINGS if low.startswith(b)]
         names += [n[: -len(ending)] for n in names if (ending := PurePosixPath(n).suffix).lower() in IMAGE_SUFFIXES]
         return [folder + n for n in dict.fromkeys(names) if n]
@@ -65,9 +68,61 @@ def split(name: str) -> tuple[str, str]:
     return folder + slash, last
 
 
-def stems(folder: Path, exclude: Path | None = None) -> list[tuple[str, Path]]:
+def stems(
+    folder: Path, exclude: Path | None = None, suffixes: Iterable[str] = IMAGE_SUFFIXES
+) -> list[tuple[str, Path]]:
     """(path below `folder` without suffix, file) of every image below it, in the order of the paths."""
-    return [(p.relative_to(folder).with_suffix("").as_posix(), p) for p in walk(folder, IMAGE_SUFFIXES, exclude)]
+    return [(p.relative_to(folder).with_suffix("").as_posix(), p) for p in walk(folder, suffixes, exclude)]
+
+
+def photographs_and_masks(
+    images: Path, masks: Path, affixes: Affixes, suffixes: Iterable[str] = IMAGE_SUFFIXES
+) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
+    """What of two folders, or of one that holds both, are photographs and what masks; see `stems`.
+
+    Args:
+      suffixes: those of masks.
+    """
+    here, there = images.resolve(), masks.resolve()
+    if here == there and set(suffixes) & set(IMAGE_SUFFIXES):
+        return _told_apart(stems(images), affixes)
+    photographs = stems(images, there if here in there.parents else None)
+    return photographs, stems(masks, here if there in here.parents else None, suffixes)
+
+
+class Masks:
+    """Masks by the names of the photographs that they may belong to.
+
+    Args:
+      candidates: (path below their folder without suffix, file), as `stems` gives them.
+    """
+
+    def __init__(self, candidates: Iterable[tuple[str, Path]], affixes: Affixes):
+        self._by_name: dict[str, dict[int, list[Path]]] = {}
+        for stem, path in candidates:
+            for rank, base in enumerate(affixes.bases(stem)):
+                self._by_name.setdefault(base, {}).setdefault(min(rank, 1), []).append(path)
+
+    def of(self, stem: str, image: Path) -> Path | None:
+        """The mask of a photograph, whose path below its folder is `stem`; None where there is none.
+
+        Raises:
+          UserError: two may be.
+        """
+        folder, name = split(normal(stem))
+        shorter = [name[: -len(e)] for e in IMAGE_ENDINGS if name.casefold().endswith(e)]
+        for base in (name, *shorter):
+            ranks = self._by_name.get(folder + base, {})
+            for rank in sorted(ranks):
+                found = [p for p in ranks[rank] if p != image]
+                if len(found) > 1:
+                    raise UserError(
+                        f"{found[0]} and {found[1].name}: may both be the mask of {image}; remove one (or, "
+                        "in a data set, name the masks' ending with config.data.mask_suffix)"
+                    )
+                if found:
+                    return found[0]
+        return None
 
 
 def pair_folders(images: Path, masks: Path, affixes: Affixes) -> tuple[list[tuple[str, Path, Path | None]], list[Path]]:
@@ -79,43 +134,14 @@ def pair_folders(images: Path, masks: Path, affixes: Affixes) -> tuple[list[tupl
     Raises:
       UserError: two photographs of one name, or two masks for one photograph.
     """
-    here, there = images.resolve(), masks.resolve()
-    if here == there:
-        photographs, candidates = _told_apart(stems(images), affixes)
-    else:
-        photographs = stems(images, there if here in there.parents else None)
-        candidates = stems(masks, here if there in here.parents else None)
+    photographs, candidates = photographs_and_masks(images, masks, affixes)
     _refuse_doubles(photographs)
     if not affixes.given:
         _refuse_doubles(candidates)
-    by_name: dict[str, dict[int, list[Path]]] = {}
-    for stem, path in candidates:
-        for rank, base in enumerate(affixes.bases(stem)):
-            by_name.setdefault(base, {}).setdefault(min(rank, 1), []).append(path)
-    pairs, used = [], set()
-    for stem, path in photographs:
-        found = _mask_of(stem, path, by_name)
-        if found is not None:
-            used.add(found)
-        pairs.append((stem, path, found))
+    by_name = Masks(candidates, affixes)
+    pairs = [(stem, path, by_name.of(stem, path)) for stem, path in photographs]
+    used = {found for _, _, found in pairs}
     return pairs, [path for _, path in candidates if path not in used]
-
-
-def _mask_of(stem: str, image: Path, by_name: dict[str, dict[int, list[Path]]]) -> Path | None:
-    folder, name = split(normal(stem))
-    shorter = [name[: -len(e)] for e in IMAGE_ENDINGS if name.casefold().endswith(e)]
-    for base in (name, *shorter):
-        ranks = by_name.get(folder + base, {})
-        for rank in sorted(ranks):
-            found = [p for p in ranks[rank] if p != image]
-            if len(found) > 1:
-                raise UserError(
-                    f"{found[0]} and {found[1].name}: may both be the mask of {image}; remove one, or name the masks' "
-                    "ending with config.data.mask_suffix"
-                )
-            if found:
-                return found[0]
-    return None
 
 
 def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):

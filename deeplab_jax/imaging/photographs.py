@@ -63,41 +63,42 @@ def _read_plain(image: Image.Image, data: bytes, where: str) -> np.ndarray:
 
 IMAGE_KINDS = (
     ImageKind(
-        "planar 16 bits", "TIFF of 16 bits with one plane for each band: as 16-bit color",
+        "planar 16 bits", "TIFF of 16 bits with one plane for each band: as 16-bit color; a note",
         lambda image, data: _is_planar_16(image), _read_planar,
         "have 16 bits; of the bits in use, the highest 8 are taken",
     ),
     ImageKind(
-        "16-bit color", "the most bits in use in an image (8, 10, 12, 14 or 16) are white",
+        "16-bit color", "the most bits in use in the image (8, 10, 12, 14 or 16) are white; a note",
         lambda image, data: _rawmode(image) in _LOW_BYTE, _read_deep_color,
         "have 16 bits; of the bits in use, the highest 8 are taken",
     ),
     ImageKind(
-        "16-bit gray", "the same; fed as three equal channels",
+        "16-bit gray", "the same, as three equal channels; a note",
         lambda image, data: image.mode.startswith("I"), _read_deep_gray,
         "have 16 bits; of the bits in use, the highest 8 are taken",
     ),
     ImageKind(
-        "float", "0..1, or 0..255, or as 16-bit; negative values and NaN are refused",
+        "float", "up to 1 shares of white, else as integers; a note; negative values and NaN are an error",
         lambda image, data: image.mode == "F", _read_deep_gray,
         "hold floats: up to 1 they are shares of white, above that as integers",
     ),
     ImageKind(
-        "transparent", "laid over white",
+        "transparent", "laid over white; a note",
         lambda image, data: image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
         _read_transparent, "have transparency; they are laid over white",
     ),
     ImageKind(
-        "other bands", "a fourth band that is no transparency is left out",
+        "other bands", "a TIFF's fourth band that is no opacity is left out; a note",
         lambda image, data: _rawmode(image).startswith("RGBX") and image.format == "TIFF", _read_plain,
         "have a fourth band that is no transparency; it is left out",
     ),
     ImageKind(
-        "cmyk", "converted to RGB", lambda image, data: image.mode == "CMYK", _read_plain,
+        "cmyk", "converted to RGB; a note", lambda image, data: image.mode == "CMYK", _read_plain,
         "are CMYK; they are converted to RGB",
     ),
     ImageKind(
-        "gray", "1 to 8 bits; fed as three equal channels", lambda image, data: image.mode in ("1", "L"), _read_plain,
+        "gray", "1 to 8 bits, as three equal channels; a note",
+        lambda image, data: image.mode in ("1", "L"), _read_plain,
         "are gray; they are fed as three equal channels",
     ),
     ImageKind("palette", "its colors", lambda image, data: image.mode == "P", _read_plain),

@@ -6,10 +6,8 @@ weights.npz          the arrays that all programs take
 """
 
 import hashlib
-import json
 import os
 import threading
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,14 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_json, reason
 from deeplab_jax.imaging.files import MAX_PIXELS
 from deeplab_jax.inference.base import Segmenting
+from deeplab_jax.inference.finite import require_finite
+from deeplab_jax.inference.manifest import MANIFEST, checked
+from deeplab_jax.weights import npz
 
-FORMAT = "deeplab_jax artifact 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
-MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 
 
 class Artifact(Segmenting):
@@ -48,8 +48,7 @@ class Artifact(Segmenting):
         self._programs = {tuple(p["size"]): p for p in manifest["programs"]}
         self._calls: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
-        with np.load(folder / manifest["weights"], allow_pickle=False) as weights:
-            self._weights = {name: jax.device_put(weights[name]) for name in weights.files}
+        self._weights = {name: jax.device_put(a) for name, a in npz.arrays(folder / manifest["weights"]).items()}
 
     @property
     def identity(self) -> list:
@@ -75,16 +74,30 @@ class Artifact(Segmenting):
             scaled = np.asarray(Image.fromarray(image).resize(fitted[::-1], Image.Resampling.BICUBIC))
         padding = [(0, size[0] - fitted[0]), (0, size[1] - fitted[1]), (0, 0)]
         padded = np.pad(scaled, padding, mode="edge")
-        q = self._call(size)(self._weights, padded, np.asarray(fitted, np.int32), np.int32(iterations))
-        q = np.asarray(q)[: fitted[0], : fitted[1]]
+        call = self._call(size)
+        try:
+            q = call(self._weights, padded, np.asarray(fitted, np.int32), np.int32(iterations))
+        except (ValueError, TypeError, KeyError, jax.errors.JaxRuntimeError) as e:
+            raise UserError(f"{self._program(size)}: cannot be run ({reason(e)}); export it again") from e
+        q = np.asarray(q)
+        if q.shape != (*size, len(self.class_names)) or q.dtype != np.float32:
+            raise UserError(f"{self._program(size)}: gives {q.dtype} {list(q.shape)}, not marginals; export it again")
+        q = q[: fitted[0], : fitted[1]]
+        require_finite(np.isfinite(q.min()))
         if fitted == image.shape[:2]:
             return q.argmax(-1).astype(np.uint8), q if marginals else None
         return _enlarge(q, image.shape[:2], marginals)
 
+    def _program(self, size: tuple[int, int]) -> Path:
+        return self._folder / self._programs[size]["file"]
+
     def _call(self, size: tuple[int, int]):
         with self._lock:
             if size not in self._calls:
-                exported = jax.export.deserialize(bytearray((self._folder / self._programs[size]["file"]).read_bytes()))
+                try:
+                    exported = jax.export.deserialize(bytearray(self._program(size).read_bytes()))
+                except Exception as e:  # whatever the readers of its format say to something else
+                    raise UserError(f"{self._program(size)}: is not a program ({reason(e)}); export it again") from e
                 here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
                 if here not in exported.platforms:
                     raise UserError(
@@ -103,26 +116,15 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
     """
     folder = Path(path)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{folder}: is of format '{manifest['format']}', this version reads '{FORMAT}'")
-        digests = dict(manifest["sha256"])
-        needed = [manifest["weights"], *(p["file"] for p in manifest["programs"])]
+        manifest = checked(read_json(folder / MANIFEST))
     except FileNotFoundError as e:
         raise UserError(f"{folder}: is neither a training workdir nor an exported artifact (no {MANIFEST})") from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{folder / MANIFEST}: cannot be read as an artifact's; export it again") from e
-    for name in needed:
-        if (
-            Path(name).name != name
-            or not (folder / name).is_file()
-            or digest_of_file(folder / name) != digests.get(name)
-        ):
+    except ValueError as e:
+        raise UserError(f"{folder / MANIFEST}: {e}; export it again") from e
+    for name in (manifest["weights"], *(p["file"] for p in manifest["programs"])):
+        if not (folder / name).is_file() or digest_of_file(folder / name) != manifest["sha256"].get(name):
             raise UserError(f"{folder / name}: is missing or not what was exported; export it again")
-    try:
-        return Artifact(folder, manifest)
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-        raise UserError(f"{folder}: cannot be read as an artifact; export it again") from e
+    return Artifact(folder, manifest)
 
 
 def fit(size: tuple[int, ...], sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -16,7 +16,8 @@ import numpy as np
 from deeplab_jax import crf
 from deeplab_jax.crf.params import FIELDS
 from deeplab_jax.errors import UserError
-from deeplab_jax.inference.artifact import FORMAT, MANIFEST, PLATFORMS, WEIGHTS, digest_of_file
+from deeplab_jax.inference.artifact import PLATFORMS, digest_of_file
+from deeplab_jax.inference.manifest import FORMAT, MANIFEST, WEIGHTS
 from deeplab_jax.inference.program import flat_weights, program
 from deeplab_jax.inference.saved_model import write_saved_model
 from deeplab_jax.inference.segmenter import Segmenter

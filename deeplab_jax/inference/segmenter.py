@@ -5,16 +5,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, overload
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf
+from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference import buckets, tiling
+from deeplab_jax.inference.finite import most_probable, require_finite
 from deeplab_jax.models.layers import resize_bilinear
 
 _PLANNED_MULTIPLE = 32  # of sides, where sizes are known and need not be coarse to be few
@@ -162,23 +164,32 @@ class Segmenter:
 
         Returns:
           Marginals [H, W, C] float32, or a list of them where `iterations` is a sequence.
+
+        Raises:
+          UserError: marginals are not finite.
         """
         counts = (iterations,) if isinstance(iterations, int) else tuple(iterations)
         h, w = image.shape[:2]
         found = self._mean_field(log_probs, image, counts, self._device(), params)
         cropped = [np.asarray(q)[:h, :w] for q in found]
+        for q in cropped:
+            require_finite(np.isfinite(q.min()))  # NaN passes through NumPy's minimum: no second array
         return cropped[0] if isinstance(iterations, int) else cropped
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
         """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
 
         One network pass per image and one CRF pass; the marginals never leave the device.
+
+        Raises:
+          UserError: marginals are not finite.
         """
         device = self._device()
         result = []
         for scores, image in zip(self._padded_scores(images, device), images, strict=True):
-            found = [_most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
-            result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels in found])
+            found = [most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
+            require_finite(all(finite for _, finite in found))
+            result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels, _ in found])
         return result
 
     @property
@@ -230,7 +241,7 @@ class Segmenter:
         batch = np.zeros((self.batch_size, *shape, 3), np.uint8)
         sizes = np.ones((self.batch_size, 2), np.int32)
         for i, image in enumerate(images):
-            batch[i] = _pad(image, shape, mode="edge")
+            batch[i] = tiling.pad(image, shape, mode="edge")
             sizes[i] = image.shape[:2]
         kind = ("network", *batch.shape)
         run = partial(
@@ -269,14 +280,12 @@ class Segmenter:
         np.maximum(valid, LOG_FLOOR, out=valid)
         return total
 
-    # ---- the CRF ---------------------------------------------------------------------------------------------------
-
     def _mean_field(self, log_probs, image, counts: tuple[int, ...], device: int, params=None) -> list[jax.Array]:
         """Marginals at the padded shape after each number of iterations, from one run of the longest."""
         h, w = image.shape[:2]
         shape = self.padded_shape((h, w))
         if log_probs.shape[:2] != shape:
-            log_probs = _pad(np.asarray(log_probs, np.float32), shape)
+            log_probs = tiling.pad(np.asarray(log_probs, np.float32), shape)
         log_probs = jax.device_put(log_probs, self.devices[device])
         last = max(counts)
         found = {0: jnp.exp(log_probs)} if 0 in counts else {}
@@ -295,10 +304,13 @@ class Segmenter:
                 return_all=several,
                 prune=True,
             )
-            image = jax.device_put(_pad(image, shape), self.devices[device])
+            image = jax.device_put(tiling.pad(image, shape), self.devices[device])
             params = self.crf_params if params is None else params
             kind = ("crf", bilateral, last, several, *log_probs.shape)
-            q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
+            try:
+                q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
+            except ValueError as e:  # scores that are not finite, or weights for another number of classes
+                raise UserError(f"the CRF cannot be run on the network's scores: {e}") from e
             found |= {n: q[n] for n in counts if n} if several else {last: q}
         return [found[n] for n in counts]
 
@@ -386,13 +398,3 @@ def _nearest(n: int, m: int, resize: str) -> np.ndarray:
     if resize == "corners":
         return np.round(np.linspace(0, n - 1, m)).astype(int)
     return ((2 * np.arange(m) + 1) * n) // (2 * m)
-
-
-@jax.jit
-def _most_probable(marginals: jax.Array) -> jax.Array:
-    return jnp.argmax(marginals, axis=-1).astype(jnp.uint8)
-
-
-def _pad(array: np.ndarray, shape: tuple[int, int], mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
-    """Pads [H, W, D] at the bottom and right to `shape`."""
-    return np.pad(array, [(0, shape[0] - array.shape[0]), (0, shape[1] - array.shape[1]), (0, 0)], mode=mode)

@@ -67,8 +67,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None) -> Path:
     """
     workdir = Path(workdir)
     out = Path(out) if out else workdir / "report.html"
-    records = [path for path in workdir.glob("*") if path.suffix in (".json", ".jsonl")]
-    listing.check_outputs([out], [*records, *(workdir / "eval").rglob("*")])
+    listing.check_outputs([out], listing.files_under(workdir, leave_out=".html"))  # earlier pages are replaced
     write_text(out, build_report(workdir))
     return out
 

@@ -1,5 +1,6 @@
 """Photographs and rough labels in files, refined by the CRF into files."""
 
+import collections
 import contextlib
 import sys
 import time
@@ -44,19 +45,20 @@ def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: --image is a folder, so this must be a folder")
     inputs = [item for item in listing.find_inputs([images], exclude=out) if not item.is_video]
-    by_name = _labels_of(images, given) if options.given == "labels" else {}
-    written = [path for stem in listing.result_stems(inputs) for path in outputs(out / stem, options)]
-    read = [*(item.path for item in inputs), *by_name.values()]
+    partners = Partners(images, given, options.given)
+    inputs = [item for item in inputs if partners.is_photograph(item)]
+    stems = listing.result_stems(inputs)
+    written = [path for stem in stems for path in outputs(out / stem, options)]
+    read = [item.path for item in inputs]
     for item in inputs:
         with contextlib.suppress(UserError):  # reported in its turn
-            read.append(find_partner(item, given, options.given))
+            read.append(partners.of(item))
     listing.check_outputs(written, read)
     failed = 0
-    for number, (item, stem) in enumerate(zip(inputs, listing.result_stems(inputs)), 1):
+    for number, (item, stem) in enumerate(zip(inputs, stems), 1):
         print(f"[{number}/{len(inputs)}] ", end="", flush=True)
         try:
-            partner = by_name.get(item.path.resolve()) or find_partner(item, given, options.given)
-            refine_file(item.path, partner, out / stem, options)
+            refine_file(item.path, partners.of(item), out / stem, options)
         except UserError as e:
             failed += 1
             print(f"{item.path}: failed", flush=True)
@@ -71,27 +73,55 @@ def outputs(out: Path, options: Options) -> list[str]:
     return [f"{out}.png", f"{out}_overlay.png", *[f"{out}_iterations.png"] * options.iterations_strip]
 
 
-def _labels_of(images: Path, labels: Path) -> dict[Path, Path]:
-    """The label map of each photograph, by the rule of data sets (see `imaging.pairing`)."""
-    try:
-        pairs, _ = pairing.pair_folders(images, labels, pairing.Affixes())
-    except UserError:  # two photographs of one name: theirs keep their endings, and `find_partner` looks for those
-        return {}
-    return {image.resolve(): label for _, image, label in pairs if label is not None}
+class Partners:
+    """The file of probabilities or labels of each photograph of a folder, by the rule of data sets.
 
+    A name with the photograph's suffix (`a.jpg_probs.npy`, as `predict` writes where `a.png` is there too) comes
+    first.
 
-def find_partner(item: listing.Input, folder: Path, given: str) -> Path:
-    """Returns the file in `folder` that belongs to a photograph: `a_probs.npy` or `a.npy`, or `a.png` for labels.
-
-    Raises:
-      UserError: there is none.
+    Args:
+      images: the folder of photographs.
+      folder: that of the others; may be the same.
+      given: "probs" or "labels".
     """
-    endings = {"probs": ("_probs.npy", ".npy"), "labels": (".png",)}[given]
-    names = [item.stem(level) + ending for level in (1, 0) for ending in endings]
-    for name in names:
-        if (folder / name).is_file() and (folder / name).resolve() != item.path.resolve():
-            return folder / name
-    raise UserError(f"{item.path}: {folder} has no {names[-1]} for it")
+
+    def __init__(self, images: Path, folder: Path, given: str):
+        endings = pairing.PROBABILITY_ENDINGS if given == "probs" else pairing.MASK_ENDINGS
+        self._suffixes = (".npy",) if given == "probs" else pairing.IMAGE_SUFFIXES
+        affixes = pairing.Affixes(endings=endings)
+        photographs, candidates = pairing.photographs_and_masks(images, folder, affixes, self._suffixes)
+        self._photographs = {path for _, path in photographs}
+        self._masks = pairing.Masks(candidates, affixes)
+        self._twins = collections.Counter(pairing.normal(stem) for stem, _ in photographs)
+        self._folder, self._written = folder, f"{endings[0]}.npy" if given == "probs" else ".png"
+
+    def is_photograph(self, item: listing.Input) -> bool:
+        """Whether a file that was found is a photograph, not a mask beside it."""
+        return item.path in self._photographs
+
+    def of(self, item: listing.Input) -> Path:
+        """The file that belongs to a photograph.
+
+        Raises:
+          UserError: there is none, or two may be.
+        """
+        relative = item.path.relative_to(item.root)
+        stem = relative.with_suffix("").as_posix()
+        for level in (1, 0):  # what `predict` called its own, long names cut
+            written = self._folder / f"{item.stem(level)}{self._written}"
+            if (level or self._twins[pairing.normal(stem)] < 2) and written.is_file() and written != item.path:
+                return written
+        found = self._masks.of(relative.as_posix(), item.path)
+        if found is None and self._twins[pairing.normal(stem)] > 1:
+            raise UserError(
+                f"{item.path}: another photograph has its name but for the suffix, so its file must be called "
+                f"{item.path.name}{self._written}"
+            )
+        found = found or self._masks.of(stem, item.path)
+        if found is None:
+            plain = relative.with_suffix(self._suffixes[0] if len(self._suffixes) == 1 else ".png")
+            raise UserError(f"{item.path}: {self._folder} has no {plain} for it")
+        return found
 
 
 def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from deeplab_jax.console import say
 
-NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Terminated(SystemExit):

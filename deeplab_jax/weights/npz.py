@@ -1,7 +1,9 @@
 """Reads `.npz` archives of a state dict, `np.savez(FILE, **arrays)`: no pickle, and nothing larger than the file."""
 
 import math
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,10 @@ from deeplab_jax.weights.source import Source
 from deeplab_jax.weights.torch import from_state_dict
 
 _LARGEST = 16  # times the file's size: weights hardly compress
+_DAMAGED = (
+    OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, OverflowError, RecursionError, NotImplementedError,
+    RuntimeError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 def read(path: Path, leave_out: str = "") -> Source:
@@ -19,16 +25,25 @@ def read(path: Path, leave_out: str = "") -> Source:
     Raises:
       UserError: damaged, pickled, larger than the file can hold, or with no known layer.
     """
+    found = arrays(path)
+    return from_state_dict(path, {k: v for k, v in found.items() if np.issubdtype(v.dtype, np.floating)}, leave_out)
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive by name.
+
+    Raises:
+      UserError: damaged, pickled, or larger than the file can hold.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             claimed = sum(info.file_size for info in members)
             if claimed > _LARGEST * path.stat().st_size + 2**20:
                 raise ValueError(f"it claims {claimed / 2**30:.1f} GiB")
-            arrays = {info.filename.removesuffix(".npy"): _array(archive, info) for info in members}
-    except (OSError, ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, zipfile.BadZipFile) as e:
+            return {info.filename.removesuffix(".npy"): _array(archive, info) for info in members}
+    except _DAMAGED as e:
         raise UserError(f"{path}: is no archive of plain arrays, or a damaged one ({e}); save it again") from e
-    return from_state_dict(path, {k: v for k, v in arrays.items() if np.issubdtype(v.dtype, np.floating)}, leave_out)
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

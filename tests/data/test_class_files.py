@@ -17,6 +17,7 @@ NAMES, COLORS = ("background", "red car", "sky"), [[0, 0, 0], [255, 0, 0], [0, 0
         "background 0 0 0\nred car 255 0 0\nsky 0 0 255\n",
         "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred car:255,0,0::\nsky:0,0,255:a,b:c\n",
         "name,r,g,b\nbackground,0,0,0\nred car,255,0,0\nsky,0,0,255\n",
+        "background (0, 0, 0)\nred car: [255, 0, 0]\nsky = (0,0,255)\n",
         "0 0 0\tbackground\n255 0 0\tred car\n0 0 255\tsky\n",
         "background #000000\nred car #ff0000  # by hand\nsky #0000FF\n",
         "\ufeffbackground 0 0 0\r\n\r\nred car 255 0 0\r\nsky 0 0 255",
@@ -53,6 +54,7 @@ def test_lists_of_names(tmp_path, text, names):
     ("text", "words"),
     [
         ("a 0 0 0\nb 1 2\n", r"line 2 \('b 1 2'\) is not understood"),
+        ("a, b, c\n", r"line 1 \('a, b, c'\) is not understood; write one class a line"),
         ("a: b: c\n", r"line 1 \('a: b: c'\) is not understood"),
         ("a 0 0 0\nb\n", r"1 of 2 lines have a color R G B, but line 2 \('b'\) has none"),
         ("1 a\n2 b\n", r"line 1 \('1 a'\) has the id 1 where 0 is expected"),

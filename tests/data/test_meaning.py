@@ -1,5 +1,7 @@
 """What the masks of a folder mean: in every case read right, or told before anything is trained."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -166,3 +168,12 @@ def test_a_deep_image_and_pages_are_noted(folder, tmp_path):
     pages[0].save(tmp_path / "images" / "p1.tif", save_all=True, append_images=pages[1:])
     found = check(config)
     assert found["16-bit gray image"].count == found["frames image"].count == 1
+
+
+def test_pages_of_masks_are_told(folder, capsys):
+    pages = io.BytesIO()
+    Image.fromarray(blocks(0, 1)).save(pages, "TIFF", save_all=True, append_images=[Image.fromarray(blocks(1, 0))])
+    config = folder([pages.getvalue(), pillow(blocks(0, 1), "TIFF")], suffix="tif")
+    assert check(config)["reading"].sentence.endswith("p0.tif: has 2 pages or frames; the first is read")
+    np.testing.assert_array_equal(labels(config)[0], blocks(0, 1))
+    assert capsys.readouterr().err.count("has 2 pages or frames") == 1  # to who trains, too

@@ -1,14 +1,19 @@
 """A label map, and a photograph, in every kind that the tables have: written, and read back."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding, masks, photographs
 from tests.imaging.writers import gray_png, pillow, rgb16_png, tiff
 
+ROOT = Path(__file__).resolve().parents[2]
 PALETTE = np.random.default_rng(0).permutation(256)[:, None].repeat(3, 1).astype(np.uint8)
 
 
@@ -38,7 +43,9 @@ WRITERS = [
     ("palette", 255, lambda m: pillow(m, "GIF", PALETTE, optimize=False)),
     *(("palette", 2, lambda m, b=b: pillow(m, "PNG", PALETTE[:3], bits=b)) for b in (2, 4)),
     ("gray with opacity", 255, lambda m: pillow(np.stack([m, m], -1), "PNG")),
+    ("8 bits", 255, lambda m: pillow(m, "JPEG2000")),
     ("color", 255, lambda m: pillow(np.stack([m, m, m], -1), "PNG")),
+    ("color", 255, lambda m: pillow(np.stack([m, m, m, m // 2], -1), "PNG")),
 ]  # fmt: skip
 
 
@@ -57,8 +64,65 @@ def test_a_label_map_is_read_back_in_every_kind(kind, largest, write, data):
     assert found == kind
 
 
-def test_every_kind_of_mask_has_a_writer():
+def rows(heading: str) -> list[tuple[str, ...]]:
+    """The table of docs/own_data.md under this heading."""
+    _, _, rest = (ROOT / "docs" / "own_data.md").read_text().partition(f"\n{heading}\n|---|---|\n")
+    lines = rest.partition("\n\n")[0].splitlines()
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+
+
+def test_every_kind_of_mask_has_its_line_and_its_writer():
+    assert rows("| mask | its samples |") == [(kind.name, kind.reads) for kind in masks.MASK_KINDS]
     assert {kind for kind, _, _ in WRITERS} == {kind.name for kind in masks.MASK_KINDS}
+
+
+PHOTO = np.random.default_rng(3).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+PHOTO[0, 0] = 255  # all bits are in use
+DEEP = PHOTO.astype(np.uint16) * 257
+GRAY = PHOTO[..., 0]
+SEEN = np.random.default_rng(4).integers(0, 2, (5, 7, 1)).astype(bool)
+RGBA = np.dstack([PHOTO, SEEN * np.uint8(255)])
+CMYK = Image.fromarray(PHOTO).convert("CMYK")
+
+
+def saved(image: Image.Image, kind: str) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def gray(values: np.ndarray) -> np.ndarray:
+    return values[..., None].repeat(3, -1)
+
+
+# kind of the table -> (files, what is read of each)
+PHOTOGRAPHS = {
+    "planar 16 bits": ([tiff(DEEP, 16, 2, True, o) for o in (b"II", b"MM")], PHOTO),
+    "16-bit color": ([rgb16_png(DEEP), tiff(DEEP, 16, 2)], PHOTO),
+    "16-bit gray": ([gray_png(DEEP[..., 0], 16), tiff(DEEP[..., 0], 16, 1), pgm(DEEP[..., 0], 65535)], gray(GRAY)),
+    "float": ([pillow(GRAY.astype(np.float32), "TIFF"), pillow((GRAY / 255).astype(np.float32), "TIFF")], gray(GRAY)),
+    "transparent": ([pillow(RGBA, "PNG"), tiff(RGBA, 8, 2, extra=2)], np.where(SEEN, PHOTO, 255)),
+    "other bands": ([tiff(np.dstack([PHOTO, GRAY]), 8, 2, extra=0)], PHOTO),
+    "cmyk": ([saved(CMYK, "TIFF")], np.array(CMYK.convert("RGB"))),
+    "gray": ([pillow(GRAY, k) for k in ("PNG", "TIFF", "BMP")] + [pgm(GRAY, 255)], gray(GRAY)),
+    "palette": ([pillow(GRAY, k, PALETTE) for k in ("PNG", "BMP", "TIFF")], PALETTE[GRAY]),
+    "color": ([pillow(PHOTO, k) for k in ("PNG", "BMP", "TIFF", "PPM", "TGA")] + [pillow(PHOTO, "JPEG2000")], PHOTO),
+}
+
+
+def test_every_kind_of_image_has_its_line_and_its_files():
+    assert rows("| image | read as |") == [(kind.name, kind.reads) for kind in photographs.IMAGE_KINDS]
+    assert list(PHOTOGRAPHS) == [kind.name for kind in photographs.IMAGE_KINDS]
+
+
+@pytest.mark.parametrize("kind", PHOTOGRAPHS)
+def test_a_photograph_of_every_kind_is_read_as_its_line_says(kind):
+    encoded, expected = PHOTOGRAPHS[kind]
+    for data in encoded:
+        row = photographs.kind_of(decoding.open_image(data, load=False), data)
+        assert row.name == kind
+        assert bool(row.note) == ("; a note" in row.reads)
+        np.testing.assert_array_equal(photographs.read_photograph(data), expected)
 
 
 def test_colors_of_any_palette_are_looked_up_whatever_their_order():
@@ -108,10 +172,6 @@ def test_other_bands_are_told():
 
 
 def test_of_several_frames_the_first_is_read_and_said():
-    import io
-
-    from PIL import Image
-
     frames = [Image.fromarray(np.full((4, 5, 3), v, np.uint8)) for v in (10, 90)]
     for kind in ("TIFF", "GIF", "WEBP"):
         out, said = io.BytesIO(), []

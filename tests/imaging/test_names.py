@@ -44,3 +44,24 @@ def test_the_home_folder_in_every_argument(monkeypatch):
     assert [cli._with_home(a) for a in given] == [
         "/home/me/a.jpg", "--out=/home/me/b", "--config.data.images=/home/me/c", "--x=a~b", "~a", "-",
     ]  # fmt: skip
+
+
+def test_files_whose_names_begin_with_a_dash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("-x.jpg", "--y=1.jpg", "-out", "-写.jpg"):
+        (tmp_path / name).touch()
+    given = ["-x.jpg", "--y=1.jpg", "-写.jpg", "-out", "--out=o", "-gone.jpg", "-", "--", "--noverbose", "a.jpg"]
+    assert cli._with_files(given, ["out", "verbose"]) == ["./-x.jpg", "./--y=1.jpg", "./-写.jpg", *given[3:]]
+
+
+def test_predict_takes_a_file_whose_name_begins_with_a_dash(tmp_path, monkeypatch):
+    from deeplab_jax import predict
+    from tests.command_line import call
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-x.jpg").touch()
+    seen = []
+    monkeypatch.setattr(predict, "main", lambda argv: seen.append(list(argv)) or 0)
+    assert call("predict", "--out=o", "-x.jpg", "b.jpg").returncode == 0
+    assert seen == [["./-x.jpg", "b.jpg"]]
+    assert "Unknown command line flag" in call("predict", "--out=o", "-z.jpg").stderr

@@ -117,13 +117,37 @@ def test_matplotlib_is_loaded_for_plots_only():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_legends_have_names_of_many_scripts_and_numbers_for_others():
-    from deeplab_jax.imaging.overlay import legend_name
+def test_legends_have_names_of_many_scripts_and_numbers_for_others(monkeypatch, caplog):
+    from deeplab_jax.imaging import fonts
 
-    names = ("road", "Straße", "дорога", "写")
-    assert [legend_name(i, names) for i in range(5)] == ["road", "Straße", "дорога", "class 3", "4"]
+    monkeypatch.setattr(fonts, "SYSTEM_FONTS", ("no such font.ttf",))
+    for cached in (fonts.font_of, fonts._say):
+        cached.cache_clear()
+    names = ("road", "Straße", "дорога", "写", "شارع", "re\u0301sume\u0301", "a\u00a0b", "写")
+    found = [overlay.legend_name(i, names) for i in range(9)]
+    assert found == [*names[:3], "class 3", *names[4:7], "class 7", "8"]
+    overlay.legend_name(3, names)
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == 2 and told[0].startswith("'写': no font on this computer has these letters")  # each once
     labels = np.repeat(np.arange(4, dtype=np.uint8), 60)[:, None].repeat(300, 1)
     palette = np.full((256, 3), 90, np.uint8)
     image = np.zeros((240, 300, 3), np.uint8)
     first, second = (overlay.overlay(image, labels, palette, n) for n in (names, ("a", "b", "c", "d")))
     assert (first != second).any()
+
+
+def test_a_font_of_the_system_is_taken_where_it_has_the_letters(monkeypatch):
+    import os
+
+    import matplotlib
+
+    from deeplab_jax.imaging import fonts
+
+    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
+    monkeypatch.setattr(fonts, "SYSTEM_FONTS", (os.path.join(folder, "STIXGeneral.ttf"),))
+    fonts.font_of.cache_clear()
+    letter = "\u1d81"  # in STIX, not in DejaVu
+    assert fonts.font_of("дом", 20).path.endswith("DejaVuSans.ttf")
+    assert fonts.font_of(letter, 20).path.endswith("STIXGeneral.ttf")
+    assert fonts.font_of(f"{letter}写", 20) is None
+    fonts.font_of.cache_clear()

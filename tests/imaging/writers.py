@@ -34,8 +34,19 @@ def _row(row: np.ndarray, bits: int) -> bytes:
     return np.packbits(spread.ravel()).tobytes()
 
 
-def tiff(samples: np.ndarray, bits: int, photometric: int = 1, planar: bool = False, order: bytes = b"II") -> bytes:
-    """Stored samples `[H, W]` or `[H, W, C]` as an uncompressed TIFF of one strip a plane."""
+def tiff(
+    samples: np.ndarray,
+    bits: int,
+    photometric: int = 1,
+    planar: bool = False,
+    order: bytes = b"II",
+    extra: int | None = None,
+) -> bytes:
+    """Stored samples `[H, W]` or `[H, W, C]` as an uncompressed TIFF of one strip a plane.
+
+    Args:
+      extra: what a fourth band is, in TIFF's numbers: 0 unspecified, 2 opacity; None = the file does not say.
+    """
     long, short = ("<I", "<H") if order == b"II" else (">I", ">H")
     bands = 1 if samples.ndim == 2 else samples.shape[2]
     planes = [samples] if bands == 1 or not planar else [samples[..., k] for k in range(bands)]
@@ -49,6 +60,8 @@ def tiff(samples: np.ndarray, bits: int, photometric: int = 1, planar: bool = Fa
         273: (0,) * len(strips), 277: (bands,), 278: (samples.shape[0],), 279: tuple(map(len, strips)),
         284: (2 if planar else 1,),
     }  # fmt: skip
+    if extra is not None:
+        tags[338] = (extra,)
     values_at = 8 + 2 + 12 * len(tags) + 4
     data_at = values_at + sum(4 * len(v) for v in tags.values() if len(v) > 1)
     tags[273] = tuple(data_at + sum(map(len, strips[:n])) for n in range(len(strips)))

@@ -274,3 +274,16 @@ def test_call_gives_labels_marginals_and_entropy(refined):
 def test_size_multiple_must_fit_the_stride():
     with pytest.raises(ValueError, match="size_multiple=20"):
         segmenter(size_multiple=20)
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_scores_that_are_not_finite_are_an_error(monkeypatch, iterations):
+    """Otherwise every pixel would be class 0."""
+    one, image = segmenter(), scene((20, 30)).image
+    broken = np.full((*one.padded_shape((20, 30)), len(NAMES)), -1.0, np.float32)
+    broken[3, 4, 1] = np.nan
+    monkeypatch.setattr(one, "_padded_scores", lambda images, device: [jnp.asarray(broken)])
+    with pytest.raises(UserError, match=r"the marginals are not finite|unary holds NaN"):
+        one.labels([image], (iterations,))
+    with pytest.raises(UserError, match=r"the marginals are not finite|unary holds NaN"):
+        one(image, iterations)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax.crf.params import FIELDS, read_preset
 from deeplab_jax.files import read_json
+from deeplab_jax.inference import manifest
 from deeplab_jax.runs import schema
 from tests.toy_workdir import toy_config
 
@@ -28,7 +29,17 @@ PICTURES = {
     "crf_iterations": [0, 5],
     "pictures": [{"kind": "best", "index": 0, "photo": "p.png", "truth": "t.png", "labels": {"0": "l.png"}}],
 }
+MANIFEST = {
+    "format": "deeplab_jax artifact 1",
+    "programs": [{"size": [9, 17], "file": "program_9x17.stablehlo", "bilateral": "exact"}],
+    "weights": "weights.npz",
+    "labels": ["a", "b"],
+    "palette": [[0, 0, 0]] * 256,
+    "crf": {"iterations": 4},
+    "sha256": {"weights.npz": "00"},
+}
 WHOLE = {
+    manifest.checked: MANIFEST,
     schema.config: json.loads(json.dumps(toy_config().to_dict())),
     schema.best_mark: {"step": 3, "mean_iou": 0.5},
     schema.run_entries: [{"time": "now"}],
@@ -106,6 +117,26 @@ def test_what_is_wrong_with_a_config_is_named(path, new, sentence):
 def test_a_palette_that_is_short_is_named():
     with pytest.raises(ValueError, match="has no palette of at least 2 colors"):
         schema.meta({"class_names": ["a", "b"], "palette": [[0, 0, 0]]})
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "sentence"),
+    [
+        (("programs", 0, "file"), "../weights.npz", "has no list of programs with a file"),
+        (("programs", 0, "size"), [1 << 20, 9], "size from 1 to 16384"),
+        (("programs", 0, "size"), [True, 9], "size from 1 to 16384"),
+        (("programs",), [], "has no list of programs"),
+        (("weights",), "/etc/passwd", "names no file of this folder in 'weights'"),
+        (("weights",), "a\0b", "names no file of this folder in 'weights'"),
+        (("labels",), ["one"], "has no list of 2 to 256 class names"),
+        (("palette",), [[0, 0, 0]], "has no 256 colors"),
+        (("crf", "iterations"), 10**9, "has no iterations from 0 to 10000"),
+        (("format",), "another", "is of format 'another', this version reads"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_named(path, new, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        manifest.checked(replaced(MANIFEST, path, new))
 
 
 PRESET = dict.fromkeys(FIELDS, 3.0) | {"iterations": 5, "normalization": "after", "source": "here"}

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.small_disk import mounted
+
 TINY = (
     "model.widths=8,8,8,8",
     "model.blocks=1,1,1,1",
@@ -71,6 +73,12 @@ def runs(tmp_path_factory) -> Runs:
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
     return Runs(root / "shapes-cache")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    with mounted(tmp_path / "disk") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Two hundred random faults over many short runs, each of which ends with the same bits and records."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,30 +11,45 @@ import numpy as np
 import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
+from tests.small_disk import filled
 from tests.training.test_resume import last_step, wait_for_steps
 
 STEPS = ("num_steps=300", "checkpoint.every=5", "checkpoint.keep=3", "eval.every=100", "log.every=2")
 PER_RUN = 20
-FAULTS = ("kill", "stop", "SIGTERM", "SIGINT", "second writer", "flip", "truncate", "delete", "digests", "line")
+FAULTS = (
+    "kill", "stop", "SIGTERM", "SIGINT", "second writer", "flip", "truncate", "delete", "digests", "line", "full disk",
+)  # fmt: skip
 
 
 @pytest.mark.long
-def test_storm(runs, tmp_path):
-    """DEEPLAB_STORM_SEED repeats a storm, DEEPLAB_STORM_FAULTS makes it shorter."""
+def test_storm(runs, tmp_path, request):
+    """DEEPLAB_STORM_SEED repeats a storm, DEEPLAB_STORM_FAULTS makes it shorter.
+
+    The runs are on a small disk of their own, which one of the faults fills; where none can be mounted, it is left out.
+    """
     seed = int(os.environ.get("DEEPLAB_STORM_SEED", time.time()))
     count = int(os.environ.get("DEEPLAB_STORM_FAULTS", "200"))
     print(f"DEEPLAB_STORM_SEED={seed}")
     rng = np.random.default_rng(seed)
+    faults = list(FAULTS)
+    try:
+        disk = request.getfixturevalue("small_disk")
+    except pytest.skip.Exception as e:
+        print(f"no fault 'full disk': {e}")
+        faults.remove("full disk")
+        disk = tmp_path
     whole = tmp_path / "whole"
     runs.run(whole, *STEPS)
     for first in range(0, count, PER_RUN):
-        workdir = tmp_path / f"run{first}"
-        for number in range(first, min(first + PER_RUN, count)):
-            fault = str(rng.choice(FAULTS))
+        workdir = disk / f"run{first}"
+        # Each kind occurs before one occurs twice.
+        order = [str(f) for _ in range(1 + PER_RUN // len(faults)) for f in rng.permutation(faults)]
+        for number, fault in zip(range(first, min(first + PER_RUN, count)), order, strict=False):
             print(f"fault {number}: {fault} after step {last_step(workdir)} of {workdir.name}")
             strike(runs, workdir, fault, rng)
         runs.run(workdir, *STEPS)
         runs.same_result(whole, workdir)
+        shutil.rmtree(workdir)
 
 
 def strike(runs, workdir: Path, fault: str, rng: np.random.Generator) -> None:
@@ -52,11 +68,16 @@ def strike(runs, workdir: Path, fault: str, rng: np.random.Generator) -> None:
             process.send_signal(signal.SIGSTOP)
             time.sleep(rng.uniform(0, 2))
             process.send_signal(signal.SIGCONT)
+        elif fault == "full disk":
+            with filled(workdir.parent):
+                time.sleep(rng.uniform(1, 4))
+            time.sleep(rng.uniform(0, 1))
         elif fault == "second writer":
             second_writer(runs, workdir, process)
     finally:
         process.kill()
-        process.communicate()
+        _, err = process.communicate()
+    assert "Traceback" not in err, err
     damage(workdir, fault, rng)
 
 

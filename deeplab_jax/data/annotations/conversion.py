@@ -176,6 +176,8 @@ def _of_shapes(source: Path, kind: str, found: Annotations, classes: Path | None
         raise UserError(f"{source}: has {len(names)} classes with the background; at most 255 are supported")
     ids = {name: i for i, name in enumerate(names)}
     stems = [stem_of(image.image) for image in found.images]
+    if "" in stems:
+        raise UserError(f"{source}: image {stems.index('') + 1} has no name; export it again")
     twice = next((s for s in stems if stems.count(s) > 1), None) if len(set(stems)) < len(stems) else None
     if twice is not None:
         raise UserError(f"{source}: has two images '{twice}', whose masks would have one name; rename one of them")

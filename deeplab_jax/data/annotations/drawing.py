@@ -1,7 +1,8 @@
 """Areas of annotation tools as pixels: polygons, boxes, ellipses, run lengths."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.decoding import MAX_PIXELS
 from deeplab_jax.imaging.palettes import VOID
+
+_FARTHEST = 1e9  # of a corner, in pixels
 
 
 class Area(NamedTuple):
@@ -76,14 +79,14 @@ def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple
       bool `[H, W]`.
 
     Raises:
-      ValueError: a corner is no pair of finite numbers.
+      ValueError: a corner is no pair of numbers, or they are beyond any image.
     """
     height, width = size
     flips = np.zeros((height, width + 1), np.int32)
     for ring in rings:
         corners = np.asarray(ring, np.float64).reshape(len(ring), 2)
-        if not np.isfinite(corners).all():
-            raise ValueError("a corner is not finite")
+        if not (np.abs(corners) < _FARTHEST).all():
+            raise ValueError("a corner is not finite, or far outside the image")
         for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
             if y0 == y1:
                 continue
@@ -121,6 +124,6 @@ def runs(counts: Sequence[int], height: int, width: int, by_column: bool) -> np.
 
 def stem_of(image: str) -> str:
     """The name of an image's mask: its path with slashes, without suffix and without what leads out of the folder."""
-    path = Path(image.replace("\\", "/"))
-    parts = [p for p in path.with_suffix("").parts if p not in ("/", ".", "..") and not p.endswith(":")]
+    path = PurePosixPath(os.path.splitext(image.replace("\\", "/"))[0])
+    parts = [p for p in path.parts if p not in ("/", ".", "..") and not p.endswith(":")]
     return "/".join(parts)
