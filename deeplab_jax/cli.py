@@ -61,7 +61,7 @@ def run(
         rest = flags.FLAGS(argv)[1:]
         if huge_pages and command:
             startup.restart_with_huge_pages()
-        startup.set_xla_defaults(training="mode" in flags.FLAGS and "train" in flags.FLAGS["mode"].value)
+        startup.set_xla_defaults(training="mode" in flags.FLAGS and "train" in (flags.FLAGS["mode"].value or ""))
         startup.persistent_compilation_cache()
         status = main(rest)
     except BaseException as e:

@@ -52,6 +52,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path = find_config(name)
     spec = importlib.util.spec_from_file_location(f"deeplab_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: is not a Python file; give a config whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

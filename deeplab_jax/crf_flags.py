@@ -4,6 +4,7 @@ Importing `deeplab_jax.crf` brings JAX and Flax with it, which `--help` must not
 of it stands here once more, and a test compares.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -79,8 +80,8 @@ def settings(
 
     try:
         preset = preset_named(values.preset) if values.preset else default
-        given = {name: values[name].value for name in FIELDS if values[name].value is not None}
-        params = preset.params.replace(**given)
+        given = {name: value for name in FIELDS if (value := values[name].value) is not None}
+        params = dataclasses.replace(preset.params, **given)
         check_params(params, where="--")
         iterations = preset.iterations if iterations is None else iterations
         check_iterations(iterations, where="--")

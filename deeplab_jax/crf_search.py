@@ -66,8 +66,9 @@ def main(argv: Sequence[str]) -> int:
 
     grid = dict(grids.GRIDS[FLAGS.grid])
     for name in FIELDS:
-        if FLAGS[name].value is not None:
-            grid[name] = numbers(name, FLAGS[name].value)
+        given = FLAGS[name].value
+        if given is not None:
+            grid[name] = numbers(name, given)
     grid["thin_factor"] = numbers("thin_factor", FLAGS.thin_factor)
     grid["normalization"] = tuple(FLAGS.normalization or (config.crf.normalization,))
     for name in grid["normalization"]:

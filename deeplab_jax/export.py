@@ -45,11 +45,14 @@ def main(argv: Sequence[str]) -> int:
     if unknown or not FLAGS.platforms:
         raise UserError(f"--platforms={','.join(FLAGS.platforms)}: choose from {', '.join(PLATFORMS)}")
     from deeplab_jax.imaging.listing import check_outputs, files_under
+    from deeplab_jax.inference.artifact import Artifact
     from deeplab_jax.inference.export_artifact import write_artifact
     from deeplab_jax.inference.load import load
 
     check_outputs([FLAGS.out, *files_under(FLAGS.out)], [source, *([FLAGS.preset] if FLAGS.preset else [])])
     segment = load(source, step=FLAGS.step, crf=FLAGS.preset)
+    if isinstance(segment, Artifact):
+        raise UserError(f"{source}: is an exported artifact already; name the training run that it was exported from")
     manifest = write_artifact(
         segment.segmenter,
         FLAGS.out,

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from deeplab_jax.errors import UserError
 
@@ -48,7 +49,10 @@ def json_writer(value: object) -> Callable[[Path], object]:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def replace_together(writers: Mapping[str | os.PathLike, Callable[[Path], object]]) -> None:
+Place = TypeVar("Place", bound=str | os.PathLike)
+
+
+def replace_together(writers: Mapping[Place, Callable[[Path], object]]) -> None:
     """Writes several files, all of them to temporary names before the first is renamed to its own.
 
     A disk that is too full for one of them thus leaves all of them as they were, and nothing temporary.
@@ -111,7 +115,7 @@ def read_file(path: str | os.PathLike) -> bytes:
     return Path(path).read_bytes()
 
 
-def read_json(path: str | os.PathLike) -> object:
+def read_json(path: str | os.PathLike) -> Any:
     """Reads JSON.
 
     Raises:

@@ -104,7 +104,7 @@ def persistent_compilation_cache() -> None:
     import jax
 
     folder = compilation_cache()
-    if jax.config.jax_compilation_cache_dir is not None or folder is None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None or folder is None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,4 +162,4 @@ def _write_whole_entries() -> None:
         if not path.exists():
             write_atomically(path, lambda temporary: Path(temporary).write_bytes(value))
 
-    LRUCache.put = put
+    type.__setattr__(LRUCache, "put", put)

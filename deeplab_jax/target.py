@@ -25,7 +25,7 @@ def platform() -> str:
     """
     if _targets.value is not None:
         return _targets.value
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX adds its settings at run time
     if device is not None:
         return _kind(device if isinstance(device, str) else device.platform)
     return jax.default_backend()

@@ -116,7 +116,7 @@ def kl_free_energy(
     convergent.check_affinities(weights, compatibility, unary.shape[-1], "the CRF")
     if q.shape != unary.shape:
         raise ValueError(f"q must have the unary's shape {unary.shape}, not {q.shape}")
-    chosen = choose_bilateral(bilateral, *unary.shape[-3:-1])
+    chosen = choose_bilateral(bilateral, unary.shape[-3], unary.shape[-2])
     options = Options(
         normalization=normalization,
         bilateral=chosen,
@@ -155,6 +155,7 @@ def _penalty(kernel: Kernel, q: jax.Array, compatibility: jax.Array | None) -> j
     if compatibility is not None:
         return weighted(compatibility, weighted(kernel.weight, values))
     attraction = weighted(kernel.weight, values)
-    if jnp.ndim(kernel.weight):
+    weight = jnp.asarray(kernel.weight, values.dtype)
+    if weight.ndim:
         return -attraction
-    return kernel.weight * values.sum(-1, keepdims=True) - attraction
+    return weight * values.sum(-1, keepdims=True) - attraction

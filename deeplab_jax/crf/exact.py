@@ -4,6 +4,7 @@
 standard deviations (Kraehenbuhl and Koltun 2011, Eq. 3). Nothing of size N x N is stored, forward or backward.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -32,7 +33,7 @@ class Structure:
     """
 
     features: jax.Array
-    order: jax.Array | None
+    order: jax.Array | np.ndarray | None
     points: int = flax.struct.field(pytree_node=False)
     reach: float | None = flax.struct.field(pytree_node=False)
 
@@ -105,7 +106,7 @@ def _backward(saved: tuple[Structure, jax.Array], grads: jax.Array) -> tuple[Str
     sums = _over_pairs(structure, both, tile, channels + structure.features.shape[-1] + 1)
     moved = sums[..., channels:-1] - sums[..., -1:] * structure.features
     order = None if structure.order is None else np.zeros(structure.order.shape, jax.dtypes.float0)
-    gradient = structure.replace(features=moved.astype(structure.features.dtype), order=order)
+    gradient = dataclasses.replace(structure, features=moved.astype(structure.features.dtype), order=order)
     return gradient, _out_of_tiles(structure, sums[..., :channels]).astype(values.dtype)
 
 
@@ -120,6 +121,7 @@ def _over_pairs(structure: Structure, tiled: jax.Array, tile: Callable[..., jax.
 
     def row(i: jax.Array) -> jax.Array:
         a, rows = features[i], tiled[i]
+        active: int | jax.Array
         if structure.reach is None:
             columns, active = jnp.arange(count), count
         else:

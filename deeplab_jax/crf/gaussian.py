@@ -144,7 +144,8 @@ def _shifted_forward(rows: jax.Array, columns: jax.Array, values: jax.Array) -> 
 
 
 def _shifted_backward(taps: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return *(jnp.zeros_like(t) for t in taps), _shifted(*taps, gradient)
+    rows, columns = taps
+    return jnp.zeros_like(rows), jnp.zeros_like(columns), _shifted(rows, columns, gradient)
 
 
 _shifted.defvjp(_shifted_forward, _shifted_backward)

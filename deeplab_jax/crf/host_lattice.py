@@ -1,8 +1,8 @@
 """Builds lattices on the host, in NumPy, where the features are known numbers: nothing is compiled for their size."""
 
+import dataclasses
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,8 @@ LATTICES = 2
 _ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 
-class HostLattice(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class HostLattice:
     """One lattice around N points.
 
     Attributes:
@@ -60,7 +61,7 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
             found = list(pool.map(lambda n: _embedded(features, "direct", n), range(LATTICES)))
             form = "direct" if found[0][2].size > FEW * points else "axes"
             if form == "direct":
-                return form, list(pool.map(lambda f: _joined(*f, form), found))
+                return form, list(pool.map(lambda f: _joined(f, form), found))
         return form, list(pool.map(lambda n: _one(features, form, n), range(LATTICES)))
 
 
@@ -73,10 +74,10 @@ def _few(features: np.ndarray) -> str:
 
 
 def _one(features: np.ndarray, form: str, lattice: int) -> HostLattice:
-    found = _joined(*_embedded(features, form, lattice), form)
+    found = _joined(_embedded(features, form, lattice), form)
     if form == "axes" and lattice % 2:
         backwards = found.neighbors.reshape(-1, 2, found.count)[::-1].reshape(-1, found.count)
-        return found._replace(neighbors=backwards)
+        return dataclasses.replace(found, neighbors=backwards)
     return found
 
 
@@ -107,7 +108,8 @@ def _units(lowest: np.ndarray, highest: np.ndarray) -> tuple[np.ndarray, np.ndar
     tells k. As it is linear in v, a step along an axis adds the same to every key.
     """
     order = len(lowest)
-    units, unit = [], 1
+    units: list[int] = []
+    unit = 1
     for n in range(order - 1):
         if n == order - 2:
             unit += (1 - (sum(units) + unit)) % order
@@ -204,7 +206,8 @@ class _Lookup:
     """Finds the numbers of keys."""
 
     def __init__(self, keys: np.ndarray):
-        self.keys, self.tables = keys, []
+        self.keys = keys
+        self.tables: list[tuple[int, np.ndarray]] = []
         left = np.arange(len(keys), dtype=np.int32)
         while left.size:
             bits = max(8, int(np.ceil(np.log2(4 * len(left)))))
@@ -234,8 +237,9 @@ class _Lookup:
         return found
 
 
-def _joined(vertices, weights, keys, steps, about, form: str) -> HostLattice:
-    """Adds what acts between the vertices."""
+def _joined(embedded: tuple, form: str) -> HostLattice:
+    """Adds what acts between the vertices to what `_embedded` returned."""
+    vertices, weights, keys, steps, about = embedded
     if form == "dense":
         matrix = _gaussian_between(keys, *about)
         return HostLattice(vertices, weights, np.zeros((0, len(keys)), np.int32), matrix, len(keys))

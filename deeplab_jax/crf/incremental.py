@@ -95,7 +95,8 @@ def _other_messages(kernels: Sequence[Kernel], q: jax.Array) -> jax.Array:
 
 def _send(kernels: Sequence[Kernel], sent: list, q: jax.Array, lattice: int | jax.Array) -> tuple[jax.Array, list]:
     """The sum of the messages of kernels on lattices, each from one of its lattices; and what is now sent."""
-    total, after = jnp.zeros_like(q), []
+    total = jnp.zeros_like(q)
+    after: list = []
     for kernel, before in zip(kernels, sent, strict=True):
         if before is None:
             after.append(None)

@@ -41,13 +41,14 @@ def _iterate_incrementally(
     @jax.custom_vjp
     def run(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, jax.Array | None]:
         count = options.iterations if options.return_all else iterations
-        return incremental.iterate(*differentiable, count, options.return_all)
+        unary, filters, mu = differentiable
+        return incremental.iterate(unary, filters, mu, count, options.return_all)
 
     def forward(iterations: int | jax.Array, *differentiable: Any) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
         anew = dataclasses.replace(
             options, iterations=iterations if is_traced(options.iterations) else options.iterations
         )
-        return jax.vjp(lambda *x: _iterate_anew(*x, anew), *differentiable)
+        return jax.vjp(lambda unary, filters, mu: _iterate_anew(unary, filters, mu, anew), *differentiable)
 
     run.defvjp(forward, lambda pull, gradient: (None, *pull(gradient)))
     return run(options.iterations, negative_unary, kernels, compatibility)
@@ -68,9 +69,10 @@ def _iterate_anew(
         return lax.fori_loop(0, options.iterations, lambda _, x: step(jax.nn.softmax(x, axis=-1)), negative_unary), None
     if options.iterations == 0:
         return negative_unary, negative_unary[None] if options.return_all else None
-    q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), length=options.iterations - 1)
+    times = int(options.iterations) - 1
+    q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), length=times)
     logits = step(q.astype(negative_unary.dtype))
-    if options.return_all:
+    if history is not None:
         history = jnp.concatenate([negative_unary[None], history, logits[None]])
     return logits, history
 

@@ -111,6 +111,7 @@ def image_kernels(
     height, width, _ = image.shape
     features = _among_valid(bilateral_features(image.astype(dtype), params), mask)
     name = options.bilateral
+    assert name is not None, "over an image, a filter of the appearance kernel is chosen"
     bilateral = filters.build(name, features, (height, width), options.cutoff)
     spatial = gaussian.build(height, width, params.gaussian_xy_std, radius=options.radius, dtype=dtype)
     valid = _column(mask, height * width, dtype)

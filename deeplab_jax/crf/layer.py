@@ -1,5 +1,6 @@
 """The CRF as a Flax module with learnable parameters."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -97,7 +98,7 @@ class MeanFieldCRF(nn.Module):
         return mean_field(
             unary,
             image,
-            self.crf.replace(**fields).at_stride(self.stride),
+            dataclasses.replace(self.crf, **fields).at_stride(self.stride),
             self.iterations,
             bilateral=bilateral,
             normalization=self.normalization,
@@ -122,4 +123,4 @@ def learned(variables: dict[str, Any], start: CRFParams) -> tuple[CRFParams, jax
     values = variables.get("params", variables)
     fields = {name: values[name] for name in WEIGHTS if name in values}
     fields |= {name: jnp.exp(values[f"log_{name}"]) for name in STDS if f"log_{name}" in values}
-    return start.replace(**fields), values.get("compatibility")
+    return dataclasses.replace(start, **fields), values.get("compatibility")

@@ -91,7 +91,7 @@ def mean_field(
     if update == "convergent":
         every = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
         convergent.check_affinities(every, compatibility, unary.shape[-1], 'update="convergent"')
-    chosen = choose_bilateral(bilateral, *unary.shape[-3:-1])
+    chosen = choose_bilateral(bilateral, unary.shape[-3], unary.shape[-2])
     options = Options(
         iterations=int(iterations),
         normalization=normalization,
@@ -106,9 +106,9 @@ def mean_field(
         prune=prune,
         storage_dtype=storage_dtype,
     )
-    features = tuple(jnp.asarray(f) for f, _ in kernels)
+    points = tuple(jnp.asarray(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
-    arguments = unary, image, params, compatibility, mask, features, weights
+    arguments = unary, image, params, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.image_marginals(*arguments, options)
         if q is not None:
@@ -173,9 +173,9 @@ def mean_field_features(
         return_log=return_log,
         storage_dtype=storage_dtype,
     )
-    features = tuple(jnp.asarray(f) for f, _ in kernels)
+    points = tuple(jnp.asarray(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
-    arguments = unary, compatibility, mask, features, weights
+    arguments = unary, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.point_marginals(*arguments, options)
         if q is not None:
@@ -226,7 +226,7 @@ def solve(
         logits, history = pruning.iterate(negative, kernels, compatibility, options, mask)
     else:
         logits, history = iteration.iterate(negative, kernels, compatibility, options)
-    result = history if options.return_all else logits
+    result = history if options.return_all and history is not None else logits
     result = jax.nn.log_softmax(result, axis=-1) if options.return_log else jax.nn.softmax(result, axis=-1)
     return result.astype(unary.dtype)
 

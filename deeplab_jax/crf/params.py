@@ -51,7 +51,8 @@ class CRFParams:
     def at_stride(self, stride: float) -> "CRFParams":
         """The same kernels on an image sampled by `stride`: position widths divided by it, all else unchanged."""
         scale = lambda std: tuple(s / stride for s in std) if isinstance(std, tuple | list) else std / stride  # noqa: E731
-        return self.replace(bilateral_xy_std=scale(self.bilateral_xy_std), gaussian_xy_std=scale(self.gaussian_xy_std))
+        xy_stds = {name: scale(getattr(self, name)) for name in ("bilateral_xy_std", "gaussian_xy_std")}
+        return dataclasses.replace(self, **xy_stds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,9 @@ dimensions on, so that the median over pixels of filter(1) / exact filter(1) is 
 with the usual blur: about 0.5).
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import flax.struct
@@ -153,8 +155,8 @@ def advance(
 
     grid = lax.fori_loop(0, (place[-1] + chunk) // chunk, splat, splatted.grid)
     sent = splatted.values.at[lattice].set(jnp.where(changed[:, None], values, before))
-    one = jax.tree.map(lambda x: x[lattice][None], (structure.vertices, structure.weights))
-    return Splatted(grid, sent), _slice(*one, LATTICES * structure.scale, grid, values.shape[1])
+    near, shares = jax.tree.map(lambda x: x[lattice][None], (structure.vertices, structure.weights))
+    return Splatted(grid, sent), _slice(near, shares, LATTICES * structure.scale, grid, values.shape[1])
 
 
 def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> jax.Array:
@@ -185,11 +187,12 @@ def _slice(
     vertices: Sequence[jax.Array], weights: Sequence[jax.Array], scale: jax.Array, grid: jax.Array, channels: int
 ) -> jax.Array:
     # One vertex of each point at a time: nothing of size [N, D + 1, C] is stored.
-    total = sum(
+    parts = (
         grid.at[v[n]].get(mode="promise_in_bounds") * w[n, :, None]
         for v, w in zip(vertices, weights, strict=True)
         for n in range(v.shape[0])
     )
+    total = functools.reduce(operator.add, parts)
     return scale * total[:, :channels]
 
 
@@ -228,7 +231,7 @@ def _simplex(features: jax.Array) -> tuple[list[jax.Array], ...]:
     elevated = lax.optimization_barrier(elevated)
     nearest = [jnp.round(e / order) for e in elevated]
     above = lax.optimization_barrier([e - n * order for e, n in zip(elevated, nearest, strict=True)])
-    total = sum(n.astype(jnp.int32) for n in nearest)
+    total = functools.reduce(operator.add, (n.astype(jnp.int32) for n in nearest))
     rank = [total] * order
     for i in range(order):
         for j in range(i):

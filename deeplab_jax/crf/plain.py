@@ -36,7 +36,8 @@ def _device(leaves: Sequence[Any]) -> jax.Device | None:
     """The CPU on which to compute, or None where that is not where the arguments are."""
     devices = [d for leaf in leaves if isinstance(leaf, jax.Array) for d in leaf.devices()]
     if not devices:
-        device = jax.config.jax_default_device or jax.devices()[0]
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX adds its settings at run time
+        device = default or jax.devices()[0]
         return device if getattr(device, "platform", "") == "cpu" else None
     return devices[0] if len(set(devices)) == 1 and devices[0].platform == "cpu" else None
 
@@ -54,8 +55,12 @@ def image_marginals(
     """As `mean_field`, of unary [H, W, C] or [B, H, W, C]; None where features are too wide for it."""
     device = _device(jax.tree.leaves((unary, image, params, mask, features)))
     height, width, labels = unary.shape[-3:]
-    flat = lambda x, last: None if x is None else np.asarray(x).reshape(-1, height * width, *last)  # noqa: E731
-    unaries, images, masks = flat(unary, (labels,)), np.asarray(image).reshape(-1, height, width, 3), flat(mask, ())
+    flat = lambda x, last: np.asarray(x).reshape(-1, height * width, *last)  # noqa: E731
+    unaries, images, masks = (
+        flat(unary, (labels,)),
+        np.asarray(image).reshape(-1, height, width, 3),
+        None if mask is None else flat(mask, ()),
+    )
     extra = [flat(f, (f.shape[-1],)) for f in features]
     stds = [_pair(params.bilateral_xy_std), _pair(params.gaussian_xy_std)]
     results = []
@@ -122,7 +127,8 @@ def _marginals(unary, kernels, smooth, compatibility, mask, options: Options, de
         return None
     spatial = None
     if smooth is not None:
-        spatial = ready.spatial_kernel(*smooth[:3], weights[-1], valid, options.normalization, points)
+        size, std, radius, _ = smooth
+        spatial = ready.spatial_kernel(size, std, radius, weights[-1], valid, options.normalization, points)
     with jax.default_device(device):
         log = start.padded(points)
 
@@ -131,7 +137,7 @@ def _marginals(unary, kernels, smooth, compatibility, mask, options: Options, de
             return start.all_labels(np.asarray(q)[:count])
 
         if not options.return_all:
-            return after(options.iterations)
+            return after(int(options.iterations))
         # Each as it would come out if it were the last: with the mean of all lattices.
         first = np.exp(start.log - start.log.max(1, keepdims=True))
         first = start.all_labels(first / first.sum(1, keepdims=True))

@@ -10,6 +10,7 @@ Nothing is pruned where the marginals of all iterations, a compatibility matrix 
 where gradients are taken.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def iterate(
 
     labels = negative_unary.shape[1]
     sizes = [size for size in SIZES if size < labels]
-    plain = all(jnp.ndim(kernel.weight) == 0 for kernel in kernels) and compatibility is None
+    plain = all(np.ndim(kernel.weight) == 0 for kernel in kernels) and compatibility is None
     none = not is_traced(options.iterations) and options.iterations == 0
     if not plain or not sizes or options.return_all or none:
         return whole(negative_unary, kernels)
@@ -61,7 +62,10 @@ def iterate(
             dropped = (column == size)[None]
             rest = jax.nn.logsumexp(jnp.where(dropped, negative_unary, -jnp.inf), axis=1, keepdims=True)
             heard = jnp.arange(size + 1) < size
-            hearing = [kernel.replace(weight=jnp.where(heard, kernel.weight, 0)) for kernel in kernels]
+            hearing = [
+                dataclasses.replace(kernel, weight=jnp.where(heard, jnp.asarray(kernel.weight), 0))
+                for kernel in kernels
+            ]
             start = jnp.concatenate([negative_unary[:, chosen], rest], axis=1)
             logits, _ = iteration.iterate(start, hearing, None, options)
             return jnp.where(dropped, negative_unary, logits[:, column])

@@ -8,9 +8,11 @@ An iteration splats the marginals on one lattice, acts between its vertices, and
 the last iteration all of them are averaged.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import cast
 
 import flax.struct
 import jax
@@ -77,7 +79,8 @@ class SpatialKernel:
     margin: int = flax.struct.field(pytree_node=False)
 
 
-class Points(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Points:
     """How many points there are, and the size of their buffers."""
 
     count: int
@@ -94,6 +97,11 @@ def room(count: int, least: int = 8 * POINTS) -> int:
         return least << 2 * max(0, math.ceil(math.log2(max(count, 1) / least) / 2))
     step = 1 << (count.bit_length() - 4)
     return -(-count // step) * step
+
+
+def _argument(value: np.ndarray | np.generic) -> jax.Array:
+    """An array of the host as an argument of the compiled program, which is what takes it to the device."""
+    return cast(jax.Array, value)
 
 
 def normalizers(sums: np.ndarray, valid: np.ndarray, normalization: str) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +128,7 @@ def lattice_kernel(
     factor = np.float32(lattice_design.scale(form, dimensions))
     sums = [host_lattice.sums(lattice, form, valid) for lattice in lattices]
     ones = np.ones(points.count, np.float32) if valid is None else valid
-    pairs = [normalizers(s, ones, normalization) for s in [*sums, sum(sums) / len(sums)]]
+    pairs = [normalizers(s, ones, normalization) for s in [*sums, functools.reduce(np.add, sums) / len(sums)]]
     neighbors = np.full((len(lattices), *lattices[0].neighbors.shape[:1], size), size - 1, np.int32)
     for to, lattice in zip(neighbors, lattices, strict=True):
         to[:, : lattice.count] = np.where(lattice.neighbors == lattice.count, size - 1, lattice.neighbors)
@@ -129,14 +137,14 @@ def lattice_kernel(
         matrix = np.zeros((size, size), np.float32)
         matrix[: lattices[0].count, : lattices[0].count] = lattices[0].matrix
     return LatticeKernel(
-        np.stack([_padded(lattice.vertices, points) for lattice in lattices]),
-        np.stack([_padded(lattice.weights, points) for lattice in lattices]),
-        neighbors,
-        matrix,
-        np.array([lattice.count for lattice in lattices], np.int32),
-        np.stack([_padded(before, points) for before, _ in pairs]),
-        np.stack([_padded(after * factor, points) for _, after in pairs]),
-        weight,
+        _argument(np.stack([_padded(lattice.vertices, points) for lattice in lattices])),
+        _argument(np.stack([_padded(lattice.weights, points) for lattice in lattices])),
+        _argument(neighbors),
+        None if matrix is None else _argument(matrix),
+        _argument(np.array([lattice.count for lattice in lattices], np.int32)),
+        _argument(np.stack([_padded(before, points) for before, _ in pairs])),
+        _argument(np.stack([_padded(after * factor, points) for _, after in pairs])),
+        _argument(weight),
         form,
     )
 
@@ -163,13 +171,13 @@ def spatial_kernel(
     ones = np.ones(points.count, np.float32) if valid is None else valid
     before, after = normalizers(sums, ones, normalization)
     return SpatialKernel(
-        taps[0].astype(np.float32),
-        taps[1].astype(np.float32),
-        np.int32(groups),
-        np.int32(width),
-        np.pad(_padded(before, points), margin),
-        _padded(after, points),
-        weight,
+        _argument(taps[0].astype(np.float32)),
+        _argument(taps[1].astype(np.float32)),
+        _argument(np.int32(groups)),
+        _argument(np.int32(width)),
+        _argument(np.pad(_padded(before, points), margin)),
+        _argument(_padded(after, points)),
+        _argument(weight),
         margin,
     )
 
@@ -273,13 +281,13 @@ def run(
     return lax.fori_loop(0, blocks, finish, logits)
 
 
-def _rows(values: jax.Array, at: jax.Array, size: int = POINTS) -> jax.Array:
+def _rows(values: jax.Array, at: jax.Array | int, size: int = POINTS) -> jax.Array:
     return lax.dynamic_slice_in_dim(values, at, size)
 
 
 def _of(values: jax.Array, n: jax.Array, at: jax.Array) -> jax.Array:
     """values [L, ..., N] of lattice n and the block of points from `at`."""
-    start = (n, *(0 for _ in values.shape[1:-1]), at)
+    start: list[jax.Array | int] = [n, *(0 for _ in values.shape[1:-1]), at]
     return lax.dynamic_slice(values, start, (1, *values.shape[1:-1], POINTS))[0]
 
 
@@ -298,7 +306,7 @@ def _cleared(grid: jax.Array, kernel: LatticeKernel, turn: jax.Array) -> jax.Arr
 
 def _between(grids: tuple, kernel: LatticeKernel, turn: jax.Array) -> tuple:
     """Acts between the vertices: the result is in the last of the buffers."""
-    if kernel.form == "dense":
+    if kernel.matrix is not None:  # the form "dense"
         return (jnp.matmul(kernel.matrix, grids[0], precision=lax.Precision.HIGHEST),)
     order = kernel.vertices.shape[1]
     side = lattice_design.constants(kernel.form, order - 1)[1]

@@ -9,6 +9,7 @@ Where there are too many bases for that to pay, or too many dimensions, all vert
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -38,7 +39,8 @@ def number(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[j
     lattices, points = base[0].shape
     keys = _Keys(base)
     # Bit i of a vertex's mask says whether its coordinate i is lowered.
-    masks = [sum((r >= order - k).astype(jnp.int32) << i for i, r in enumerate(rank)).reshape(-1) for k in range(order)]
+    lowered = ([(r >= order - k).astype(jnp.int32) << i for i, r in enumerate(rank)] for k in range(order))
+    masks = [functools.reduce(operator.add, bits).reshape(-1) for bits in lowered]
     masks = lax.optimization_barrier(masks)
 
     def all_of_all_points() -> tuple[list[jax.Array], jax.Array]:
@@ -95,7 +97,9 @@ class _Keys:
             for n, of_word in enumerate(units)
         ]
         mask = jnp.arange(1 << min(order, 6), dtype=jnp.uint32)
-        self.lowering = [sum((mask >> i & 1) * u for i, u in enumerate(of_word)) for of_word in units]
+        self.lowering = [
+            functools.reduce(operator.add, ((mask >> i & 1) * u for i, u in enumerate(of_word))) for of_word in units
+        ]
         self.lowering[0] -= lax.population_count(mask)  # the remainder of a vertex is the number of lowered coordinates
 
 
@@ -112,7 +116,7 @@ def _around_bases(keys: _Keys, masks: list, owners: jax.Array, base: jax.Array, 
     bits = used.reshape(-1, around // half, half).astype(jnp.uint32) << jnp.arange(half, dtype=jnp.uint32)
     bits = lax.optimization_barrier(tuple(bits.sum(-1, dtype=jnp.uint32).T))
     counts = [lax.population_count(b).astype(jnp.int32) for b in bits]
-    total = sum(counts)
+    total = functools.reduce(operator.add, counts)
     offset = jnp.cumsum(total) - total
     pairs = offset[-1] + total[-1]
     first = [offset, offset + counts[0]][: len(bits)]
@@ -122,7 +126,7 @@ def _around_bases(keys: _Keys, masks: list, owners: jax.Array, base: jax.Array, 
         at = [
             f[base] + lax.population_count(b[base] & below).astype(jnp.int32) for f, b in zip(first, bits, strict=True)
         ]
-        return at[0] if len(at) == 1 else jnp.where(mask < half, *at)
+        return at[0] if len(at) == 1 else jnp.where(mask < half, at[0], at[1])
 
     room = _room(entries * order, FEW_PAIRS)
     places = lax.optimization_barrier([place(mask) for mask in masks])

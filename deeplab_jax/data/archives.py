@@ -68,9 +68,10 @@ def _files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     with archive.open(member) as content:
                         yield member.filename, content
     else:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile():
-                    yield member.name, archive.extractfile(member)
-            while archive.fileobj.read(2**20):  # damage may look like the end of the archive
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                file = tar.extractfile(entry) if entry.isfile() else None
+                if file is not None:
+                    yield entry.name, file
+            while tar.fileobj.read(2**20):  # damage may look like the end of the archive
                 pass

@@ -117,7 +117,7 @@ def audit(
     class_names = builder.classes().names
     inspections = []
     tasks = [(split, source) for split, sources in splits.items() for source in sources]
-    for inspection in base.in_threads(lambda t: inspect(builder, *t, len(class_names)), tasks, threads):
+    for inspection in base.in_threads(lambda t: inspect(builder, t[0], t[1], len(class_names)), tasks, threads):
         inspections.append(inspection)
         progress()
     _duplicates(inspections)
@@ -160,8 +160,8 @@ def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, 
         found.add("label missing")
         return found
     except UserError as e:
-        boundary = facts is not None and not isinstance(facts, UserError) and builder.mask_colors() is None
-        found.add(*_label_problem(str(e), boundary and _holds_boundary(facts)))
+        boundary = isinstance(facts, Facts) and builder.mask_colors() is None and _holds_boundary(facts)
+        found.add(*_label_problem(str(e), boundary))
         return found
     if found.size is not None and size != found.size:
         found.add("size", f"{size[1]}x{size[0]} for {found.size[1]}x{found.size[0]}")
@@ -278,12 +278,12 @@ def _void_as_class(inspections: list[Inspection]) -> None:
 
     Where other classes occur, an image of background with thin void outlines is nothing odd.
     """
-    counted = [i for i in inspections if i.counts is not None]
+    counted = [(i, i.counts) for i in inspections if i.counts is not None]
     binary = {0, base.VOID}
-    whole = set(np.flatnonzero(sum((i.counts for i in counted), np.zeros(256, np.int64)))) == binary
-    for inspection in counted:
-        void = inspection.counts[base.VOID] / max(1, inspection.counts.sum())
-        striking = set(np.flatnonzero(inspection.counts)) == binary and void > 0.05
+    whole = set(np.flatnonzero(sum((counts for _, counts in counted), np.zeros(256, np.int64)))) == binary
+    for inspection, counts in counted:
+        void = counts[base.VOID] / max(1, counts.sum())
+        striking = set(np.flatnonzero(counts)) == binary and void > 0.05
         if striking or (whole and void):
             inspection.add("0 and 255")
 

@@ -5,6 +5,7 @@ pixels become `round((n - 1) * s) + 1`, and pixel `i` of the result lies at `i *
 """
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 
@@ -36,7 +37,8 @@ class Augmentation:
     def from_config(cls, data) -> "Augmentation":
         """From `config.data`."""
         return cls(
-            tuple(int(n) for n in data.crop), tuple(float(s) for s in data.scales), data.continuous_scale, data.mirror,
+            cast("tuple[int, int]", tuple(int(n) for n in data.crop)), tuple(float(s) for s in data.scales),
+            data.continuous_scale, data.mirror,
             tuple(tuple(pair) for pair in data.mirror_swaps), data.brightness, data.contrast, data.saturation,
         )  # fmt: skip
 

@@ -144,9 +144,10 @@ def _without_ids(path: Path, lines: list[_Line]) -> list[_Line]:
     """Lines `0 name`, `1 name` (or `name 0`) without their numbers, which must be the lines' own."""
     for pattern in (r"^(?P<id>\d+)\s*:?\s+(?P<name>.+)$", r"^(?P<name>.+?)\s+(?P<id>\d+)$"):
         matches = [re.match(pattern, line.name) for line in lines]
-        if len(lines) < 2 or not all(matches):
+        found = [m for m in matches if m]
+        if len(lines) < 2 or len(found) < len(lines):
             continue
-        ids, names = [int(m["id"]) for m in matches], [m["name"] for m in matches]
+        ids, names = [int(m["id"]) for m in found], [m["name"] for m in found]
         if len(set(names)) < len(names) or len(set(ids)) < len(ids):
             continue  # lane 1, lane 2
         if ids != list(range(len(ids))):

@@ -67,5 +67,7 @@ def count_pixels(dataset) -> list[int]:
     """
     counts = np.zeros(256, np.int64)
     for _, example in reading.readable(dataset):
+        if example.label is None:
+            raise UserError(f"{example.name}: has no label to count; choose another config.data.train_split")
         counts += np.bincount(example.label.ravel(), minlength=256)
     return counts[: dataset.num_classes].tolist()

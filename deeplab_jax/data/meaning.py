@@ -129,7 +129,7 @@ def _counted(facts: Sequence[Facts], meaning: Meaning, notes: list[str]) -> Mean
     stored |= {int(v) for f in facts for v in f.values if f.family != "color"}
     if stored == {0, 255} and not meaning.reduce_zero:
         notes.append("masks hold 0 and 255 only: 255 is read as the object, class 1")
-        return meaning._replace(count=2, object_255=True)
+        return meaning._replace(num_classes=2, object_255=True)
     used = {int(i) for f in facts for i in _ids_or_none(f, meaning)} - {VOID}
     largest = max(used, default=0)
     if len(used) <= largest and used:
@@ -138,7 +138,7 @@ def _counted(facts: Sequence[Facts], meaning: Meaning, notes: list[str]) -> Mean
             f"without config.data.classes the classes are the numbers 0 to {largest}, of which {len(skipped)} never "
             f"occur, the first {skipped[0]}"
         )
-    return meaning._replace(count=largest + 1)
+    return meaning._replace(num_classes=largest + 1)
 
 
 def _ids_or_none(facts: Facts, meaning: Meaning) -> np.ndarray:
@@ -156,7 +156,8 @@ def _are_ids(facts: Facts, meaning: Meaning) -> bool:
             return False
         values = facts.shown % 256
     lowest = 1 if meaning.reduce_zero else 0
-    inside = (values >= lowest) & (values < meaning.count + lowest)
+    assert meaning.num_classes is not None, "asked only where there are colors, and so classes"
+    inside = (values >= lowest) & (values < meaning.num_classes + lowest)
     return bool((inside | np.isin(values, (*meaning.ignore, *([0] if meaning.reduce_zero else [])))).all())
 
 
@@ -183,10 +184,16 @@ def _differs(facts: Facts, meaning: Meaning) -> np.ndarray:
     return np.flatnonzero(as_ids != as_colors)
 
 
+def _colors_of(meaning: Meaning) -> np.ndarray:
+    assert meaning.colors is not None, "asked only where the classes have colors"
+    return meaning.colors
+
+
 def _gray_by_color(family: list[Facts], meaning: Meaning, notes: list[str]) -> bool:
-    classes = packed_colors(meaning.colors)
+    colors = _colors_of(meaning)
+    classes = packed_colors(colors)
     as_ids = all(_are_ids(f, meaning) for f in family)
-    as_colors = all(_are_colors(f, meaning.colors) for f in family)
+    as_colors = all(_are_colors(f, colors) for f in family)
     as_colors &= any(f.lossy or np.isin(f.shown, classes).any() for f in family)
     if as_ids and as_colors and any(f.lossy for f in family):
         return False  # ids that the loss has left whole
@@ -195,7 +202,7 @@ def _gray_by_color(family: list[Facts], meaning: Meaning, notes: list[str]) -> b
         if different is None:
             return False
         stored = {int(v) for f in family for v in (f.values if f.family == "gray" else f.shown % 256)}
-        if meaning.count == 2 and stored <= {0, 255} and (meaning.colors == 255).all(1).any():
+        if meaning.num_classes == 2 and stored <= {0, 255} and (colors == 255).all(1).any():
             notes.append("masks hold 0 and 255 only: they are looked up by color, so that 255 is the class of color "
                          "255 255 255, not void")  # fmt: skip
             return True
@@ -203,7 +210,7 @@ def _gray_by_color(family: list[Facts], meaning: Meaning, notes: list[str]) -> b
     if as_ids or as_colors:
         return as_colors
     fits_ids = sum(_are_ids(f, meaning) for f in family)
-    return sum(_are_colors(f, meaning.colors) for f in family) > fits_ids
+    return sum(_are_colors(f, colors) for f in family) > fits_ids
 
 
 def _two_readings(facts: Facts, meaning: Meaning) -> UserError:
@@ -218,8 +225,9 @@ def _two_readings(facts: Facts, meaning: Meaning) -> UserError:
 
 
 def _palettes_by_color(family: list[Facts], meaning: Meaning) -> bool:
-    classes = packed_colors(meaning.colors)
-    known = [f for f in family if _are_colors(f, meaning.colors)]
+    colors = _colors_of(meaning)
+    classes = packed_colors(colors)
+    known = [f for f in family if _are_colors(f, colors)]
     shuffled = [f for f in known if np.isin(f.shown, classes).any() and len(_differs_safely(f, meaning))]
     if not shuffled:
         return not all(_are_ids(f, meaning) for f in family) and len(known) == len(family)
@@ -251,6 +259,7 @@ def _differs_safely(facts: Facts, meaning: Meaning) -> np.ndarray:
 
 def _colors_by_color(family: list[Facts], meaning: Meaning) -> bool:
     """RGB masks are looked up, but for gray ones whose values are ids and no class's color."""
-    if all(_are_colors(f, meaning.colors) for f in family):
+    colors = _colors_of(meaning)
+    if all(_are_colors(f, colors) for f in family):
         return True
     return not all(_are_ids(f, meaning) for f in family)

@@ -33,7 +33,9 @@ class TrainBatches:
         self.dataset, self.rows = dataset, rows
         self.batch_size, self.seed = config.batch_size, config.seed
         spec = Augmentation.from_config(config.data)
-        self.stages = [(s.end, dataclasses.replace(spec, crop=s.crop, scales=s.scales)) for s in stages(config)]
+        self.stages = [
+            (s.end, dataclasses.replace(spec, crop=(s.crop[0], s.crop[1]), scales=s.scales)) for s in stages(config)
+        ]
         self._permutations: dict[int, np.ndarray] = {}
         numbers = grain.MapDataset.range(first_step * len(rows), sys.maxsize)
         options = grain.ReadOptions(max(1, config.data.workers), prefetch_buffer_size=_BATCHES_AHEAD * len(rows))
@@ -54,7 +56,7 @@ class TrainBatches:
         """Stops the threads."""
         self._batches.close()
 
-    def _element(self, number: int) -> dict[str, np.ndarray]:
+    def _element(self, number: int) -> dict[str, np.ndarray | np.generic]:
         """The `number`-th example of the run among those that this process reads."""
         step, place = divmod(number, len(self.rows))
         image, label, valid = self.example(step, self.rows[place])
@@ -76,6 +78,8 @@ class TrainBatches:
         number = step * self.batch_size + row
         source = self.source(number)
         spec = next((spec for end, spec in self.stages if step < end), self.stages[-1][1])
+        if source.label is None:
+            raise UserError(f"{source.name}: has no label to learn from; choose another config.data.train_split")
         return augment(source.image, source.label, spec, np.random.default_rng([self.seed, _AUGMENT, number]))
 
     def source(self, number: int) -> Example:
@@ -179,7 +183,7 @@ def train_batches(
         raise UserError(
             f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes{micro}"
         )
-    rows = range(config.batch_size)
+    rows: Sequence[int] = range(config.batch_size)
     if local_only:
         rows = np.arange(config.batch_size).reshape(accumulate, process_count, -1)[:, process_index].ravel().tolist()
     return TrainBatches(dataset, config, first_step=first_step, rows=rows)

@@ -3,9 +3,13 @@
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import CorruptImageError
+
+if TYPE_CHECKING:
+    from deeplab_jax.data.dataset import Example
 
 _named: set[tuple[str, str, str]] = set()  # folder, split and name of what this process has told of
 
@@ -44,7 +48,7 @@ def known_sizes(dataset, indices: Iterable[int]) -> list[tuple[int, int]]:
     return sizes
 
 
-def readable(dataset) -> Iterator[tuple[int, object]]:
+def readable(dataset) -> Iterator[tuple[int, "Example"]]:
     """(number, example) of those that can be decoded, in order.
 
     Raises:

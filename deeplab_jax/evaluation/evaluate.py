@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from deeplab_jax.crf.filters import FILTERS
 from deeplab_jax.data import reading
+from deeplab_jax.data.dataset import Example
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.gallery import Gallery
 from deeplab_jax.evaluation.submission import Submission
@@ -36,6 +37,7 @@ class Measured:
     @property
     def mean_iou(self) -> np.ndarray:
         """Mean IoU of this image alone for each number of iterations, [iterations]."""
+        assert self.confusion is not None, "of an image without a label nothing is counted"
         return np.array([metrics.mean_iou(c.sum(0)) for c in self.confusion])
 
 
@@ -102,7 +104,7 @@ def evaluate(
     filters = np.zeros(size, np.int8)  # each image's, as its place in FILTERS plus one
     labelled = 0
 
-    def work(batch: list[tuple[int, object]]) -> list[Measured]:
+    def work(batch: list[tuple[int, Example]]) -> list[Measured]:
         predictions = segmenter.labels([e.image for _, e in batch], counts)
         found = []
         for (index, example), labels in zip(batch, predictions, strict=True):

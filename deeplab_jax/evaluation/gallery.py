@@ -6,9 +6,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from deeplab_jax.data.dataset import Example
 from deeplab_jax.imaging import files, overlay
 
 
@@ -18,7 +20,7 @@ class Candidate:
 
     index: int
     score: float
-    example: object
+    example: Example
     labels: Sequence[np.ndarray]
 
 
@@ -80,6 +82,7 @@ class Gallery:
           results: as `evaluate` returns them.
           confusion: [iterations, C, C].
         """
+        assert self.out_dir is not None, "there is no folder for plots"
         files.write_png(
             self.out_dir / f"{self.split}_confusion.png", overlay.confusion_picture(confusion[-1], self.class_names)
         )
@@ -91,8 +94,9 @@ class Gallery:
         return set(np.linspace(0, size - 1, min(self.number, size)).round().astype(int).tolist())
 
     def _write_one(self, stem: str, kind: str, index: int) -> dict:
+        assert self.out_dir is not None, "there is no folder for pictures"
         parts = Path("overlays") / "parts"
-        about = {
+        about: dict[str, Any] = {
             "kind": kind,
             "index": index,
             "overlay": f"overlays/{stem}.png",
@@ -104,6 +108,7 @@ class Gallery:
         if held is None:  # another process has it
             return about
         photo, truth = held.example.image, held.example.label
+        assert truth is not None, "only images with a label are ranked"
         files.write_png(self.out_dir / about["photo"], photo)
         files.write_palette_png(self.out_dir / about["truth"], truth, self.palette)
         for n, labels in zip(self.counts, held.labels, strict=True):

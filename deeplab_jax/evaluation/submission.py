@@ -130,5 +130,6 @@ def _members(archive: Path):
     else:
         with tarfile.open(archive) as tar:
             for member in tar:
-                if member.isfile():
-                    yield member.name, tar.extractfile(member).read()
+                file = tar.extractfile(member) if member.isfile() else None
+                if file is not None:
+                    yield member.name, file.read()

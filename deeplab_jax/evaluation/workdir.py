@@ -73,10 +73,9 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     """
     workdir = Path(workdir)
     # Process 0 may have been the only one to see the last mark; all evaluate the checkpoint that it chose.
-    trained, variables, meta = load_workdir(workdir) if processes.is_first() else (None,) * 3
-    step = processes.from_first(meta["step"] if meta else 0)
-    if meta is None:
-        trained, variables, meta = load_workdir(workdir, step)
+    loaded = load_workdir(workdir) if processes.is_first() else None
+    step = processes.from_first(loaded[2]["step"] if loaded else 0)
+    trained, variables, meta = loaded or load_workdir(workdir, step)
     with writing(workdir):
         return _evaluate(config, workdir, trained, variables, meta)
 

@@ -19,7 +19,7 @@ SYSTEM_FONTS = (
 
 
 @functools.cache
-def font_of(text: str, size: int) -> ImageFont.FreeTypeFont | None:
+def font_of(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
     """A font of this size in pixels with every letter of a text; None where this computer has none.
 
     Pillow's own for ASCII, else the one of many scripts that matplotlib brings, else one of `SYSTEM_FONTS`.

@@ -60,7 +60,7 @@ def walk(
                 continue
             except OSError:  # a broken or circular link
                 continue
-            if is_folder:
+            if place is not None:
                 key = (place.st_dev, place.st_ino)
                 if key not in above and (exclude is None or Path(entry.path).resolve() != exclude):
                     enter(entry.path, above | {key})
@@ -143,8 +143,8 @@ def find_inputs(
     found: dict[Path, Input] = {}
     refused: list[str] = []
     exclude = Path(exclude).resolve() if exclude is not None else None
-    paths = [Path(path) for path in paths]
-    for path in paths:
+    given = [Path(path) for path in paths]
+    for path in given:
         if path.is_dir():
             skip = None if exclude == path.resolve() else exclude
             for file in walk(path, PHOTOGRAPHS | VIDEOS, skip, complain):
@@ -160,7 +160,7 @@ def find_inputs(
     if not found and refused:
         raise UserError("; ".join(refused))
     if not found:
-        named = ", ".join(map(shown, paths)) or "no PATH given"
+        named = ", ".join(map(shown, given)) or "no PATH given"
         raise UserError(f"{named}: no photograph or video to work on")
     return list(found.values())
 
@@ -203,7 +203,7 @@ def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | o
 
 def files_under(folder: str | os.PathLike, leave_out: str | None = None) -> list[Path]:
     """All files of a folder, for `check_outputs`, without those of a suffix that a command writes there itself."""
-    found = [Path(base) / name for base, _, names in os.walk(folder) for name in names]
+    found = [Path(base) / name for base, _, names in os.walk(os.fspath(folder)) for name in names]
     return [path for path in found if path.suffix != leave_out]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding
@@ -89,7 +89,7 @@ class Meaning(NamedTuple):
       object_255: 255 marks the one object: it is id 1.
     """
 
-    count: int | None = None
+    num_classes: int | None = None
     colors: np.ndarray | None = None
     ignore: tuple[int, ...] = (VOID,)
     reduce_zero: bool = False
@@ -332,10 +332,16 @@ def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str) -> n
 
 def _packing(image: Image.Image) -> tuple[float, int]:
     """(factor, largest sample) by which Pillow shows the gray samples of a file; (1, 255) = as they are."""
-    tile = image.tile[0] if getattr(image, "tile", None) else None
-    arguments = tile[3] if tile else ()
+    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    arguments: tuple | str | None = tile[3] if tile else ()
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    if image.format == "PPM" and tile and tile[0].startswith("ppm") and image.mode in ("L", "I"):
+    if (
+        image.format == "PPM"
+        and tile
+        and isinstance(arguments, tuple)
+        and tile[0].startswith("ppm")
+        and image.mode in ("L", "I")
+    ):
         largest = int(arguments[1])  # Pillow stretches 0..largest to 8 or 16 bits
         return (255 if image.mode == "L" else 65535) / largest, largest
     return _PACKED.get(first, (1, 255)) if isinstance(first, str) else (1, 255)

@@ -61,7 +61,7 @@ def draw_legend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, name
     entries = [(palette[i], "void" if i == VOID else legend_name(i, names)) for i in present]
     row, gap = round(1.45 * size), size // 2
     room = (height - 2 * gap) // row
-    lengths = [round(fonts.font_of(text, size).getlength(text)) for _, text in entries]
+    lengths = [round(font.getlength(text)) for _, text in entries if (font := fonts.font_of(text, size))]
     box = max(lengths, default=0) + 2 * gap + size + gap // 2
     if room < 1 or box + 2 * gap > width:
         return image.copy()
@@ -204,7 +204,7 @@ def _pixels(figure) -> np.ndarray:
     return np.asarray(Image.open(out).convert("RGB"))
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2].rstrip() + "…"
     return text

@@ -156,7 +156,8 @@ def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
     endings: dict[str, set[str]] = {}
     for stem, path in files:
         endings.setdefault(normal(stem), set()).add(path.suffix.lower())
-    photographs, masks = [], []
+    photographs: list[tuple[str, Path]] = []
+    masks: list[tuple[str, Path]] = []
     for stem, path in files:
         bases = affixes.bases(stem)
         own = normal(stem)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding
@@ -209,7 +209,7 @@ def _header(data: bytes) -> Image.Image:
 
 def _rawmode(image: Image.Image) -> str:
     """How the file packs its samples, in Pillow's words; "" where Pillow does not say or the pixels are read."""
-    if not getattr(image, "tile", None):
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return ""
     arguments = image.tile[0][3]
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -237,13 +237,17 @@ def _is_planar_16(image: Image.Image) -> bool:
 def _planes(data: bytes) -> list[bytes]:
     """Each plane of a planar TIFF as a gray TIFF of its own, their strips or tiles shared out in order."""
     tags = decoding.tiff_tags(data)
+    if tags is None:
+        raise CorruptImageError("has no readable list of tags")
     count = int(tags[277])
     offset_tag, size_tag = (324, 325) if 324 in tags else (273, 279)
     planes = []
     for plane in range(count):
         share = slice(len(tags[offset_tag]) * plane // count, len(tags[offset_tag]) * (plane + 1) // count)
         pieces = [data[o : o + n] for o, n in zip(tags[offset_tag][share], tags[size_tag][share], strict=True)]
-        kept = {tag: (int(tags[tag]),) for tag in (256, 257, 259, 266, 278, 317, 322, 323) if tag in tags}
+        kept: dict[int, tuple[int, ...]] = {
+            tag: (int(tags[tag]),) for tag in (256, 257, 259, 266, 278, 317, 322, 323) if tag in tags
+        }
         planes.append(gray_tiff(data[:2], kept, offset_tag, size_tag, pieces))
     return planes
 

@@ -12,7 +12,7 @@ _COLUMNS = 11  # 0 to 10 iterations side by side; more go to further rows
 def iterations_strip(
     frames: np.ndarray,
     palette: np.ndarray,
-    ids: Sequence[int],
+    ids: Sequence[int] | np.ndarray,
     names: Sequence[str],
     max_labels: int = 3,
 ) -> np.ndarray:

@@ -76,7 +76,7 @@ class Artifact(Segmenting):
         padded = np.pad(scaled, padding, mode="edge")
         call = self._call(size)
         try:
-            q = call(self._weights, padded, np.int32(fitted), np.int32(iterations))
+            q = call(self._weights, padded, np.asarray(fitted, np.int32), np.int32(iterations))
         except (ValueError, TypeError, KeyError, jax.errors.JaxRuntimeError) as e:
             raise UserError(f"{self._program(size)}: cannot be run ({reason(e)}); export it again") from e
         q = np.asarray(q)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -75,8 +76,8 @@ def write_artifact(
 
 def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: dict, saved_model: bool) -> dict:
     weights = flat_weights(segmenter)
-    np.savez(folder / WEIGHTS, **weights)
-    programs = []
+    np.savez(folder / WEIGHTS, **weights)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
+    programs: list[dict[str, Any]] = []
     for height, width in sorted({tuple(padded_size(n, STRIDE, segmenter.size_extra) for n in size) for size in sizes}):
         with tracing_for(platforms):
             bilateral = crf.choose_bilateral(segmenter.bilateral, height, width)

@@ -50,7 +50,6 @@ def load(
     Raises:
       UserError: it is neither, or has no whole checkpoint, or an option does not fit.
     """
-    chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
     if crf_iterations is not None:
         try:
             check_iterations(crf_iterations, where="crf_")
@@ -60,7 +59,9 @@ def load(
     if boxed is not None:
         if step is not None:
             raise UserError(f"step={step}: a shipped model has no steps to choose from; leave it out")
-        return load_box(boxed, max_pixels=max_pixels, **chosen, **options)
+        return load_box(
+            boxed, max_pixels=max_pixels, crf_iterations=crf_iterations, crf=crf, tile_above=tile_above, **options
+        )
     path = Path(path)
     if not path.is_dir():
         raise UserError(
@@ -82,10 +83,20 @@ def load(
     config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
     if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
-        chosen["crf"] = searched  # what the run's own evaluation uses
+        crf = searched  # what the run's own evaluation uses
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
-    segment = from_variables(config, variables, names, palette, identity, **chosen, **options)
+    segment = from_variables(
+        config,
+        variables,
+        names,
+        palette,
+        identity,
+        crf_iterations=crf_iterations,
+        crf=crf,
+        tile_above=tile_above,
+        **options,
+    )
     segment.max_pixels = max_pixels
     return segment
 
@@ -147,8 +158,17 @@ def load_weights(
         )
     names, palette = names_of(config, classes)
     identity = [str(Path(weights).resolve()), digest_of(variables)]
-    chosen = {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
-    return from_variables(config, variables, names, palette, identity, **chosen, **options)
+    return from_variables(
+        config,
+        variables,
+        names,
+        palette,
+        identity,
+        crf_iterations=crf_iterations,
+        crf=crf,
+        tile_above=tile_above,
+        **options,
+    )
 
 
 def from_variables(

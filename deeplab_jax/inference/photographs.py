@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
 
 def _known_sizes(tasks: Sequence[Task], options: Options) -> list[tuple[int, int]]:
     """Sizes (H, W) of the photographs, from their headers; what cannot be read is reported in its turn."""
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for task in tasks:
         if not task.source.is_video and len(sizes) < _LOOKED_AT:
             with contextlib.suppress(UserError):
@@ -149,7 +149,7 @@ def _known_sizes(tasks: Sequence[Task], options: Options) -> list[tuple[int, int
     return [size for size in sizes if 0 < size[0] * size[1] <= options.max_pixels]
 
 
-def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Iterator[tuple[Task, str | UserError]]:
+def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Generator[tuple[Task, str | UserError]]:
     """Yields each task, in order, with a remark or with what went wrong.
 
     Reading, computing and writing have threads of their own, so that network and CRF never wait for a disk. A bounded

@@ -36,7 +36,7 @@ def program(segmenter: Segmenter, bilateral: str):
             segmenter.crf_params,
             iterations,
             (y < size[0]) & (x < size[1]),
-            segmenter.compatibility,
+            None if segmenter.compatibility is None else jnp.asarray(segmenter.compatibility),
             bilateral=bilateral,
             normalization=segmenter.normalization,
             radius=exact_radius(segmenter.crf_params),

@@ -98,15 +98,17 @@ class Segment(Segmenting):
         images = [self._image(image) for image in images]
         large = [self.pieces(image.shape[:2]) > 1 for image in images]
         whole = [image for image, is_large in zip(images, large) if not is_large]
+        results: list[tuple[np.ndarray, np.ndarray | None]] = []
         if marginals:
-            found = self._segmenter.scores(whole) if whole else []
-            found = [self._segmenter.refine(s, image, iterations) for s, image in zip(found, whole)]
-            results = iter([(q.argmax(-1).astype(np.uint8), q) for q in found])
+            scores = self._segmenter.scores(whole) if whole else []
+            refined = [self._segmenter.refine(s, image, iterations) for s, image in zip(scores, whole)]
+            results.extend((q.argmax(-1).astype(np.uint8), q) for q in refined)
         else:
             found = self._segmenter.labels(whole, (iterations,)) if whole else []
-            results = iter([(labels, None) for (labels,) in found])
+            results.extend((labels, None) for (labels,) in found)
+        remaining = iter(results)
         return [
-            self._in_pieces(image, iterations, marginals) if is_large else next(results)
+            self._in_pieces(image, iterations, marginals) if is_large else next(remaining)
             for image, is_large in zip(images, large)
         ]
 

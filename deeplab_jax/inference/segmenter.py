@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from deeplab_jax import crf
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.mirror import swap_table
+from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference import buckets, tiling
 from deeplab_jax.inference.finite import most_probable, require_finite
 from deeplab_jax.models.layers import resize_bilinear
@@ -92,7 +94,7 @@ class Segmenter:
           normalization: of the CRF's kernels: none, before, after, symmetric.
           bilateral: the CRF's filter: auto, permutohedral, exact, separable.
           class_names: C names.
-          palette: [256, 3] uint8.
+          palette: [256, 3] uint8; None = PASCAL VOC's.
           crf_iterations: what `__call__` uses by default; 0 = network alone.
           compatibility: [C, C] label compatibility; None = Potts.
           scales: test-time scales whose probabilities are averaged.
@@ -111,7 +113,7 @@ class Segmenter:
         self.crf_params = crf_params
         self.normalization, self.bilateral, self.compatibility = normalization, bilateral, compatibility
         self.crf_iterations = crf_iterations
-        self.class_names, self.palette = tuple(class_names), palette
+        self.class_names, self.palette = tuple(class_names), voc_palette() if palette is None else palette
         self.scales, self.mirror = tuple(float(s) for s in scales), mirror
         self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
         self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
@@ -143,13 +145,15 @@ class Segmenter:
         padded = self._padded_scores(images, self._device())
         return [np.asarray(s)[: i.shape[0], : i.shape[1]] for s, i in zip(padded, images, strict=True)]
 
+    @overload
     def refine(
-        self,
-        log_probs: np.ndarray,
-        image: np.ndarray,
-        iterations: int | Sequence[int],
-        params: "crf.CRFParams | None" = None,
-    ) -> np.ndarray | list[np.ndarray]:
+        self, log_probs: np.ndarray, image: np.ndarray, iterations: int, params: "crf.CRFParams | None" = None
+    ) -> np.ndarray: ...
+    @overload
+    def refine(
+        self, log_probs: np.ndarray, image: np.ndarray, iterations: Sequence[int], params: "crf.CRFParams | None" = None
+    ) -> list[np.ndarray]: ...
+    def refine(self, log_probs, image, iterations, params=None) -> np.ndarray | list[np.ndarray]:
         """Mean field on the photograph, at its own size.
 
         Args:
@@ -167,10 +171,10 @@ class Segmenter:
         counts = (iterations,) if isinstance(iterations, int) else tuple(iterations)
         h, w = image.shape[:2]
         found = self._mean_field(log_probs, image, counts, self._device(), params)
-        found = [np.asarray(q)[:h, :w] for q in found]
-        for q in found:
+        cropped = [np.asarray(q)[:h, :w] for q in found]
+        for q in cropped:
             require_finite(np.isfinite(q.min()))  # NaN passes through NumPy's minimum: no second array
-        return found[0] if isinstance(iterations, int) else found
+        return cropped[0] if isinstance(iterations, int) else cropped
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
         """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
@@ -206,7 +210,8 @@ class Segmenter:
         planned = buckets.smallest_holding(size, self._shapes)
         if planned:
             return planned
-        return tuple(tiling.padded_size(n, self.size_multiple, self.size_extra) for n in size)
+        height, width = (tiling.padded_size(n, self.size_multiple, self.size_extra) for n in size)
+        return height, width
 
     def filter_used(self, size: tuple[int, int]) -> str:
         """The CRF's filter for an image of this size: "auto" goes by its padded shape, which is what is compiled."""
@@ -217,7 +222,7 @@ class Segmenter:
     def _padded_scores(self, images: Sequence[np.ndarray], device: int) -> list:
         """Log-probabilities of each image at its padded shape: device arrays, or host arrays where it was tiled."""
         groups = defaultdict(list)
-        result = [None] * len(images)
+        result: list[jax.Array | np.ndarray | None] = [None] * len(images)
         for i, image in enumerate(images):
             if self.tile and max(image.shape[:2]) > self.tile:
                 result[i] = self._tiled_scores(image, device)
@@ -236,7 +241,7 @@ class Segmenter:
         batch = np.zeros((self.batch_size, *shape, 3), np.uint8)
         sizes = np.ones((self.batch_size, 2), np.int32)
         for i, image in enumerate(images):
-            batch[i] = _pad(image, shape, mode="edge")
+            batch[i] = tiling.pad(image, shape, mode="edge")
             sizes[i] = image.shape[:2]
         kind = ("network", *batch.shape)
         run = partial(
@@ -255,7 +260,8 @@ class Segmenter:
         size, overlap = image.shape[:2], tiling.default_overlap(self.tile)
         rows, columns = (tiling.spans(n, self.tile, overlap) for n in size)
         windows = [(r, c) for r in rows for c in columns]
-        shape = tuple(min(self.tile, n) for n in self.padded_shape(size))
+        height, width = self.padded_shape(size)
+        shape = min(self.tile, height), min(self.tile, width)
         total = None
         for start in range(0, len(windows), self.batch_size):
             batch = windows[start : start + self.batch_size]
@@ -267,20 +273,19 @@ class Segmenter:
                 if total is None:
                     total = np.zeros((*self.padded_shape(size), probs.shape[-1]), np.float32)
                 total[r.start : r.stop, c.start : c.stop] += weight[..., None] * probs
+        assert total is not None, "there is a tile at least"
         valid = total[: size[0], : size[1]]
         valid /= valid.sum(-1, keepdims=True)
         np.log(valid, out=valid, where=valid > 0)
         np.maximum(valid, LOG_FLOOR, out=valid)
         return total
 
-    # ---- the CRF ---------------------------------------------------------------------------------------------------
-
     def _mean_field(self, log_probs, image, counts: tuple[int, ...], device: int, params=None) -> list[jax.Array]:
         """Marginals at the padded shape after each number of iterations, from one run of the longest."""
         h, w = image.shape[:2]
         shape = self.padded_shape((h, w))
         if log_probs.shape[:2] != shape:
-            log_probs = _pad(np.asarray(log_probs, np.float32), shape)
+            log_probs = tiling.pad(np.asarray(log_probs, np.float32), shape)
         log_probs = jax.device_put(log_probs, self.devices[device])
         last = max(counts)
         found = {0: jnp.exp(log_probs)} if 0 in counts else {}
@@ -295,11 +300,11 @@ class Segmenter:
                 iterations=last,
                 bilateral=bilateral,
                 normalization=self.normalization,
-                compatibility=self.compatibility,
+                compatibility=None if self.compatibility is None else jnp.asarray(self.compatibility),
                 return_all=several,
                 prune=True,
             )
-            image = jax.device_put(_pad(image, shape), self.devices[device])
+            image = jax.device_put(tiling.pad(image, shape), self.devices[device])
             params = self.crf_params if params is None else params
             kind = ("crf", bilateral, last, several, *log_probs.shape)
             try:
@@ -393,8 +398,3 @@ def _nearest(n: int, m: int, resize: str) -> np.ndarray:
     if resize == "corners":
         return np.round(np.linspace(0, n - 1, m)).astype(int)
     return ((2 * np.arange(m) + 1) * n) // (2 * m)
-
-
-def _pad(array: np.ndarray, shape: tuple[int, int], mode: str = "constant") -> np.ndarray:
-    """Pads [H, W, D] at the bottom and right to `shape`."""
-    return np.pad(array, [(0, shape[0] - array.shape[0]), (0, shape[1] - array.shape[1]), (0, 0)], mode=mode)

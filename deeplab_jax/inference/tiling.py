@@ -1,7 +1,7 @@
 """Overlapping tiles: windows that share one static shape, and the weights with which they are blended."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -71,3 +71,8 @@ def blend_weights(span: Span, size: int, overlap: int) -> np.ndarray:
 def default_overlap(side: int) -> int:
     """A quarter of the side, as a multiple of `STRIDE`."""
     return max(side // 4 // STRIDE, 1) * STRIDE
+
+
+def pad(array: np.ndarray, shape: tuple[int, int], mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
+    """Pads [H, W, D] at the bottom and right to `shape`."""
+    return np.pad(array, [(0, shape[0] - array.shape[0]), (0, shape[1] - array.shape[1]), (0, 0)], mode=mode)

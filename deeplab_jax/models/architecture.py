@@ -41,9 +41,9 @@ class Architecture:
     @classmethod
     def from_config(cls, config: Any) -> "Architecture":
         """Reads the fields of `config.model` (attributes; absent ones keep their default), without checking them."""
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            value = getattr(config, field.name, field.default)
+            value: Any = getattr(config, field.name, field.default)
             values[field.name] = tuple(value) if isinstance(field.default, tuple) else value
         return cls(**values)
 

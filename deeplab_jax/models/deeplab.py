@@ -84,6 +84,7 @@ class DeepLab(nn.Module):
         return logits, out
 
     def _marginals(self, logits: jax.Array, images: jax.Array, valid: jax.Array | None) -> dict[str, jax.Array]:
+        assert self.crf is not None  # the caller asks
         s = self.crf_stride
         sampled = images[:, ::s, ::s]
         mask = None if valid is None else valid[:, ::s, ::s]

@@ -3,6 +3,9 @@
 The last classifier layers, which learn 10 times faster, are those named `fc1*` and `fc8*`.
 """
 
+import functools
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,25 +49,28 @@ class VGGHead(nn.Module):
         scores = self._main(x, train and not fixed, keys)
         if a.msc:
             scores = lax.stop_gradient(scores) if fixed else scores
-            scores = scores + SideBranches(a, self.num_classes, name="msc")(features, scores.shape[1:3])
+            size = scores.shape[1], scores.shape[2]
+            scores = scores + SideBranches(a, self.num_classes, name="msc")(features, size)
         return scores
 
     def _main(self, x: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
         a = self.architecture
         if a.head == "plain":
-            return Conv(self.num_classes, 1, dtype=a.compute_dtype, init=classifier_init, name="fc8")(x)
+            return Conv(self.num_classes, 1, dtype=a.compute_dtype, kernel_init=classifier_init, name="fc8")(x)
         width = a.head_width or FC_WIDTH[a.head]
         kernel = 3 if a.head == "aspp" else a.head_kernel
-        scores = 0.0
+        scores = []
         for i, rate in enumerate(a.rates):
             suffix = f"_{i + 1}" if a.head == "aspp" else ""
             y = relu(Conv(width, kernel, rate=rate, dtype=a.compute_dtype, name=f"fc6{suffix}")(x))
             y = Dropout(a.dropout, name=f"drop6{suffix}")(y, train, fold_keys(keys, 2 * i))
             y = relu(Conv(width, 1, dtype=a.compute_dtype, name=f"fc7{suffix}")(y))
             y = Dropout(a.dropout, name=f"drop7{suffix}")(y, train, fold_keys(keys, 2 * i + 1))
-            classify = Conv(self.num_classes, 1, dtype=a.compute_dtype, init=classifier_init, name=f"fc8{suffix}")
-            scores = scores + classify(y)
-        return scores
+            classify = Conv(
+                self.num_classes, 1, dtype=a.compute_dtype, kernel_init=classifier_init, name=f"fc8{suffix}"
+            )
+            scores.append(classify(y))
+        return functools.reduce(operator.add, scores)
 
 
 class ResNetHead(nn.Module):
@@ -83,7 +89,7 @@ class ResNetHead(nn.Module):
         """features["last"] [B, h, w, C] -> scores [B, h, w, num_classes]."""
         a, x = self.architecture, features["last"]
         if a.head == "plain":
-            return Conv(self.num_classes, 1, dtype=a.compute_dtype, init=classifier_init, name="fc1")(x)
+            return Conv(self.num_classes, 1, dtype=a.compute_dtype, kernel_init=classifier_init, name="fc1")(x)
         names = [f"fc1_c{i}" for i in range(len(a.rates))] if a.head == "aspp" else ["fc1"]
         layers = [
             ConvWeights(self.num_classes, a.head_kernel, r, classifier_init, name=n) for n, r in zip(names, a.rates)
@@ -115,7 +121,9 @@ class SmallHead(nn.Module):
         a, x = self.architecture, features["last"]
 
         def unit(x: jax.Array, name: str, width: int, kernel: int, rate: int = 1) -> jax.Array:
-            conv = Conv(width, kernel, rate=rate, use_bias=False, dtype=a.compute_dtype, init=conv_init, name=name)
+            conv = Conv(
+                width, kernel, rate=rate, use_bias=False, dtype=a.compute_dtype, kernel_init=conv_init, name=name
+            )
             norm = BatchNorm(a.frozen_batch_norm, self.axis_name, a.compute_dtype, name=f"bn_{name}")
             return relu(norm(conv, x, train))
 
@@ -123,6 +131,7 @@ class SmallHead(nn.Module):
         x = jnp.concatenate([*branches, unit(x, "aspp_1x1", a.head_width, 1)], -1)
         if a.fine_branch:
             fine = unit(features["res2"], "fine", a.fine_branch, 1)
-            coarse = Upsample(a.resize, name="upsample")(unit(x, "project", a.fine_branch, 1), fine.shape[1:3])
+            size = fine.shape[1], fine.shape[2]
+            coarse = Upsample(a.resize, name="upsample")(unit(x, "project", a.fine_branch, 1), size)
             x = unit(jnp.concatenate([coarse, fine], -1), "fuse", a.fine_branch, 3)
-        return Conv(self.num_classes, 1, dtype=a.compute_dtype, init=classifier_init, name="fc1")(x)
+        return Conv(self.num_classes, 1, dtype=a.compute_dtype, kernel_init=classifier_init, name="fc1")(x)

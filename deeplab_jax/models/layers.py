@@ -41,13 +41,13 @@ class Conv(nn.Module):
     rate: int = 1
     use_bias: bool = True
     dtype: Any = jnp.float32
-    init: nn.initializers.Initializer = conv_init
+    kernel_init: nn.initializers.Initializer = conv_init
 
     @nn.compact
     def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]; `factor` [features] scales the kernel."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        weights = self.param("kernel", self.init, shape, jnp.float32)
+        weights = self.param("kernel", self.kernel_init, shape, jnp.float32)
         if factor is not None:
             weights = weights * factor
         y = convolution.conv(x.astype(self.dtype), weights.astype(self.dtype), self.stride, self.rate)
@@ -68,13 +68,13 @@ class ConvWeights(nn.Module):
     features: int
     kernel: int
     rate: int
-    init: nn.initializers.Initializer = conv_init
+    kernel_init: nn.initializers.Initializer = conv_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, H, W, C], of which only C is read -> kernel [k, k, C, features], bias [features], float32."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
 
@@ -198,7 +198,8 @@ def _pool_padding(x: jax.Array, window: int, stride: int, pad: int, ceil: bool) 
 
 def max_pool(x: jax.Array, window: int, stride: int, pad: int, ceil: bool = True) -> jax.Array:
     """Caffe's max pooling of [B, H, W, C]; see `Pool`."""
-    return convolution.max_pool(x, window, stride, tuple(_pool_padding(x, window, stride, pad, ceil)))
+    rows, columns = _pool_padding(x, window, stride, pad, ceil)
+    return convolution.max_pool(x, window, stride, (rows, columns))
 
 
 def average_pool(x: jax.Array, window: int, stride: int, pad: int, ceil: bool = True) -> jax.Array:

@@ -51,5 +51,5 @@ class SideBranches(nn.Module):
             # v1's base pools give maps of one position more before pool4.
             maps.append(x[:, : size[0], : size[1]])
         joined = jnp.concatenate(maps, -1)
-        classifier = Conv(self.num_classes, 1, use_bias=False, dtype=dtype, init=classifier_init, name="fc8_msc")
+        classifier = Conv(self.num_classes, 1, use_bias=False, dtype=dtype, kernel_init=classifier_init, name="fc8_msc")
         return classifier(joined)

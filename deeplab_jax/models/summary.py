@@ -134,6 +134,8 @@ def training_memory(config: Any, num_classes: int, batch: int) -> int:
     loss, variables, rest, image, keys = _training_loss(config, num_classes, batch)
     compiled = jax.jit(jax.grad(loss)).lower(variables["params"], rest, image, keys).compile()
     sizes = compiled.memory_analysis()
+    if sizes is None:
+        raise ValueError("the compiler of this platform does not say how much memory a program needs")
     return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flask import Flask, Response, abort, jsonify, render_template, request
 from PIL import Image
@@ -131,10 +132,11 @@ class Desk:
 
     def params(self, values: dict[str, float]) -> CRFParams:
         """Parameters for slider positions; arrays keep their proportions."""
-        chosen = {}
+        chosen: dict[str, np.ndarray] = {}
         for name, own in ((name, np.asarray(getattr(self.segment.crf.params, name), np.float32)) for name in FIELDS):
             mean = float(own.mean())
-            chosen[name] = own * np.float32(values[name] / mean) if own.ndim and mean else np.float32(values[name])
+            scaled = own * np.float32(values[name] / mean) if own.ndim and mean else values[name]
+            chosen[name] = np.asarray(scaled, np.float32)
         return CRFParams(**chosen)
 
     def labels(self, upload: Upload, params: CRFParams, iterations: int, stride: int = 1) -> np.ndarray:
@@ -152,12 +154,12 @@ class Desk:
         bilateral, radius = crf.choose_bilateral(segmenter.bilateral, *shape), radius_for(params)
         with self._compute, self._saying("CRF", shape, radius):
             q = mean_field_any(
-                np.pad(-log_probs, padding),
-                np.pad(image, padding),
+                jnp.asarray(np.pad(-log_probs, padding)),
+                jnp.asarray(np.pad(image, padding)),
                 jax.tree.map(np.float32, params),
-                np.int32(iterations),
-                mask,
-                segmenter.compatibility,
+                jnp.asarray(iterations, jnp.int32),
+                jnp.asarray(mask),
+                None if segmenter.compatibility is None else jnp.asarray(segmenter.compatibility),
                 bilateral=bilateral,
                 normalization=segmenter.normalization,
                 radius=radius,

@@ -143,8 +143,9 @@ def _inside(folder: Path, name: str) -> Path | None:
 def _picture(folder: Path, entry: dict, images: dict) -> dict | None:
     """One photograph with its truth and its labels without and with CRF, or None if its files are gone or damaged."""
     counts = sorted(entry["labels"], key=int)
-    paths = [_inside(folder, name) for name in (entry["photo"], entry["truth"], *(entry["labels"][n] for n in counts))]
-    if not all(paths):
+    names = entry["photo"], entry["truth"], *(entry["labels"][n] for n in counts)
+    paths = [path for name in names if (path := _inside(folder, name))]
+    if len(paths) < len(names):
         return None
     try:
         palette = files.read_palette(paths[1])
@@ -233,7 +234,7 @@ def _config(value: object) -> dict:
 
 def _run(entry: dict) -> dict:
     """The fields of an entry of run.json that the template shows, as text."""
-    shown = {name: str(entry.get(name, "")) for name in ("time", "deeplab_jax", "commit", "python")}
+    shown: dict[str, object] = {name: str(entry.get(name, "")) for name in ("time", "deeplab_jax", "commit", "python")}
     command, devices, packages = (entry.get(name) for name in ("command", "devices", "packages"))
     shown["command"] = [str(word) for word in command] if isinstance(command, list) else []
     shown["devices"] = [str(device) for device in devices] if isinstance(devices, list) else []

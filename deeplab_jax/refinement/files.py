@@ -136,6 +136,7 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
     listing.check_outputs(outputs(out, options), (image_path, given))
     image = files.read_photograph(image_path, max_pixels=options.refused_pixels)
     size = image.shape[:2]
+    rough: Probabilities | RoughLabels
     if options.given == "probs":
         rough = Probabilities.from_file(given, size)
     else:

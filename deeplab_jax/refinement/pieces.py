@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.crf import CRFParams, mean_field
@@ -45,7 +46,7 @@ def pieces(size: tuple[int, int], max_pixels: int, margin: int, align: int = 1) 
         whole = (slice(0, height), slice(0, width))
         return [Piece(whole, whole)]
 
-    def grid(rows: int) -> tuple[int, Slices, Slices]:
+    def grid(rows: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
         core_h = math.ceil(height / rows)
         core_w = math.ceil(width / math.ceil(width / max(max_pixels // core_h, 1)))
         window = min(height, core_h + 2 * margin), min(width, core_w + 2 * margin)
@@ -105,7 +106,7 @@ def marginals_by_piece(
         try:
             q = mean_field(
                 rough.unary(piece.window),
-                image[piece.window],
+                jnp.asarray(image[piece.window]),
                 params,
                 iterations=iterations,
                 bilateral=bilateral,

@@ -68,6 +68,11 @@ class Checkpoints:
         except OSError as e:
             raise UserError(f"{self.workdir}: cannot be written ({reason(e)}); give another --workdir") from e
 
+    @property
+    def _writing(self) -> ocp.CheckpointManager:
+        assert self._manager is not None, "opened to read only"
+        return self._manager
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were committed, oldest first (their digests are not checked here)."""
         return sorted(int(p.stem) for p in self._digests.glob("*.json") if p.stem.isdigit())
@@ -92,8 +97,8 @@ class Checkpoints:
             if (self._folder / str(step)).exists():  # left uncommitted by a kill
                 self._delete(step)
             args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
-            self._manager.save(step, args=args, force=True)
-            self._manager.wait_until_finished()
+            self._writing.save(step, args=args, force=True)
+            self._writing.wait_until_finished()
             self._commit(step)
         except Exception as e:  # tensorstore reports a full disk with exceptions of its own
             self._remove_partial(step)
@@ -154,7 +159,7 @@ class Checkpoints:
                     self._commit(step)
                 else:
                     self._delete(step)
-        self._manager.reload()
+        self._writing.reload()
 
     def _move_aside(self, step: int) -> Path:
         aside, number = self.workdir / "aside" / f"checkpoint_{step}", 1
@@ -270,13 +275,13 @@ class Checkpoints:
             self._deleted.mkdir(exist_ok=True)
             os.rename(folder, self._deleted / f"{step}.{secrets.token_hex(3)}")
         shutil.rmtree(self._deleted, ignore_errors=True)
-        self._manager.reload()
+        self._writing.reload()
 
     def _remove_partial(self, step: int) -> None:
         (self._digests / f"{step}.json").unlink(missing_ok=True)
         for path in self._folder.glob(f"{step}*"):
             shutil.rmtree(path, ignore_errors=True)
-        self._manager.reload()
+        self._writing.reload()
 
 
 def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, dict, dict]:
@@ -302,7 +307,7 @@ def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDi
             f"{workdir}: is not a training workdir (it has no config.json); train one with deeplab_jax.main"
         )
     best = checkpoints.best()
-    wanted = step if step is not None else best and best["step"]
+    wanted = step if step is not None else best["step"] if best else None
     problem = "" if wanted is None else checkpoints.problem(wanted)
     if step is not None and problem:
         raise UserError(

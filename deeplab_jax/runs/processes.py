@@ -1,6 +1,7 @@
 """Several processes: JAX's own distributed runtime, and what the loop needs of it."""
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_pr
         raise UserError("--coordinator needs --process_id and --num_processes as well")
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    arguments = {"heartbeat_timeout_seconds": int(os.environ.get("DEEPLAB_HEARTBEAT_SECONDS", "100"))}
+    arguments: dict[str, Any] = {"heartbeat_timeout_seconds": int(os.environ.get("DEEPLAB_HEARTBEAT_SECONDS", "100"))}
     if coordinator:
         arguments |= {"coordinator_address": coordinator, "process_id": process_id, "num_processes": num_processes}
     try:

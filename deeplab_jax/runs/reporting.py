@@ -189,9 +189,9 @@ class Reporter:
             return
         # An event file cannot be shortened, so the view is written again from the record.
         shutil.rmtree(folder, ignore_errors=True)
-        self._writer = metric_writers.SummaryWriter(str(folder))
+        writer = self._writer = metric_writers.SummaryWriter(str(folder))
         for row in rows:
-            self._writer.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
+            writer.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
         for path, step, name in self._kept_pictures(first_step):
             _show_picture(self._writer, step, name, path)
         self._progress = periodic_actions.ReportProgress(

@@ -156,7 +156,8 @@ def history(value: object) -> list[dict]:
 
 def meta(value: object) -> dict:
     """What stands beside a checkpoint's arrays: class names, and a palette with a color for each."""
-    names = value.get("class_names") if isinstance(value, dict) else None
+    value = value if isinstance(value, dict) else {}
+    names = value.get("class_names")
     if not isinstance(names, list) or not 2 <= len(names) <= 256 or not all(isinstance(n, str) for n in names):
         raise ValueError("has no list of class names beside it")
     palette = value.get("palette")
@@ -193,9 +194,7 @@ def pictures(value: object) -> dict:
     """What an evaluation's *_images.json says of its images and pictures; entries that say nothing are left out."""
     if not isinstance(value, dict):
         raise ValueError("is damaged, it holds no list of pictures")
-    images = value.get("images") if isinstance(value.get("images"), list) else []
-    counts = value.get("crf_iterations") if isinstance(value.get("crf_iterations"), list) else []
-    entries = value.get("pictures") if isinstance(value.get("pictures"), list) else []
+    images, counts, entries = (_list(value, name) for name in ("images", "crf_iterations", "pictures"))
     return {
         "images": [_image(entry) for entry in images],
         "crf_iterations": [n for n in counts if is_count(n)],
@@ -203,9 +202,14 @@ def pictures(value: object) -> dict:
     }
 
 
+def _list(value: dict, name: str) -> list:
+    found = value.get(name)
+    return found if isinstance(found, list) else []
+
+
 def _image(entry: object) -> dict:
     entry = entry if isinstance(entry, dict) else {}
-    scores = entry.get("mean_iou") if isinstance(entry.get("mean_iou"), list) else []
+    scores = _list(entry, "mean_iou")
     return {"name": str(entry.get("name", ""))[:500], "mean_iou": [s if _share(s) else None for s in scores]}
 
 

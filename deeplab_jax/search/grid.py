@@ -5,6 +5,7 @@ the same around the best with half the steps. What was measured is kept in a led
 was stopped. Images are visited one by one: each image's lattice is built once and shared by settings of equal widths.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -41,7 +42,9 @@ class Setting(NamedTuple):
         """What it stands for; with thin classes, one bilateral weight per class, float32 [C]."""
         if not any(self.thin):
             return CRFParams(*self[:5])
-        weights = np.float32(self.bilateral_weight) * np.where(self.thin, np.float32(self.thin_factor), np.float32(1))
+        weights = np.asarray(self.bilateral_weight, np.float32) * np.where(
+            self.thin, np.float32(self.thin_factor), np.float32(1)
+        )
         return CRFParams(weights, *self[1:5])
 
     @property
@@ -161,7 +164,7 @@ class Counts(NamedTuple):
 
 def mean_iou(counts: Iterable[Counts]) -> float:
     """Mean IoU over the classes that occur, from the counts of many images added up."""
-    hit, truth, predicted = (sum(column) for column in zip(*counts))
+    hit, truth, predicted = (functools.reduce(np.add, column) for column in zip(*counts))
     union = truth + predicted - hit
     occurs = union > 0
     return float((hit[occurs] / union[occurs]).mean()) if occurs.any() else float("nan")
@@ -194,7 +197,9 @@ class Ledger:
         if lines and lines[0] == head:
             for line in lines[1:]:
                 try:
-                    key, image, counts = json.loads(line) if line.endswith("\n") else (None, None, None)
+                    if not line.endswith("\n"):
+                        continue
+                    key, image, counts = json.loads(line)
                     if key is None:
                         continue
                     self.results[key, image] = {k: Counts(*map(np.asarray, v)) for k, v in counts.items()}
@@ -284,7 +289,7 @@ def search(
     _measure(scorer, ledger, [None, *references], order, meter, "references", say)
     tried: dict[Setting | None, int] = {s: len(scorer) for s in (None, *references)}
     grids: list[tuple[Axes, dict[Setting, float]]] = []
-    best = None
+    best: Setting | None = None
     for number in range(passes):
         axes = around(best, axes) if best else axes
         candidates = settings_of(axes)
@@ -300,7 +305,7 @@ def search(
                 tried[s] = max(tried.get(s, 0), len(images))
             candidates.sort(key=lambda s: (-scores[s], s))
         best = candidates[0]
-    if improve:
+    if improve and best is not None:
         improved = improve(best)
         _measure(scorer, ledger, [improved], order, meter, "improved", say)
         tried[improved] = len(scorer)
@@ -311,7 +316,8 @@ def search(
 
 def score(ledger: Ledger, setting: Setting | None, images: Sequence[int]) -> dict[str, float]:
     """The objectives of a setting over images: for each kind of counts one sum over all, not a mean of means."""
-    found = [ledger.get(setting, i) for i in images]
+    found = [counts for i in images if (counts := ledger.get(setting, i)) is not None]
+    assert len(found) == len(images), "what is asked for was measured"
     scores = {kind: mean_iou([counts[kind] for counts in found]) for kind in found[0]}
     return scores | {"both": sum(scores.values()) / len(scores)}
 

@@ -40,7 +40,7 @@ def gains_on_unseen(
     if len(names) < 2 or None in names or not settings:
         return []
     found = []
-    for name in names:
+    for name in filter(None, names):
         inside = [i for i, group in enumerate(groups) if group == name]
         outside = [i for i, group in enumerate(groups) if group != name]
         chosen = max(settings, key=lambda s: score(ledger, s, outside)[objective])

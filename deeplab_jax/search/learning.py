@@ -1,6 +1,7 @@
 """Learning one weight per kernel and class on held-out images, by gradient descent through the mean field."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -61,13 +62,14 @@ def learn_weights(
             log_probs, image, label = store[i]
             whole = padded(log_probs, image, label, shape(label.shape))
             example = [jnp.asarray(x[::STRIDE, ::STRIDE]) for x in whole]
-            filter_name = choose_bilateral(bilateral, *example[0].shape[:2])
+            filter_name = choose_bilateral(bilateral, example[0].shape[0], example[0].shape[1])
             loss, gradient = _loss_and_gradient(weights, *example, start=start, bilateral=filter_name)
             updates, state = optimizer.update(gradient, state)
             weights = jax.tree.map(lambda w: jnp.maximum(w, 0), optax.apply_updates(weights, updates))
             losses.append(loss)
         say(f"weights per class: pass {number + 1} of {passes}, loss {np.mean(losses):.4f}")
-    return start._replace(thin_factor=1.0, thin=(), **{name: _numbers(values) for name, values in weights.items()})
+    learned = {name: _numbers(values) for name, values in weights.items()}
+    return with_weights(start, learned)
 
 
 @partial(jax.jit, static_argnames=("start", "bilateral"))
@@ -82,14 +84,28 @@ def _loss_and_gradient(
     bilateral: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     def loss(weights: dict[str, jax.Array]) -> jax.Array:
-        params = start.params.replace(**weights).at_stride(STRIDE)
-        options = {"bilateral": bilateral, "normalization": start.normalization, "mask": mask, "return_log": True}
-        log_q = mean_field(unary, image, params, ITERATIONS, **options)
+        params = dataclasses.replace(start.params, **weights).at_stride(STRIDE)
+        log_q = mean_field(
+            unary,
+            image,
+            params,
+            ITERATIONS,
+            bilateral=bilateral,
+            normalization=start.normalization,
+            mask=mask,
+            return_log=True,
+        )
         valid = (label < unary.shape[-1]) & mask
         likelihood = jnp.take_along_axis(log_q, jnp.where(valid, label, 0)[..., None].astype(jnp.int32), -1)[..., 0]
         return -jnp.where(valid, likelihood, 0).sum() / jnp.maximum(valid.sum(), 1)
 
     return jax.value_and_grad(loss)(weights)
+
+
+def with_weights(start: Setting, weights: Mapping[str, tuple[float, ...]]) -> Setting:
+    """`start` with weights per class, in place of what made thin classes differ."""
+    bilateral, gaussian = (tuple(weights[name]) for name in WEIGHTS)
+    return start._replace(bilateral_weight=bilateral, gaussian_weight=gaussian, thin_factor=1.0, thin=())
 
 
 def _numbers(values: jax.Array) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ _SHOWN = Setting._fields[:-1]  # which classes are thin is the same in all rows
 def table(rows: Sequence[Row], notes: Mapping[Setting | None, str], limit: int | None = None) -> str:
     """The rows as text, aligned; percent. `notes` names settings ("network alone", ...), which are always shown."""
     shown = [row for n, row in enumerate(rows) if limit is None or n < limit or row.setting in notes]
-    lines = [_COLUMNS]
+    lines: list[tuple[str, ...]] = [_COLUMNS]
     for row in shown:
         values = [_cell(value) for value in _shown(row.setting, "-")]
         scores = [f"{100 * row.scores[kind]:.2f}" for kind in ("mean_iou", "trimap")]
@@ -35,11 +35,11 @@ def _shown(setting: Setting | None, nothing: str) -> tuple:
     return setting[: len(_SHOWN)] if setting else (nothing,) * len(_SHOWN)
 
 
-def _cell(value: float | str | Sequence[float]) -> str:
+def _cell(value: float | str | tuple[float, ...]) -> str:
     """A number, a name, or of one weight per class the smallest and the largest."""
     if isinstance(value, tuple):
         return f"{min(value):.2g}..{max(value):.2g}"
-    return f"{value:g}" if isinstance(value, float) else value
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def write(folder: Path, result: Result, objective: str, notes: Mapping[Setting | None, str]) -> None:

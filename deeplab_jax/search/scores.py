@@ -20,6 +20,7 @@ from deeplab_jax.crf.params import truncation_radius
 from deeplab_jax.data import reading
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.inference import buckets
+from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.metrics import trimap
 from deeplab_jax.metrics.confusion import confusion_matrix
@@ -51,7 +52,7 @@ class ScoreStore:
     def path(self, i: int) -> Path:
         return self._file(self.indices[i])
 
-    def complete(self, segmenter: Callable[[], object], say: Callable[[str], None] = print) -> None:
+    def complete(self, segmenter: Callable[[], Segmenter], say: Callable[[str], None] = print) -> None:
         """Computes the scores that are missing; `segmenter` is made only if there are any.
 
         Raises:
@@ -71,7 +72,7 @@ class ScoreStore:
                 network = segmenter()
                 network.plan(reading.known_sizes(self.dataset, self.indices))
             scores = network.scores([example.image])[0].astype(np.float16)
-            write_atomically(self._file(index), lambda path, scores=scores: np.save(path, scores))
+            write_atomically(self._file(index), partial(np.save, arr=scores))
             if meter.tick():
                 left = f", {meter.left}" if meter.done < meter.total else ""
                 say(f"network: {meter.done} of {meter.total} images{left}")
@@ -163,8 +164,8 @@ class CRFScorer:
         unary, mask = unary.reshape(-1, classes), mask.ravel()
         chosen = choose_bilateral(self.bilateral, *shape)
         alike = sorted((s for s in settings if s is not None), key=lambda s: (s.widths, s.normalization, s))
-        for _, group in groupby(alike, key=lambda s: (s.widths, s.normalization)):
-            group = list(group)
+        for _, same in groupby(alike, key=lambda s: (s.widths, s.normalization)):
+            group = list(same)
             options = Options(
                 iterations=self.iterations,
                 normalization=group[0].normalization,

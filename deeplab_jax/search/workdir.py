@@ -18,7 +18,7 @@ from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs.checkpoints import load_workdir
 from deeplab_jax.search import groups, report, scores
 from deeplab_jax.search.grid import Axes, Ledger, Setting, search, thin_flags
-from deeplab_jax.search.learning import learn_weights
+from deeplab_jax.search.learning import learn_weights, with_weights
 
 
 def search_workdir(
@@ -97,12 +97,15 @@ def search_workdir(
     ledger = Ledger(folder / "results.jsonl", about)
     params, normalization = params_from_config(config.crf)
     values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
-    now = None if any(v.ndim for v in values) else Setting(*map(float, values), normalization)
+    now = None
+    if not any(v.ndim for v in values):
+        w1, xy, rgb, w2, smooth = map(float, values)
+        now = Setting(w1, xy, rgb, w2, smooth, normalization)
     references = [now] if now else []  # weights per class and widths per axis are not compared
-    improve = partial(
+    learning = partial(
         learn_weights, store, passes=learn, bilateral=bilateral, size_multiple=config.eval.size_multiple, say=say
     )
-    improve = _remembered(improve, folder / "learned.json", about | {"learn": learn})
+    improve = _remembered(learning, folder / "learned.json", about | {"learn": learn})
     try:
         result = search(
             scorer,
@@ -159,11 +162,10 @@ def _remembered(learn: Callable[[Setting], Setting], path: Path, about: Mapping)
 
     def once(start: Setting) -> Setting:
         asked = json.loads(json.dumps({**about, "start": start}))
-        uniform = start._replace(thin_factor=1.0, thin=())
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file: learned again
             known = json.loads(path.read_text())
             if known["about"] == asked:
-                return uniform._replace(**{name: tuple(known["weights"][name]) for name in WEIGHTS})
+                return with_weights(start, known["weights"])
         found = learn(start)
         weights = {name: getattr(found, name) for name in WEIGHTS}
         write_text(path, json.dumps({"about": asked, "weights": weights}))

@@ -35,13 +35,15 @@ def check_crop(config: ConfigDict) -> None:
         return
     extra = architecture.size_extra
     large = _LARGE + extra
-    strides = {name: stride_of(large, length) for name, length in map_lengths(config.model, large)}
-    for name, stride in strides.items():
+    strides: dict[str, int] = {}
+    for name, length in map_lengths(config.model, large):
+        stride = stride_of(large, length)
         if stride is None:
             raise UserError(
                 f"config.model.scales={tuple(config.model.scales)}: the positions of '{name}' are no positions of the "
                 "labels; let the scales begin with 1, or set config.loss.at=pixels"
             )
+        strides[name] = stride
 
     def misfit(n: int) -> tuple[str, int] | None:
         lengths = map_lengths(config.model, n)

@@ -105,6 +105,6 @@ def loss_sums(
     for name, log_probs in maps.items():
         if at == "pixels":
             log_probs = jax.nn.log_softmax(resize_bilinear(log_probs, labels.shape[1:3], resize))
-        target = labels_for(name, labels, log_probs.shape[1:3], at, resize)
+        target = labels_for(name, labels, (log_probs.shape[1], log_probs.shape[2]), at, resize)
         sums[name] = cross_entropy_sum(log_probs, target, class_weights if name != "crf" or crf_class_weights else None)
     return sums

@@ -44,6 +44,7 @@ class Pictures:
         names, palette = self._meta["class_names"], np.asarray(self._meta["palette"], np.uint8)
         segmenter = create_segmenter(self._config, state.variables(), names, palette, devices=jax.local_devices()[:1])
         counts = tuple(dict.fromkeys((0, self._config.crf.iterations)))
+        assert example.label is not None, "pictures are of images with labels"
         (found,) = segmenter.labels([example.image], counts)
         panels = [example.image, overlay.overlay(example.image, example.label, palette, names)]
         panels += [overlay.overlay(example.image, labels, palette, names, legend=False) for labels in found]

@@ -17,6 +17,7 @@ from deeplab_jax.console import say
 from deeplab_jax.crf.params import params_from_config
 from deeplab_jax.data import open_dataset, require_two_classes
 from deeplab_jax.data.class_weights import class_weights_for
+from deeplab_jax.data.dataset import SegmentationDataset
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import BACKBONES, create_model
 from deeplab_jax.runs import processes, schema
@@ -48,7 +49,7 @@ class Setup:
     """
 
     config: ConfigDict
-    dataset: object
+    dataset: SegmentationDataset
     state: TrainState
     done: int
     step_fn: Callable

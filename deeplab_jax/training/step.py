@@ -1,5 +1,6 @@
 """The pmapped training step: the only place that maps over devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -114,7 +115,8 @@ def create_train_step(
         trainable, opt_state, batch_stats, ema = jax.tree.map(
             lambda new, before: jnp.where(updated, new, before), (trainable, opt_state, batch_stats, ema), old
         )
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             trainable=trainable,
             opt_state=opt_state,

@@ -5,11 +5,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 from deeplab_jax.console import say
 
-NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Terminated(SystemExit):
@@ -29,10 +31,10 @@ class TermSignal:
       arrived: the number of the first one, or 0.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.arrived = 0
         self._raises = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._wakeup_before = -1
         self._sockets: tuple[socket.socket, ...] = ()  # the thread's end, and Python's
 

@@ -99,13 +99,19 @@ def _legacy_layers(reader: _Reader, file) -> list[tuple[str, list[np.ndarray]]]:
     return layers
 
 
+def _number_at_end(name: str) -> int:
+    """7 of conv2d_7; 0 of conv2d."""
+    found = re.search(r"_(\d+)$", name)
+    return int(found[1]) if found else 0
+
+
 def _keras3_layers(reader: _Reader, root) -> list[tuple[str, list[np.ndarray]]]:
     """`layers/conv2d_7/vars/{0,1}`; the layer's own name is an attribute, or else follows from the order."""
     layers = {name: reader.child(root, name) for name in root}
     groups = {name: reader.child(layer, "vars") for name, layer in layers.items() if "vars" in list(layer)}
     groups = {name: group for name, group in groups.items() if len(group)}
-    kinds = {"conv2d": [], "batch_normalization": [], "dense": []}
-    for name in sorted(groups, key=lambda n: int(re.search(r"(?:_(\d+))?$", n)[1] or 0)):
+    kinds: dict[str, list[str]] = {"conv2d": [], "batch_normalization": [], "dense": []}
+    for name in sorted(groups, key=_number_at_end):
         kind = re.sub(r"_\d+$", "", name)
         if kind in kinds:
             kinds[kind].append(name)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Report:
         return lines
 
 
-def flatten(tree: Mapping, prefix: Path = ()) -> dict[Path, np.ndarray]:
+def flatten(tree: Mapping, prefix: Path = ()) -> dict[Path, Any]:
     """Nested dicts of arrays (or shapes) -> {path: array}."""
     flat = {}
     for name, value in tree.items():
@@ -82,7 +83,14 @@ def full_name(path: Path) -> str:
     return "/".join(path[1:] if path[0] == "params" else path)
 
 
-def transfer(source: Source, targets: Mapping[Path, object], seed: int = 0) -> tuple[dict[Path, np.ndarray], Report]:
+class Shaped(Protocol):
+    """An array, or the shape of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def transfer(source: Source, targets: Mapping[Path, Shaped], seed: int = 0) -> tuple[dict[Path, np.ndarray], Report]:
     """Finds the values of a network's variables in a file.
 
     Layers are matched by name. An fc6 of another size is decimated (v1 section 3.2), fc6 and fc7 of more filters than
@@ -113,7 +121,8 @@ def transfer(source: Source, targets: Mapping[Path, object], seed: int = 0) -> t
         if re.fullmatch(r"fc[67](_\d+)?", layer) and (value is None or value.shape != shape):
             key, value, reason = fully_connected.fit(layer, leaf, shape)
         if value is not None and value.shape != shape:
-            value, reason = None, _shape_reason(layer, value.shape, shape)
+            reason = _shape_reason(layer, value.shape, shape)
+            value = None
         if value is None:
             report.missing[name] = reason
         else:
@@ -215,7 +224,9 @@ class _FullyConnected:
         """Filters that a slimmed layer keeps: a random subset, its own for each layer and branch."""
         if want >= have:
             return np.arange(have)
-        number, branch = re.fullmatch(r"fc(\d)_?(\d*)", layer).groups()
+        named = re.fullmatch(r"fc(\d)_?(\d*)", layer)
+        assert named is not None, "only fc6 and fc7 are slimmed"
+        number, branch = named.groups()
         generator = np.random.default_rng([self._seed, int(number), int(branch or 0)])
         return np.sort(generator.choice(have, want, replace=False))
 

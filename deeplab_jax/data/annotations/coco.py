@@ -15,7 +15,8 @@ def fits(content: object) -> bool:
 
 def read(contents: list[tuple[Path, dict]]) -> Annotations:
     """All images of all files; the classes are the categories in the order of their ids."""
-    images, names = [], {}
+    images: list[Annotated] = []
+    names: dict = {}  # by the file's ids
     for path, content in contents:
         try:
             categories = {c["id"]: str(c["name"]) for c in content["categories"]}

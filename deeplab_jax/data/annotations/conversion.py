@@ -1,5 +1,6 @@
 """From the files of an annotation tool to masks, a classes file and a sheet of overlays."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -38,7 +39,8 @@ class Labelled(NamedTuple):
     left_out: int = 0
 
 
-class Result(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Result:
     """What was written."""
 
     kind: str
@@ -89,7 +91,8 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
         odd = next(a for a, b in zip(labelled.names, back) if a != b)
         raise UserError(f"{source}: the class '{odd}' cannot stand in a classes file; rename it in the tool")
     palette = palettes.from_colors(labelled.colors)
-    failed, shown = 0, []
+    failed = 0
+    shown: list[tuple[str, np.ndarray]] = []
     for stem, make in tqdm(labelled.masks, desc="making masks", unit="mask", mininterval=0.5):
         try:
             label = make()

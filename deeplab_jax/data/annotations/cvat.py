@@ -72,8 +72,8 @@ def _area(shape: ElementTree.Element, size: tuple[int, int]) -> Area | None:
         turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         return Area(label, polygon([turned + np.array([x + w / 2, y + h / 2])], size))
     if shape.tag == "ellipse":
-        ring = ellipse(number("cx"), number("cy"), number("rx"), number("ry"), number("rotation"))
-        return Area(label, polygon([ring], size))
+        round_one = ellipse(number("cx"), number("cy"), number("rx"), number("ry"), number("rotation"))
+        return Area(label, polygon([round_one], size))
     if shape.tag == "mask":
         counts = [int(n) for n in shape.attrib["rle"].split(",")]
         width, height = int(shape.attrib["width"]), int(shape.attrib["height"])

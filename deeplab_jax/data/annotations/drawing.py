@@ -68,7 +68,7 @@ def painted(image: Annotated, ids: dict[str, int]) -> np.ndarray:
     return label
 
 
-def polygon(rings: Sequence[Sequence[Sequence[float]]], size: tuple[int, int]) -> np.ndarray:
+def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Pixels whose centers lie inside an odd number of rings: a ring within a ring is a hole.
 
     Args:
@@ -115,10 +115,10 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> list
 
 def runs(counts: Sequence[int], height: int, width: int, by_column: bool) -> np.ndarray:
     """Run lengths, off first, as bool `[height, width]`; `ValueError` where they do not fill it."""
-    counts = np.asarray(counts, np.int64)
-    if (counts < 0).any() or counts.sum() != height * width:
-        raise ValueError(f"run lengths of {counts.sum()} pixels for {height * width}")
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    lengths = np.asarray(counts, np.int64)
+    if (lengths < 0).any() or lengths.sum() != height * width:
+        raise ValueError(f"run lengths of {lengths.sum()} pixels for {height * width}")
+    values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     return values.reshape(width, height).T if by_column else values.reshape(height, width)
 
 

@@ -10,6 +10,7 @@ import itertools
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -25,19 +26,22 @@ VOID = palettes.VOID
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the disk's fault, not the network's
 
 
+class File(Protocol):
+    """A path, or a file within another one. Its `str` names it."""
+
+    def read_bytes(self) -> bytes: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One example before it is prepared: its name and its raw files (no label in test splits).
-
-    A file is a path, or anything with `read_bytes()` whose `str` names it.
-    """
+    """One example before it is prepared: its name and its raw files (no label in test splits)."""
 
     name: str
-    image: Path | None = None
-    label: Path | None = None
+    image: File | None = None
+    label: File | None = None
 
 
-class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # untyped
     """Base of the builders. A data set says its classes, its palette, and where the files of each split are.
 
     Records hold the photograph as it was encoded, the label as an 8-bit gray PNG of class ids (255 = void) and the
@@ -61,6 +65,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         self.options = options
         self.on_corrupt = on_corrupt
         super().__init__(**kwargs)
+
+    @property
+    def raw_folder(self) -> Path:
+        """`self.raw`, where `sources` asks for it: given, or downloaded by then."""
+        assert self.raw is not None, "the data set is not downloaded yet"
+        return self.raw
 
     # What a data set defines.
 
@@ -162,7 +172,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         )
         return {split: self._generate_examples(sources, progress) for split, sources in splits.items() if sources}
 
-    def _download(self, dl_manager) -> Path:
+    def _download(self, dl_manager) -> Path | None:
         """Where the files are: the folder that the archives of `URLS` were unpacked into."""
         if not self.URLS:
             return Path(dl_manager.manual_dir)
@@ -171,7 +181,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             archives.check_md5(paths[url], md5)
         return archives.unpack(list(paths.values()), unpacked_folder(dl_manager.download_dir, self.name))
 
-    def _downloaded(self, dl_manager) -> Path:
+    def _downloaded(self, dl_manager) -> Path | None:
         """`_download`, in which a failure is a `UserError` that says so (requests' errors are `OSError`s too).
 
         A damaged archive is removed, or TFDS would come up with it again.
@@ -228,8 +238,9 @@ def check_ids(label: np.ndarray, num_classes: int, where: object) -> None:
         )
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: File | None) -> bytes:
     """A file's bytes; `UserError` if it is not there."""
+    assert path is not None, "an example that is drawn has no file"
     try:
         return read_file(path) if isinstance(path, Path) else path.read_bytes()
     except FileNotFoundError as e:

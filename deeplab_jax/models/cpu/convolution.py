@@ -7,6 +7,7 @@ GPUs would scatter its gradient, and with deterministic operations sort first.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -251,11 +252,11 @@ def _pool_line(
     widths = [padding if i == axis else (0, 0) for i in range(x.ndim)]
     padded = jnp.pad(x, widths, constant_values=-np.inf)
     count = (padded.shape[axis] - window) // stride + 1
-    best, winner = None, None
-    for t in range(window):
-        tap = lax.slice_in_dim(padded, t, t + (count - 1) * stride + 1, stride, axis)
-        winner = jnp.zeros(tap.shape, jnp.int8) if t == 0 else jnp.where(tap > best, jnp.int8(t), winner)
-        best = tap if t == 0 else jnp.maximum(best, tap)
+    taps = [lax.slice_in_dim(padded, t, t + (count - 1) * stride + 1, stride, axis) for t in range(window)]
+    best, winner = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
+    for t, tap in enumerate(taps[1:], 1):
+        winner = jnp.where(tap > best, jnp.int8(t), winner)
+        best = jnp.maximum(best, tap)
     return best, winner
 
 
@@ -265,14 +266,13 @@ def _spread_line(
     """Gradient of `_pool_line`: each dy goes to the input position that won, of `length` along the axis."""
     zero = np.zeros((), dy.dtype)[()]
     reach = (dy.shape[axis] - 1) * stride + 1
-    dx = None
+    parts = []
     for t in range(window):
         # Output i reads tap t at input i * stride + t - before; a negative edge crops.
         start = t - before
         widths = [(start, length - start - reach, stride - 1) if i == axis else (0, 0, 0) for i in range(dy.ndim)]
-        part = lax.pad(jnp.where(winner == t, dy, zero), zero, widths)
-        dx = part if dx is None else dx + part
-    return dx
+        parts.append(lax.pad(jnp.where(winner == t, dy, zero), zero, widths))
+    return functools.reduce(operator.add, parts)
 
 
 def sum_of_atrous_convs(x: jax.Array, kernels: list[jax.Array], rates: tuple[int, ...]) -> jax.Array:

@@ -87,7 +87,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, rate: int = 1) -> jax.Array:
     Returns:
       [3, 3, C, D].
     """
-    m = tile_side(*x.shape[1:3], rate)
+    m = tile_side(x.shape[1], x.shape[2], rate)
     a_t, g, _ = _pairs(m, x.dtype)
     tiles = _tiles(dy, m, m, rate, 0)
     products = (a_t.T @ tiles.reshape(m * m, -1)).reshape((m + 2) ** 2, -1, dy.shape[-1])
@@ -97,7 +97,8 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, rate: int = 1) -> jax.Array:
 
 def _pairs(m: int, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The transforms over rows and columns at once: [m^2, a^2], [a^2, 9] and [a^2, a^2], a = m + 2."""
-    return tuple(jnp.asarray(np.kron(matrix, matrix), dtype) for matrix in matrices(m))
+    a_t, g, b_t = (jnp.asarray(np.kron(matrix, matrix), dtype) for matrix in matrices(m))
+    return a_t, g, b_t
 
 
 def _inputs(x: jax.Array, m: int, rate: int) -> jax.Array:

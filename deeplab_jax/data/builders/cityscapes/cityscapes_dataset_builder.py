@@ -30,16 +30,16 @@ class Builder(base.SegmentationBuilder):
     """
 
     def sources(self) -> dict[str, list[base.Source]]:
-        if (self.raw / "leftImg8bit").is_dir():
-            entries = {
-                p.relative_to(self.raw).as_posix(): p
+        if (self.raw_folder / "leftImg8bit").is_dir():
+            entries: dict[str, base.File] = {
+                p.relative_to(self.raw_folder).as_posix(): p
                 for folder in ("leftImg8bit", "gtFine")
-                for p in sorted((self.raw / folder).glob("*/*/*.png"))
+                for p in sorted((self.raw_folder / folder).glob("*/*/*.png"))
             }
-        elif all((self.raw / name).is_file() for name in ZIPS):
+        elif all((self.raw_folder / name).is_file() for name in ZIPS):
             entries = {}
             for name in ZIPS:
-                archive = _Archive(self.raw / name)
+                archive = _Archive(self.raw_folder / name)
                 entries |= {m: _Member(archive, m) for m in archive.names() if m.endswith(".png")}
         else:
             raise UserError(
@@ -53,14 +53,20 @@ class Builder(base.SegmentationBuilder):
             name = rest[-1].removesuffix("_leftImg8bit.png")
             label_path = f"gtFine/{split}/{rest[0]}/{name}_gtFine_labelIds.png"
             if split != "test" and label_path not in entries:
-                raise UserError(f"{self.raw / label_path}: no such file, but its image is there; extract gtFine again")
+                raise UserError(
+                    f"{self.raw_folder / label_path}: no such file, but its image is there; extract gtFine again"
+                )
             splits[split].append(base.Source(name, image, entries[label_path] if split != "test" else None))
         if not splits["train"] and not splits["val"]:
             raise UserError(f"{self.raw}: leftImg8bit holds no <split>/<city>/*_leftImg8bit.png; check config.data.dir")
         return {split: sources for split, sources in splits.items() if sources}
 
     def extra_files(self) -> list[Path]:
-        return [p for name in ZIPS if not (self.raw / "leftImg8bit").is_dir() and (p := self.raw / name).is_file()]
+        return [
+            p
+            for name in ZIPS
+            if not (self.raw_folder / "leftImg8bit").is_dir() and (p := self.raw_folder / name).is_file()
+        ]
 
 
 class _Archive:

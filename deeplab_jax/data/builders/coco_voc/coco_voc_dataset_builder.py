@@ -40,13 +40,13 @@ class Builder(base.SegmentationBuilder):
 
     def sources(self) -> dict[str, list[base.Source]]:
         for year in ("2017", "2014"):
-            lists = {s: self.raw / "annotations" / f"instances_{s}{year}.json" for s in ("train", "val")}
+            lists = {s: self.raw_folder / "annotations" / f"instances_{s}{year}.json" for s in ("train", "val")}
             found = {split: path for split, path in lists.items() if path.is_file()}
             if found:
                 self._instances: dict[str, list[dict]] = {}
-                return {split: self._split(path, self.raw / f"{split}{year}") for split, path in found.items()}
+                return {split: self._split(path, self.raw_folder / f"{split}{year}") for split, path in found.items()}
         raise UserError(
-            f"{self.raw / 'annotations'}: holds no instances_train2017.json (or 2014); check config.data.dir"
+            f"{self.raw_folder / 'annotations'}: holds no instances_train2017.json (or 2014); check config.data.dir"
         )
 
     def _split(self, path: Path, folder: Path) -> list[base.Source]:
@@ -71,7 +71,7 @@ class Builder(base.SegmentationBuilder):
         return sources
 
     def read_label(self, source: base.Source) -> np.ndarray:
-        height, width = files.size_of(source.image)
+        height, width = files.size_of(str(source.image))
         return paint(self._instances[source.name], height, width)
 
     def split_expression(self, split: str) -> str:

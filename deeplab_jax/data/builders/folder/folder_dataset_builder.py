@@ -51,7 +51,7 @@ class Builder(base.SegmentationBuilder):
         if images.is_file() != masks_at.is_file():
             raise UserError("config.data.images and config.data.masks: must both be folders or both be list files")
         if images.is_file():
-            self.loose_masks = []
+            self.loose_masks: list[Path] = []
             return self._listed_pairs(images, masks_at)
         return self._paired(images, masks_at)
 
@@ -68,9 +68,10 @@ class Builder(base.SegmentationBuilder):
         unlabelled = splits.unlabelled(sources)
         lonely = [s for s in sources if s.label is None and s.name not in unlabelled]
         if lonely:
+            first = Path(str(lonely[0].image)).name
             raise UserError(
                 f"{self.options.images}: {_count(lonely, 'image has', 'images have')} no mask of the same name in "
-                f"{self.options.masks}, the first '{lonely[0].image.name}'; add the masks or remove the images, or "
+                f"{self.options.masks}, the first '{first}'; add the masks or remove the images, or "
                 "say how masks are named with config.data.mask_prefix and mask_suffix"
             )
         return sources
@@ -93,7 +94,7 @@ class Builder(base.SegmentationBuilder):
     def classes(self) -> Classes:
         names, colors = self._named_classes()
         palette = palettes.voc_palette() if colors is None else palettes.from_colors(colors)
-        return Classes(names or tuple(str(i) for i in range(self.meaning().count)), palette)
+        return Classes(names or tuple(str(i) for i in range(self.meaning().num_classes or 0)), palette)
 
     def read_label(self, source: base.Source) -> np.ndarray:
         return masks.read_label(base.read_bytes(source.label), str(source.label), meaning=self.meaning())
@@ -132,7 +133,7 @@ class Builder(base.SegmentationBuilder):
 
     def _named_classes(self) -> tuple[tuple[str, ...], np.ndarray | None]:
         if not hasattr(self, "_known_classes"):
-            known = ((), None)
+            known: tuple[tuple[str, ...], np.ndarray | None] = ((), None)
             if self.options.classes:
                 known = class_files.read_classes(self._resolve("classes"))
             self._known_classes = known
@@ -140,7 +141,7 @@ class Builder(base.SegmentationBuilder):
 
     # What the masks mean.
 
-    def survey(self) -> dict[Path, Facts | UserError]:
+    def survey(self) -> dict[base.File, Facts | UserError]:
         """What each mask stores, or why it cannot be read; each file is decoded once."""
         if not hasattr(self, "_surveyed"):
             labels = list(dict.fromkeys(s.label for s in self.sources()["images"] if s.label is not None))
@@ -149,7 +150,7 @@ class Builder(base.SegmentationBuilder):
             self._surveyed = dict(zip(labels, shown))
         return self._surveyed
 
-    def _facts(self, label: Path) -> Facts | UserError:
+    def _facts(self, label: base.File) -> Facts | UserError:
         try:
             return facts_of(base.read_bytes(label), str(label), self.mask_colors())
         except UserError as e:  # told of where the file is read
@@ -168,7 +169,7 @@ class Builder(base.SegmentationBuilder):
         memo = None
         if not hasattr(self, "_surveyed"):
             cache = caching.cache_folder(self.options.cache_dir)
-            labels = [s.label for s in self.sources()["images"] if s.label is not None]
+            labels = [Path(str(s.label)) for s in self.sources()["images"] if s.label is not None]
             key = caching.contents([*labels, *self.extra_files()], cache)
             memo = cache / "fingerprints" / f"{key}-{caching.digest_of(self.meaning_key())}.meaning"
         if memo is not None and memo.is_file():
@@ -177,7 +178,7 @@ class Builder(base.SegmentationBuilder):
             readable = [f for f in self.survey().values() if isinstance(f, Facts)]
             meaning, notes = decide(readable, len(names) or None, colors, ignore, reduce_zero)
             kept = {
-                "count": meaning.count, "by_color": sorted(meaning.by_color), "object_255": meaning.object_255,
+                "count": meaning.num_classes, "by_color": sorted(meaning.by_color), "object_255": meaning.object_255,
                 "notes": notes,
             }  # fmt: skip
             if memo is not None:

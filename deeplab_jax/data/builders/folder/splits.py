@@ -83,7 +83,7 @@ def _listed(builder, field: str, sources: Sequence[base.Source]) -> np.ndarray:
     names = [s.name for s in sources]
     if path.is_dir():
         inside = path.resolve()
-        chosen = [i for i, s in enumerate(sources) if inside in Path(s.image).resolve().parents]
+        chosen = [i for i, s in enumerate(sources) if inside in Path(str(s.image)).resolve().parents]
         if not chosen:
             raise UserError(f"config.data.{field}={path}: is a folder with no image of {builder.options.images}")
         return np.array(chosen)

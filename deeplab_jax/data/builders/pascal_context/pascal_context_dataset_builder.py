@@ -35,11 +35,11 @@ class Builder(base.SegmentationBuilder):
     NEEDS_FOLDER = False
 
     def sources(self) -> dict[str, list[base.Source]]:
-        root = voc.voc_root(self.raw, "VOC2010")
+        root = voc.voc_root(self.raw_folder, "VOC2010")
         for annotations, suffix, lists in (
             (root / "SegmentationClassContext", ".png", root / "ImageSets" / "SegmentationContext"),
             (root / "trainval", ".mat", root / "ImageSets" / "Main"),
-            (self.raw / "trainval", ".mat", root / "ImageSets" / "Main"),
+            (self.raw_folder / "trainval", ".mat", root / "ImageSets" / "Main"),
         ):
             if annotations.is_dir():
                 return {
@@ -57,7 +57,7 @@ class Builder(base.SegmentationBuilder):
         ]
 
     def read_label(self, source: base.Source) -> np.ndarray:
-        if source.label.suffix != ".mat":
+        if not isinstance(source.label, Path) or source.label.suffix != ".mat":
             return super().read_label(source)
         try:
             original = np.asarray(scipy.io.loadmat(source.label)["LabelMap"], np.int64)

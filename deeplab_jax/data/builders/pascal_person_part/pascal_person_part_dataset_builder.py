@@ -34,12 +34,12 @@ class Builder(base.SegmentationBuilder):
 
     def sources(self) -> dict[str, list[base.Source]]:
         try:
-            root = voc.voc_root(self.raw, "VOC2010")
+            root = voc.voc_root(self.raw_folder, "VOC2010")
         except UserError:
-            root = voc.voc_root(self.raw, "VOC2012")
-        places = tuple(dict.fromkeys((self.raw, root, root.parent, root.parent.parent)))
-        labels = _first(places, _LABEL_FOLDERS, lambda p: p.is_dir(), self.raw)
-        lists = _first(places, _LIST_FOLDERS, lambda p: (p / "train.txt").is_file(), self.raw)
+            root = voc.voc_root(self.raw_folder, "VOC2012")
+        places = tuple(dict.fromkeys((self.raw_folder, root, root.parent, root.parent.parent)))
+        labels = _first(places, _LABEL_FOLDERS, lambda p: p.is_dir(), self.raw_folder)
+        lists = _first(places, _LIST_FOLDERS, lambda p: (p / "train.txt").is_file(), self.raw_folder)
         return {split: self._split(root, labels, lists / f"{split}.txt") for split in ("train", "val")}
 
     def _split(self, root: Path, labels: Path, names: Path) -> list[base.Source]:

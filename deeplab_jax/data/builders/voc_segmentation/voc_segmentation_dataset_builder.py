@@ -35,7 +35,7 @@ class Builder(base.SegmentationBuilder):
     NEEDS_FOLDER = False
 
     def sources(self) -> dict[str, list[base.Source]]:
-        root = voc_root(self.raw, "VOC2012")
+        root = voc_root(self.raw_folder, "VOC2012")
         lists = root / "ImageSets" / "Segmentation"
         splits = {}
         for split in ("train", "val"):
@@ -49,11 +49,13 @@ class Builder(base.SegmentationBuilder):
             splits["train_aug"] = augmented
         if (lists / "test.txt").is_file():
             test = [self._source(root, name, None) for name in base.read_names(lists / "test.txt")]
-            splits["test"] = [s for s in test if s.image.is_file()]  # the test photographs are a separate download
+            splits["test"] = [
+                s for s in test if isinstance(s.image, Path) and s.image.is_file()
+            ]  # the test photographs are a separate download
         return splits
 
     def _augmented(self, root: Path, lists: Path, splits: dict[str, list[base.Source]]) -> list[base.Source]:
-        sbd = find_sbd(self.raw, root)
+        sbd = find_sbd(self.raw_folder, root)
         published = root / "SegmentationClassAug"
         train = [s.name for s in splits.get("train", [])]
         names = self._augmented_names(lists, sbd, published, train, "val" in splits)
@@ -101,7 +103,7 @@ class Builder(base.SegmentationBuilder):
         return base.Source(name, root / "JPEGImages" / f"{name}.jpg", label)
 
     def read_label(self, source: base.Source) -> np.ndarray:
-        if source.label.suffix == ".mat":
+        if isinstance(source.label, Path) and source.label.suffix == ".mat":
             return read_sbd(source.label)
         return super().read_label(source)
 
