@@ -170,7 +170,8 @@ def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
 
 def _by_folder(files: Sequence[tuple[str, Path]]):
     """(photographs, masks) by the folders that they lie in, left out of their stems; None where not all do."""
-    photographs, masks = [], []
+    photographs: list[tuple[str, Path]] = []
+    masks: list[tuple[str, Path]] = []
     for stem, path in files:
         *folders, name = stem.split("/")
         lowered = {folder.casefold() for folder in folders}
