@@ -133,7 +133,7 @@ def test_200_steps_from_the_shipped_streets_beat_200_from_nothing(tmp_path):
     changes = (
         f"data.cache_dir={tmp_path}/cache", "data.name=shapes", "data.holdout=0", "data.stages=()", "data.crop=97,129",
         "num_steps=200",
-        "checkpoint.every=200", "search.images=0", "search.thin=", "eval.every=0", "eval.select_split=",
+        "checkpoint.every=200", "search.images=0", "search.thin=()", "eval.every=0", "eval.select_split=",
         "eval.crf_iterations=0,", "eval.scales=1,", "eval.mirror=false", "eval.limit=20", "eval.overlays=0",
         "log.images_every=0", "optimizer.ema=0",
     )  # fmt: skip
