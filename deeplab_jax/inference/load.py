@@ -86,17 +86,8 @@ def load(
         crf = searched  # what the run's own evaluation uses
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
-    segment = from_variables(
-        config,
-        variables,
-        names,
-        palette,
-        identity,
-        crf_iterations=crf_iterations,
-        crf=crf,
-        tile_above=tile_above,
-        **options,
-    )
+    options |= {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
+    segment = from_variables(config, variables, names, palette, identity, **options)
     segment.max_pixels = max_pixels
     return segment
 
@@ -158,17 +149,8 @@ def load_weights(
         )
     names, palette = names_of(config, classes)
     identity = [str(Path(weights).resolve()), digest_of(variables)]
-    return from_variables(
-        config,
-        variables,
-        names,
-        palette,
-        identity,
-        crf_iterations=crf_iterations,
-        crf=crf,
-        tile_above=tile_above,
-        **options,
-    )
+    options |= {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
+    return from_variables(config, variables, names, palette, identity, **options)
 
 
 def from_variables(

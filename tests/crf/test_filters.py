@@ -1,10 +1,5 @@
 """A filter is added as docs/extending.md does it: its file and one line."""
 
-import re
-import sys
-import types
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -12,18 +7,15 @@ from absl import flags
 
 from deeplab_jax import crf_flags
 from deeplab_jax.crf import CRFParams, MeanFieldCRF, filters, mean_field
+from tests.extending import module_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 PARAMS = CRFParams(2.0, 6.0, 30.0, 1.5, 1.0)
 
 
 @pytest.fixture
 def sampled(monkeypatch):
     """The page's example, in the registry as "sampled"."""
-    section = PAGE.read_text().partition("## A filter of the CRF")[2]
-    module = types.ModuleType("sampled")
-    monkeypatch.setitem(sys.modules, "sampled", module)
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], module.__dict__)
+    module = module_of("A filter of the CRF", "sampled", monkeypatch)
     monkeypatch.setitem(filters.FILTERS, "sampled", filters.Filter(module))
 
 

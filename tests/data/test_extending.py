@@ -1,24 +1,18 @@
 """The data set of docs/extending.md, added in just that way."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 from etils import epath
 
 from deeplab_jax import data
 from deeplab_jax.data import builders, dataset
 from tests.data.miniatures import blocks, write_image, write_label
-
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+from tests.extending import code_of
 
 
 def test_a_folder_and_a_name_are_a_data_set(config, tmp_path, monkeypatch):
-    section = PAGE.read_text().partition("## A data set")[2]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     (tmp_path / "builders" / "toy").mkdir(parents=True)
     (tmp_path / "builders" / "toy" / "__init__.py").write_text("")
-    (tmp_path / "builders" / "toy" / "toy_dataset_builder.py").write_text(code)
+    (tmp_path / "builders" / "toy" / "toy_dataset_builder.py").write_text(code_of("A data set"))
     monkeypatch.setattr(builders, "__path__", [*builders.__path__, str(tmp_path / "builders")])
     monkeypatch.setattr(dataset, "BUILDERS", (*dataset.BUILDERS, "toy"))
     # Inside the package TFDS finds the folder by the module's name.

@@ -1,10 +1,5 @@
 """A backbone is added as docs/extending.md does it: its file and one line."""
 
-import re
-import sys
-import types
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +8,13 @@ import pytest
 from deeplab_jax.config import load_config
 from deeplab_jax.models import BACKBONES, create_model, is_classifier, output_size, summary
 from deeplab_jax.training import setup
-
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+from tests.extending import module_of
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """The page's example, in the registry as "toy"."""
-    section = PAGE.read_text().partition("## A backbone")[2]
-    module = types.ModuleType("toy")
-    monkeypatch.setitem(sys.modules, "toy", module)
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], module.__dict__)
+    module = module_of("A backbone", "toy", monkeypatch)
     monkeypatch.setitem(BACKBONES, "toy", module.BACKBONE)
     return load_config("voc_largefov", ("model.backbone=toy", "model.head_rates=2,", "data.crop=33,41"))
 
