@@ -48,9 +48,11 @@ def main(argv: Sequence[str]) -> int:
         if "train" in FLAGS.mode:
             from deeplab_jax.data import open_dataset
             from deeplab_jax.runs.lock import check_can_write
-            from deeplab_jax.training import loop
+            from deeplab_jax.training import loop, setup
 
+            # Before the data: they may have to be downloaded and prepared, which takes long.
             check_can_write(workdir)
+            setup.check(config)
             if "eval" in FLAGS.mode:  # that there is nothing to evaluate on is told now, not after the training
                 open_dataset(config.data, config.eval.split, seed=config.seed)
             loop.train(config, workdir, restart=FLAGS.restart)

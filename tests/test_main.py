@@ -47,10 +47,15 @@ def camvid_like(folder, *, ids=(0, 1, 11), label_size=(60, 80)):
         (["--config=shapes", "--mode=trian"], "--mode=trian"),
         (["--config=camvid", "--config.data.dir=/nowhere/camvid"], "/nowhere/camvid"),
         (["--config=shapes", "--workdir=/proc/none", "--config.batch_size=8"], "/proc/none"),
+        (["--config=shapes", "--config.crf.bilateral=fast"], "config.crf: bilateral='fast' must be one of auto, "),
+        (
+            ["--config=voc_aspp_l"],
+            "config.model.batch_norm=frozen needs stored statistics",
+        ),  # and nothing is downloaded
     ],
 )
 def test_one_sentence_and_status_1(arguments, sentence, tmp_path):
-    done = main(*arguments, f"--config.data.cache_dir={tmp_path}")
+    done = main(f"--workdir={tmp_path}/run", f"--config.data.cache_dir={tmp_path}", *arguments)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert sentence in error_of(done)

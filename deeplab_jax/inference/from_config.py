@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax import crf
+from deeplab_jax.crf.filters import check_name
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.models import create_model
@@ -33,6 +34,7 @@ def create_segmenter(
     """
     try:
         params, normalization = crf.params_from_config(config.crf)
+        check_name(config.crf.bilateral)
     except (ValueError, OSError) as e:
         raise UserError(f"config.crf: {e}") from e
     compatibility = None

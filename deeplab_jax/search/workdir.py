@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax import data
+from deeplab_jax.crf.filters import check_name
 from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.params import FIELDS, Preset, params_from_config, write_preset
 from deeplab_jax.data.reading import read
@@ -62,9 +63,15 @@ def search_workdir(
       gains on a group that the search did not see).
 
     Raises:
-      UserError: the data or the workdir cannot be read, the images have no labels, or no class has a name in `thin`.
+      UserError: the data or the workdir cannot be read, the images have no labels, no class has a name in `thin`, or
+        `config.crf` names no known parameters or filter.
     """
     workdir = Path(workdir)
+    try:
+        params, normalization = params_from_config(config.crf)
+        check_name(bilateral)
+    except ValueError as e:
+        raise UserError(f"config.crf: {e}") from e
     split = split or ("holdout" if data.has_holdout(config.data) else config.eval.split)
     run_config, variables, meta = load_workdir(workdir)
     dataset = data.open_dataset(config.data, split, config.seed)
@@ -95,7 +102,6 @@ def search_workdir(
     scorer = scores.CRFScorer(store, objective, iterations, bilateral, trimap_width, config.eval.size_multiple)
     about |= {"images": indices, "iterations": iterations, "bilateral": bilateral, "trimap_width": trimap_width}
     ledger = Ledger(folder / "results.jsonl", about)
-    params, normalization = params_from_config(config.crf)
     values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
     now = None
     if not any(v.ndim for v in values):
