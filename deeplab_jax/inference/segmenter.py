@@ -65,13 +65,10 @@ class Segmenter:
         self,
         model,
         variables: dict,
-        crf_params: "crf.CRFParams",
-        normalization: str = "after",
-        bilateral: str = "auto",
+        setting: crf.Setting,
         class_names: Sequence[str] = (),
         palette: np.ndarray | None = None,
         *,
-        crf_iterations: int = 10,
         compatibility: np.ndarray | None = None,
         scales: Sequence[float] = (1.0,),
         mirror: bool = False,
@@ -88,12 +85,10 @@ class Segmenter:
         Args:
           model: a module whose `apply(variables, images, train=False, valid=valid)` returns (scores, out).
           variables: its variables.
-          crf_params: of photographs at their own size.
-          normalization: of the CRF's kernels: none, before, after, symmetric.
-          bilateral: the CRF's filter: auto, permutohedral, exact, separable.
+          setting: of the CRF, for photographs at their own size; its iterations are what `__call__` uses by default,
+            0 = network alone.
           class_names: C names.
           palette: [256, 3] uint8.
-          crf_iterations: what `__call__` uses by default; 0 = network alone.
           compatibility: [C, C] label compatibility; None = Potts.
           scales: test-time scales whose probabilities are averaged.
           mirror: averages with the mirrored image.
@@ -108,9 +103,7 @@ class Segmenter:
         if size_multiple % tiling.STRIDE:
             raise ValueError(f"size_multiple={size_multiple} must be a multiple of {tiling.STRIDE}")
         self.model = model
-        self.crf_params = crf_params
-        self.normalization, self.bilateral, self.compatibility = normalization, bilateral, compatibility
-        self.crf_iterations = crf_iterations
+        self.setting, self.compatibility = setting, compatibility
         self.class_names, self.palette = tuple(class_names), palette
         self.scales, self.mirror = tuple(float(s) for s in scales), mirror
         self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
@@ -132,9 +125,9 @@ class Segmenter:
 
         Args:
           image: [H, W, 3] uint8 RGB.
-          iterations: of the CRF; default `crf_iterations`, 0 = network alone.
+          iterations: of the CRF; default the setting's, 0 = network alone.
         """
-        iterations = self.crf_iterations if iterations is None else iterations
+        iterations = self.setting.iterations if iterations is None else iterations
         marginals = self.refine(self.scores([image])[0], image, iterations)
         return Segmentation(marginals.argmax(-1).astype(np.uint8), marginals, self.class_names, self.palette)
 
@@ -156,7 +149,7 @@ class Segmenter:
           log_probs: [H, W, C] float32, as `scores` gives them.
           image: [H, W, 3] uint8 RGB.
           iterations: one number, or several: all are read from one pass.
-          params: instead of the segmenter's own.
+          params: instead of the setting's.
 
         Returns:
           Marginals [H, W, C] float32, or a list of them where `iterations` is a sequence.
@@ -210,7 +203,9 @@ class Segmenter:
 
     def filter_used(self, size: tuple[int, int]) -> str:
         """The CRF's filter for an image of this size: "auto" goes by its padded shape, which is what is compiled."""
-        return crf.choose_bilateral(self.bilateral, *self.padded_shape(size), self.devices[0].platform)
+        return crf.choose_bilateral(
+            self.setting.options["bilateral"], *self.padded_shape(size), self.devices[0].platform
+        )
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
@@ -294,13 +289,13 @@ class Segmenter:
                 crf.mean_field,
                 iterations=last,
                 bilateral=bilateral,
-                normalization=self.normalization,
+                normalization=self.setting.normalization,
                 compatibility=self.compatibility,
                 return_all=several,
                 prune=True,
             )
             image = jax.device_put(_pad(image, shape), self.devices[device])
-            params = self.crf_params if params is None else params
+            params = self.setting.params if params is None else params
             kind = ("crf", bilateral, last, several, *log_probs.shape)
             try:
                 q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
