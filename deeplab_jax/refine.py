@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli, crf_flags, model_flags
+from deeplab_jax import cli, crf_flags, model_flags, size_flags
 from deeplab_jax.errors import UserError
 
 _PRESET = "v2_resnet101"
@@ -35,8 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("unknown", 255, "id of unlabelled pixels in --labels", lower_bound=0, upper_bound=255)
     flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is right")
     flags.DEFINE_bool("iterations_strip", False, "also write the picture of the marginals after each iteration")
-    flags.DEFINE_integer("crf_max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=1)
-    flags.DEFINE_float("max_megapixels", 200, "refuse larger photographs", lower_bound=0)
+    size_flags.define(least=1, older="crf_max_pixels")
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: the preset's", lower_bound=0)
     crf_flags.define(preset=_PRESET)
 
@@ -54,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give either --probs P.npy or --labels L.png, the one to start from")
     if not 0 < FLAGS.confidence < 1:
         raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
-    from deeplab_jax.crf.params import preset_named
-    from deeplab_jax.refinement.files import Options, refine_file, refine_folder  # needs the extra [predict]
+    from deeplab_jax.crf.setting import preset_named
+    from deeplab_jax.refinement.files import RefineOptions, refine_file, refine_folder  # needs the extra [predict]
     from deeplab_jax.weights import box
 
     default = str(box.require(FLAGS.model) / box.PRESET) if FLAGS.model else _PRESET
@@ -68,14 +67,14 @@ def main(argv: Sequence[str]) -> int:
         colors = read_classes(Path(FLAGS.classes))[1]
         if colors is None:
             raise UserError(f"--classes={FLAGS.classes}: has no colors; give R G B on each line")
-    options = Options(
-        crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(default)),
+    options = RefineOptions(
+        crf_flags.setting(FLAGS, FLAGS.iterations, preset_named(default)),
         "probs" if FLAGS.probs else "labels",
         FLAGS.unknown,
         FLAGS.confidence,
         FLAGS.iterations_strip,
-        FLAGS.crf_max_pixels,
-        int(FLAGS.max_megapixels * 1_000_000),
+        FLAGS.cut_above,
+        size_flags.refuse_above(FLAGS),
         colors,
     )
     image, given, out = Path(FLAGS.image), Path(FLAGS.probs or FLAGS.labels), Path(FLAGS.out)

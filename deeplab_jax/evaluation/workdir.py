@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from deeplab_jax.console import say
-from deeplab_jax.crf.params import Preset, read_preset
+from deeplab_jax.crf.setting import Setting, read_preset
 from deeplab_jax.data import open_dataset
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
@@ -100,7 +100,7 @@ def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables:
     return "\n".join(line for line in lines if line)
 
 
-def _search(config: ConfigDict, workdir: Path) -> Preset:
+def _search(config: ConfigDict, workdir: Path) -> Setting:
     """Chooses the CRF's parameters on `config.search.images` images set aside; goes on where it was stopped.
 
     Process 0 searches and writes; the others wait and read.

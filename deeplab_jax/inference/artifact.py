@@ -19,10 +19,10 @@ from PIL import Image
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json, reason
-from deeplab_jax.imaging.files import MAX_PIXELS
 from deeplab_jax.inference.base import Segmenting
 from deeplab_jax.inference.finite import require_finite
 from deeplab_jax.inference.manifest import MANIFEST, checked
+from deeplab_jax.limits import REFUSE_ABOVE
 from deeplab_jax.weights import npz
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -43,7 +43,7 @@ class Artifact(Segmenting):
         self.class_names = tuple(manifest["labels"])
         self.palette = np.asarray(manifest["palette"], np.uint8)
         self.crf_iterations = int(manifest["crf"]["iterations"])
-        self.max_pixels = MAX_PIXELS
+        self.refuse_above = REFUSE_ABOVE
         self._folder = folder
         self._programs = {tuple(p["size"]): p for p in manifest["programs"]}
         self._calls: dict[tuple[int, int], Any] = {}

@@ -21,13 +21,14 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.overlay import overlay
 from deeplab_jax.inference import video
+from deeplab_jax.limits import REFUSE_ABOVE
 
 _LOOKED_AT = 1000  # photographs whose sizes are asked for before the first is segmented
 _AHEAD = 4  # photographs that are decoded before their turn
 
 
 @dataclass(frozen=True)
-class Options:
+class PredictOptions:
     """What to write.
 
     Attributes:
@@ -35,7 +36,7 @@ class Options:
       iterations: of the CRF; 0 = off, None = the model's.
       probabilities: also writes `_probs.npy`, [H, W, C] float16.
       overwrite: does again what is done.
-      max_pixels: larger photographs are refused.
+      refuse_above: photographs of more pixels are refused.
       verbose: also says how many programs were compiled or found compiled.
     """
 
@@ -43,7 +44,7 @@ class Options:
     iterations: int | None = None
     probabilities: bool = False
     overwrite: bool = False
-    max_pixels: int = files.MAX_PIXELS
+    refuse_above: int = REFUSE_ABOVE
     verbose: bool = False
 
 
@@ -71,7 +72,7 @@ class Task:
         return note(self.result) == self.digest and all(map(os.path.isfile, self.outputs(probabilities)))
 
 
-def plan(paths: Sequence[str | Path], segment, options: Options, complain=None) -> list[Task]:
+def plan(paths: Sequence[str | Path], segment, options: PredictOptions, complain=None) -> list[Task]:
     """Lists what there is to do, in order, named so that no two results meet.
 
     Args:
@@ -101,7 +102,7 @@ def plan(paths: Sequence[str | Path], segment, options: Options, complain=None) 
     return tasks
 
 
-def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -> int:
+def predict(segment, paths: Sequence[str | Path], options: PredictOptions, say=print) -> int:
     """Segments photographs, folders and videos; a bad file is reported on stderr and the rest go on.
 
     Args:
@@ -139,17 +140,17 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
     return failed
 
 
-def _known_sizes(tasks: Sequence[Task], options: Options) -> list[tuple[int, int]]:
+def _known_sizes(tasks: Sequence[Task], options: PredictOptions) -> list[tuple[int, int]]:
     """Sizes (H, W) of the photographs, from their headers; what cannot be read is reported in its turn."""
     sizes: list[tuple[int, int]] = []
     for task in tasks:
         if not task.source.is_video and len(sizes) < _LOOKED_AT:
             with contextlib.suppress(UserError):
                 sizes.append(files.size_of(task.source.path))
-    return [size for size in sizes if 0 < size[0] * size[1] <= options.max_pixels]
+    return [size for size in sizes if 0 < size[0] * size[1] <= options.refuse_above]
 
 
-def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Generator[tuple[Task, str | UserError]]:
+def _outcomes(segment, tasks: Sequence[Task], options: PredictOptions, say) -> Generator[tuple[Task, str | UserError]]:
     """Yields each task, in order, with a remark or with what went wrong.
 
     Reading, computing and writing have threads of their own, so that network and CRF never wait for a disk. A bounded
@@ -177,18 +178,18 @@ def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Generato
                 yield task, future.result()
 
 
-def _read(readers: ThreadPoolExecutor, task: Task, options: Options) -> tuple[Task, Future | None]:
+def _read(readers: ThreadPoolExecutor, task: Task, options: PredictOptions) -> tuple[Task, Future | None]:
     if task.source.is_video:
         return task, None
     return task, readers.submit(
         files.read_photograph,
         task.source.path,
-        max_pixels=options.max_pixels,
+        refuse_above=options.refuse_above,
         remark=lambda line: print(line, flush=True),
     )
 
 
-def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options, say) -> list:
+def _compute(segment, batch: list[tuple[Task, Future | None]], options: PredictOptions, say) -> list:
     """Segments a batch: for each task (image, labels, marginals or None), a UserError, or None for a video."""
     results: list = []
     for task, future in batch:
@@ -212,7 +213,7 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options,
     return results
 
 
-def _write(computed: Future, i: int, task: Task, segment, options: Options) -> str | UserError:
+def _write(computed: Future, i: int, task: Task, segment, options: PredictOptions) -> str | UserError:
     """Writes the results of one task; the label map, which says that all is done, comes last."""
     result = computed.result()[i]
     if isinstance(result, UserError | str):

@@ -9,32 +9,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplab_jax.crf.params import Settings
+from deeplab_jax.crf.setting import Setting
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing, overlay, pairing, strip
+from deeplab_jax.limits import CUT_ABOVE, REFUSE_ABOVE
 from deeplab_jax.refinement import pieces
 from deeplab_jax.refinement.rough import Probabilities, RoughLabels
 
 _NAMES = [f"class {i}" for i in range(256)]
 
 
-class Options(NamedTuple):
+class RefineOptions(NamedTuple):
     """How to refine. `given` is what the files hold that the CRF starts from: "probs" or "labels".
 
-    Photographs above `max_pixels` are cut into pieces, those above `refused_pixels` refused.
+    Photographs of more than `cut_above` pixels are cut into pieces, those of more than `refuse_above` refused.
     """
 
-    crf: Settings
+    crf: Setting
     given: str
     unknown: int = 255
     confidence: float = 0.7
     iterations_strip: bool = False
-    max_pixels: int = 4_000_000
-    refused_pixels: int = files.MAX_PIXELS
+    cut_above: int = CUT_ABOVE
+    refuse_above: int = REFUSE_ABOVE
     colors: np.ndarray | None = None  # of the classes, where labels show them
 
 
-def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int:
+def refine_folder(images: Path, given: Path, out: Path, options: RefineOptions) -> int:
     """Refines every photograph below `images`; a bad one is reported on stderr and the rest go on.
 
     Returns:
@@ -68,7 +69,7 @@ def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int
     return failed
 
 
-def outputs(out: Path, options: Options) -> list[str]:
+def outputs(out: Path, options: RefineOptions) -> list[str]:
     """Every file that refining one photograph to `out` writes."""
     return [f"{out}.png", f"{out}_overlay.png", *[f"{out}_iterations.png"] * options.iterations_strip]
 
@@ -124,7 +125,7 @@ class Partners:
         return found
 
 
-def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> None:
+def refine_file(image_path: Path, given: Path, out: Path, options: RefineOptions) -> None:
     """Refines one photograph and writes `out` + .png, _overlay.png and, if asked for, _iterations.png.
 
     Raises:
@@ -134,7 +135,7 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
     for path in (image_path, given):
         listing.check_file(path)
     listing.check_outputs(outputs(out, options), (image_path, given))
-    image = files.read_photograph(image_path, max_pixels=options.refused_pixels)
+    image = files.read_photograph(image_path, refuse_above=options.refuse_above)
     size = image.shape[:2]
     rough: Probabilities | RoughLabels
     if options.given == "probs":
@@ -147,18 +148,17 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
             files.write_palette_png(f"{out}.png", rough.given, rough.palette)
             print(f"{out}.png  ({given.name} has {has}: as it is)", flush=True)
             return
-    count = len(pieces.pieces(size, options.max_pixels, pieces.margin_of(options.crf.params)))
+    count = len(pieces.pieces(size, options.cut_above, pieces.margin_of(options.crf.params)))
     if count > 1:
-        print(f"{image_path}: {size[0] * size[1] / 1e6:.1f} megapixels, above --crf_max_pixels: in {count} overlapping "
+        print(f"{image_path}: {size[0] * size[1] / 1e6:.1f} megapixels, above --cut_above: in {count} overlapping "
               "pieces", flush=True)  # fmt: skip
-    settings = options.crf._asdict() | {"max_pixels": options.max_pixels}
     names = _NAMES
     if options.iterations_strip:
-        labels, frames = pieces.refine_frames(rough, image, **settings)
+        labels, frames = pieces.refine_frames(rough, image, options.crf, options.cut_above)
         picture = strip.iterations_strip(frames, rough.palette, rough.ids, names)
         files.write_png(f"{out}_iterations.png", picture)
     else:
-        labels = pieces.refine(rough, image, **settings)
+        labels = pieces.refine(rough, image, options.crf, options.cut_above)
     files.write_png(f"{out}_overlay.png", overlay.overlay(image, labels, rough.palette, names))
     files.write_palette_png(f"{out}.png", labels, rough.palette)
     print(f"{out}.png  ({time.monotonic() - start:.1f} s)", flush=True)

@@ -21,7 +21,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_text
 
 
-class Setting(NamedTuple):
+class Candidate(NamedTuple):
     """One point of the search; the fields are those of `CRFParams`, the normalization, and how thin classes differ.
 
     A weight is a number, or one number per class. Where `thin` has a flag per class, the bilateral weight of those
@@ -91,24 +91,24 @@ GRIDS: Mapping[str, Axes] = {
 }
 
 
-def settings_of(axes: Axes) -> list[Setting]:
-    """All combinations of the values of each field of `Setting`; no axis is needed for fields with a default."""
-    return [Setting(*values) for values in itertools.product(*(_values(axes, name) for name in Setting._fields))]
+def settings_of(axes: Axes) -> list[Candidate]:
+    """All combinations of the values of each field of `Candidate`; no axis is needed for fields with a default."""
+    return [Candidate(*values) for values in itertools.product(*(_values(axes, name) for name in Candidate._fields))]
 
 
 def _values(axes: Axes, name: str) -> tuple:
-    return axes[name] if name in axes else (Setting._field_defaults[name],)
+    return axes[name] if name in axes else (Candidate._field_defaults[name],)
 
 
-def around(best: Setting, axes: Axes) -> dict[str, tuple]:
+def around(best: Candidate, axes: Axes) -> dict[str, tuple]:
     """The next, finer grid: for each searched number, the best value and half a step to both sides of it.
 
-    >>> fine = around(Setting(4.0, 50.0, 3.0, 3.0, 3.0, "after"), GRIDS["v2"] | {"normalization": ("after",)})
+    >>> fine = around(Candidate(4.0, 50.0, 3.0, 3.0, 3.0, "after"), GRIDS["v2"] | {"normalization": ("after",)})
     >>> fine["bilateral_weight"], fine["bilateral_xy_std"], fine["gaussian_weight"]
     ((3.5, 4.0, 4.5), (45.0, 50.0, 55.0), (3.0,))
     """
     fine = {}
-    for name, value in zip(Setting._fields, best):
+    for name, value in zip(Candidate._fields, best):
         values = sorted(set(_values(axes, name)))
         if name == "normalization" or len(values) == 1:
             fine[name] = (value,)
@@ -177,7 +177,7 @@ class Scorer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def count(self, image: int, settings: Sequence[Setting | None]) -> Iterable[tuple[Setting | None, dict]]: ...
+    def count(self, image: int, settings: Sequence[Candidate | None]) -> Iterable[tuple[Candidate | None, dict]]: ...
 
 
 class Ledger:
@@ -210,7 +210,7 @@ class Ledger:
         write_text(path, "".join(good))
         self._file = path.open("a")
 
-    def add(self, setting: Setting | None, image: int, counts: dict[str, Counts]) -> None:
+    def add(self, setting: Candidate | None, image: int, counts: dict[str, Counts]) -> None:
         """Keeps one result."""
         key = setting.key if setting else ""
         self.results[key, image] = counts
@@ -218,10 +218,10 @@ class Ledger:
         self._file.write(json.dumps([key, image, values]) + "\n")
         self._file.flush()
 
-    def get(self, setting: Setting | None, image: int) -> dict[str, Counts] | None:
+    def get(self, setting: Candidate | None, image: int) -> dict[str, Counts] | None:
         return self.results.get((setting.key if setting else "", image))
 
-    def recalled(self, setting: Setting | None, image: int) -> bool:
+    def recalled(self, setting: Candidate | None, image: int) -> bool:
         """Whether an earlier search measured this; True once, so that what is recalled again is not counted again."""
         key = (setting.key if setting else "", image)
         known = key in self._old
@@ -235,7 +235,7 @@ class Ledger:
 class Row(NamedTuple):
     """A line of the table: a setting (None = the network alone), its mean IoUs and on how many images."""
 
-    setting: Setting | None
+    setting: Candidate | None
     images: int
     scores: dict[str, float]
 
@@ -249,9 +249,9 @@ class Result(NamedTuple):
       grids: for each pass (coarse, fine, ...), its axes and every setting's objective on the images of its first round.
     """
 
-    best: Setting
+    best: Candidate
     rows: list[Row]
-    grids: list[tuple[Axes, dict[Setting, float]]]
+    grids: list[tuple[Axes, dict[Candidate, float]]]
 
 
 def search(
@@ -259,10 +259,10 @@ def search(
     ledger: Ledger,
     axes: Axes,
     *,
-    references: Sequence[Setting] = (),
+    references: Sequence[Candidate] = (),
     passes: int = 2,
     exhaustive: bool = False,
-    improve: Callable[[Setting], Setting] | None = None,
+    improve: Callable[[Candidate], Candidate] | None = None,
     say: Callable[[str], None] = print,
 ) -> Result:
     """Searches coarse to fine.
@@ -282,14 +282,14 @@ def search(
         Round(1 + len(references), len(scorer)),
         *rounds(math.prod(map(len, axes.values())), len(scorer), exhaustive),
     ]
-    searched = sum(len(set(_values(axes, name))) > 1 for name in Setting._fields if name != "normalization")
+    searched = sum(len(set(_values(axes, name))) > 1 for name in Candidate._fields if name != "normalization")
     everything += (passes - 1) * rounds(3**searched, len(scorer), exhaustive)
     everything += [Round(1, len(scorer))] if improve else []
     meter = Meter(_runs(everything))
     _measure(scorer, ledger, [None, *references], order, meter, "references", say)
-    tried: dict[Setting | None, int] = {s: len(scorer) for s in (None, *references)}
-    grids: list[tuple[Axes, dict[Setting, float]]] = []
-    best: Setting | None = None
+    tried: dict[Candidate | None, int] = {s: len(scorer) for s in (None, *references)}
+    grids: list[tuple[Axes, dict[Candidate, float]]] = []
+    best: Candidate | None = None
     for number in range(passes):
         axes = around(best, axes) if best else axes
         candidates = settings_of(axes)
@@ -314,7 +314,7 @@ def search(
     return Result(next(row.setting for row in rows if row.setting is not None), rows, grids)
 
 
-def score(ledger: Ledger, setting: Setting | None, images: Sequence[int]) -> dict[str, float]:
+def score(ledger: Ledger, setting: Candidate | None, images: Sequence[int]) -> dict[str, float]:
     """The objectives of a setting over images: for each kind of counts one sum over all, not a mean of means."""
     found = [counts for i in images if (counts := ledger.get(setting, i)) is not None]
     assert len(found) == len(images), "what is asked for was measured"

@@ -24,7 +24,7 @@ from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.metrics import trimap
 from deeplab_jax.metrics.confusion import confusion_matrix
-from deeplab_jax.search.grid import Counts, Setting
+from deeplab_jax.search.grid import Candidate, Counts
 
 
 class ScoreStore:
@@ -147,7 +147,7 @@ class CRFScorer:
     def __len__(self) -> int:
         return len(self.store)
 
-    def count(self, image: int, settings: Sequence[Setting | None]) -> Iterator[tuple[Setting | None, dict]]:
+    def count(self, image: int, settings: Sequence[Candidate | None]) -> Iterator[tuple[Candidate | None, dict]]:
         """Yields (setting, {"mean_iou": counts, "trimap": counts}); settings of the same widths share one lattice."""
         log_probs, photograph, label = self.store[image]
         height, width, classes = log_probs.shape

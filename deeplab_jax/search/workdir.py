@@ -11,14 +11,15 @@ import numpy as np
 from deeplab_jax import data
 from deeplab_jax.crf.filters import check_name
 from deeplab_jax.crf.layer import WEIGHTS
-from deeplab_jax.crf.params import FIELDS, Preset, params_from_config, write_preset
+from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.setting import Setting, setting_from_config, write_preset
 from deeplab_jax.data.reading import read
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs.checkpoints import load_workdir
 from deeplab_jax.search import groups, report, scores
-from deeplab_jax.search.grid import Axes, Ledger, Setting, search, thin_flags
+from deeplab_jax.search.grid import Axes, Candidate, Ledger, search, thin_flags
 from deeplab_jax.search.learning import learn_weights, with_weights
 
 
@@ -38,7 +39,7 @@ def search_workdir(
     iterations: int = 10,
     bilateral: str = "auto",
     say=print,
-) -> tuple[Preset, str]:
+) -> tuple[Setting, str]:
     """Searches for the run in `workdir` on images of `config`'s data, and writes the results there.
 
     Args:
@@ -68,7 +69,7 @@ def search_workdir(
     """
     workdir = Path(workdir)
     try:
-        params, normalization = params_from_config(config.crf)
+        configured = setting_from_config(config.crf)
         check_name(bilateral)
     except ValueError as e:
         raise UserError(f"config.crf: {e}") from e
@@ -102,11 +103,11 @@ def search_workdir(
     scorer = scores.CRFScorer(store, objective, iterations, bilateral, trimap_width, config.eval.size_multiple)
     about |= {"images": indices, "iterations": iterations, "bilateral": bilateral, "trimap_width": trimap_width}
     ledger = Ledger(folder / "results.jsonl", about)
-    values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
+    values = [np.asarray(getattr(configured.params, name), np.float64) for name in FIELDS]
     now = None
     if not any(v.ndim for v in values):
         w1, xy, rgb, w2, smooth = map(float, values)
-        now = Setting(w1, xy, rgb, w2, smooth, normalization)
+        now = Candidate(w1, xy, rgb, w2, smooth, configured.normalization)
     references = [now] if now else []  # weights per class and widths per axis are not compared
     learning = partial(
         learn_weights, store, passes=learn, bilateral=bilateral, size_multiple=config.eval.size_multiple, say=say
@@ -132,7 +133,7 @@ def search_workdir(
     if any(result.best.thin):
         learned = f"{', '.join(thin)} x {result.best.thin_factor:g}, "
     source = f"crf_search: {learned}{objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
-    preset = Preset(result.best.params, iterations, result.best.normalization, source)
+    preset = Setting(result.best.params, iterations, result.best.normalization, source)
     report.write(folder, result, objective, notes)
     everywhere = [row.setting for row in result.rows if row.setting is not None and row.images == len(store)]
     names = [dataset.group_of(dataset[i].name) for i in store.indices]
@@ -144,7 +145,7 @@ def search_workdir(
     return preset, f"{table}\n\n{unseen}" if unseen else table
 
 
-def search_as_configured(config, workdir: str | Path, images: int = 0, say=print) -> tuple[Preset, str]:
+def search_as_configured(config, workdir: str | Path, images: int = 0, say=print) -> tuple[Setting, str]:
     """`search_workdir` as `config.search` and `config.crf` say, on `images` images; 0 = `config.search.images`."""
     crf, wanted = config.crf, config.search
     grid = {name: tuple(values) for name, values in wanted.grid.items()}
@@ -163,10 +164,12 @@ def search_as_configured(config, workdir: str | Path, images: int = 0, say=print
     )
 
 
-def _remembered(learn: Callable[[Setting], Setting], path: Path, about: Mapping) -> Callable[[Setting], Setting]:
+def _remembered(
+    learn: Callable[[Candidate], Candidate], path: Path, about: Mapping
+) -> Callable[[Candidate], Candidate]:
     """`learn`, but what it made of the same setting under the same circumstances is taken from `path`."""
 
-    def once(start: Setting) -> Setting:
+    def once(start: Candidate) -> Candidate:
         asked = json.loads(json.dumps({**about, "start": start}))
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file: learned again
             known = json.loads(path.read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import data
-from deeplab_jax.crf import CRFParams
+from deeplab_jax.crf import CRFParams, Setting
 from deeplab_jax.data import audit, reading
 from deeplab_jax.data.class_weights import class_weights_for, count_pixels
 from deeplab_jax.data.contact_sheet import contact_sheet
@@ -44,7 +44,7 @@ def damaged(config, tmp_path):
 
 
 def segmenter() -> Segmenter:
-    return Segmenter(ColorNetwork(), network_variables(), CRFParams(), "after", "separable", NAMES, PALETTE)
+    return Segmenter(ColorNetwork(), network_variables(), Setting(CRFParams(), bilateral="separable"), NAMES, PALETTE)
 
 
 def test_class_weights_leave_the_damaged_out(damaged, caplog):
