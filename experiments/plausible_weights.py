@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict
 
 from deeplab_jax import cli
 from deeplab_jax.models import create_model
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = cli.config_from_flags(FLAGS.config)
     variables = plausible_variables(config.model, FLAGS.classes)
-    arrays = {transfer.full_name(path): np.asarray(v) for path, v in transfer.flatten(variables).items()}
+    arrays = {transfer.full_name(path): np.asarray(v) for path, v in flatten_dict(variables).items()}
     write(FLAGS.out, arrays, {"source": "random numbers", **settings_of(config.model)})
     print(f"{FLAGS.out}: {sum(v.size for v in arrays.values()):,} numbers")
 

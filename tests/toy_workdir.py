@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from deeplab_jax.configs.base import get_config
@@ -33,7 +34,7 @@ def toy_variables(config: ConfigDict, classes: int = len(NAMES), scale: float = 
     images = np.random.default_rng(0).integers(0, 256, (1, 65, 65, 3)).astype(np.float32)
     variables = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(1), images))
     scores = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])(variables, images)
-    for path, leaf in transfer.flatten(variables).items():
+    for path, leaf in flatten_dict(variables).items():
         if path[1] == "head" and path[-1] == "kernel":
             leaf *= scale / np.std(scores)
         if path[1] == "head" and path[-1] == "bias":
@@ -47,7 +48,7 @@ def write_toy_workdir(folder: Path, step: int = 7) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_dict())
     prefix = {"params": "trainable", "batch_stats": "batch_stats"}
-    flat = transfer.flatten(toy_variables(config))
+    flat = flatten_dict(toy_variables(config))
     tree = {".".join((prefix[path[0]], *path[1:])): value for path, value in flat.items()}
     meta = {"class_names": list(NAMES), "palette": voc_palette().tolist(), "num_classes": len(NAMES)}
     Checkpoints(folder).save(step, tree, meta | {"data_fingerprint": "toy"})
@@ -65,7 +66,7 @@ def photograph(size: tuple[int, int], seed: int = 0) -> np.ndarray:
 def write_weights(folder: Path, classes: int = len(NAMES)) -> list[str]:
     """A config file and converted weights for it; returns the flags that name them."""
     config = toy_config()
-    arrays = {transfer.full_name(p): v for p, v in transfer.flatten(toy_variables(config, classes)).items()}
+    arrays = {transfer.full_name(p): v for p, v in flatten_dict(toy_variables(config, classes)).items()}
     meta = {"preprocessing": config.model.preprocessing, "backbone": "resnet_small", "head": "plain"}
     weight_files.write(folder / "w.safetensors", arrays, meta)
     (folder / "toy.py").write_text("from tests.toy_workdir import toy_config as get_config  # noqa: F401\n")

@@ -53,7 +53,7 @@ def number(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[j
         return list(vertices.reshape(order, -1)), count
 
     def bases_first() -> tuple[list[jax.Array], jax.Array, jax.Array]:
-        return _around_bases(keys, masks, owners, number_of_base, bases)
+        return _around_bases(keys, masks, owners, number_of_base)
 
     if order > 6:
         vertices, count = all_of_all_points()
@@ -103,7 +103,7 @@ class _Keys:
         self.lowering[0] -= lax.population_count(mask)  # the remainder of a vertex is the number of lowered coordinates
 
 
-def _around_bases(keys: _Keys, masks: list, owners: jax.Array, base: jax.Array, bases: jax.Array) -> tuple:
+def _around_bases(keys: _Keys, masks: list, owners: jax.Array, base: jax.Array) -> tuple:
     """Numbers the vertices around bases, as [D + 1, L * N], and says whether there was room for them."""
     order, entries = len(masks), base.shape[0]
     around = 1 << order

@@ -157,7 +157,6 @@ def train_batches(
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    local_only: bool = True,
 ) -> TrainBatches:
     """Batches for training, from `first_step` on, prepared ahead by `config.data.workers` threads.
 
@@ -167,7 +166,6 @@ def train_batches(
       first_step: the position; resuming needs nothing else.
       process_index, process_count: this process gets rows `[p * m / P, (p + 1) * m / P)` of each of a batch's
         micro-batches of m rows, so that a micro-batch holds the same examples however many processes share it.
-      local_only: False = all rows, whatever the process.
 
     Returns:
       An iterator of dicts: `image` uint8 `[b, h, w, 3]` RGB, `label` uint8 `[b, h, w]` (255 = void and padding),
@@ -183,9 +181,7 @@ def train_batches(
         raise UserError(
             f"config.batch_size={config.batch_size}: must be divisible by the {process_count} processes{micro}"
         )
-    rows: Sequence[int] = range(config.batch_size)
-    if local_only:
-        rows = np.arange(config.batch_size).reshape(accumulate, process_count, -1)[:, process_index].ravel().tolist()
+    rows = np.arange(config.batch_size).reshape(accumulate, process_count, -1)[:, process_index].ravel().tolist()
     return TrainBatches(dataset, config, first_step=first_step, rows=rows)
 
 

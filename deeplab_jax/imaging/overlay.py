@@ -131,21 +131,6 @@ def heat(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(at, knots, _HEAT[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
 
-def marginals_strip(image: np.ndarray, marginals: Sequence[np.ndarray], iterations: Sequence[int]) -> np.ndarray:
-    """One class's marginals as the CRF iterates (v1, Figure 2): the photograph, then one map per iteration count.
-
-    Args:
-      image: [H, W, 3] uint8 RGB.
-      marginals: [H, W] each, in 0..1.
-      iterations: the number of iterations behind each.
-
-    Returns:
-      [h, w, 3] uint8.
-    """
-    titles = ["network" if n == 0 else f"{n} iteration{'s' if n > 1 else ''}" for n in iterations]
-    return side_by_side([image, *(heat(m) for m in marginals)], ["photograph", *titles])
-
-
 def confusion_picture(confusion: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """The confusion matrix [C, C] (rows are the truth) in percent of the true pixels, as [H, W, 3] uint8."""
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)

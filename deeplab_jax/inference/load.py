@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from deeplab_jax.config import recorded_config
 from deeplab_jax.crf.params import check_iterations
@@ -17,7 +18,7 @@ from deeplab_jax.inference.artifact import Artifact, load_artifact
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segment import Segment, digest_of
 from deeplab_jax.limits import CUT_ABOVE, REFUSE_ABOVE
-from deeplab_jax.weights import box, contents, conversion, files, transfer
+from deeplab_jax.weights import box, contents, conversion, files
 from deeplab_jax.weights.initial import load_initial, located, recorded_settings
 
 
@@ -139,7 +140,7 @@ def load_weights(
     if classes is None:
         raise UserError(f"{weights}: has no classifier, only a trunk; train it first with --config.init_from={weights}")
     shapes = conversion.network_shapes(config.model, classes)
-    zeros = transfer.unflatten({name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()})
+    zeros = unflatten_dict({name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()})
     variables, report = load_initial(weights, config.model, zeros)
     if report.missing:
         name, reason = next(iter(report.missing.items()))

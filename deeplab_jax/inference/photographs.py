@@ -171,7 +171,7 @@ def _outcomes(segment, tasks: Sequence[Task], options: PredictOptions, say) -> G
             if batch:
                 computed = workers.submit(_compute, segment, batch, options, say)
                 for i, (task, _) in enumerate(batch):
-                    writing.append((task, writers.submit(_write, computed, i, task, segment, options)))
+                    writing.append((task, writers.submit(_write, computed, i, task, segment)))
             # One batch more than there are workers is under way; the results of the oldest are awaited.
             while len(writing) > segment.workers * size or (writing and not reading):
                 task, future = writing.popleft()
@@ -213,7 +213,7 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: PredictO
     return results
 
 
-def _write(computed: Future, i: int, task: Task, segment, options: PredictOptions) -> str | UserError:
+def _write(computed: Future, i: int, task: Task, segment) -> str | UserError:
     """Writes the results of one task; the label map, which says that all is done, comes last."""
     result = computed.result()[i]
     if isinstance(result, UserError | str):

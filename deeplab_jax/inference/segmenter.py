@@ -87,7 +87,7 @@ class Segmenter:
         Args:
           model: a module whose `apply(variables, images, train=False, valid=valid)` returns (scores, out).
           variables: its variables.
-          setting: of the CRF, for photographs at their own size; its iterations are what `__call__` uses by default,
+          setting: of the CRF, for photographs at their own size; its iterations are what callers use by default,
             0 = network alone.
           class_names: C names.
           palette: [256, 3] uint8; None = PASCAL VOC's.
@@ -121,17 +121,6 @@ class Segmenter:
         self._next_device = 0
 
     # ---- what callers use ------------------------------------------------------------------------------------------
-
-    def __call__(self, image: np.ndarray, iterations: int | None = None) -> Segmentation:
-        """Segments one photograph.
-
-        Args:
-          image: [H, W, 3] uint8 RGB.
-          iterations: of the CRF; default the setting's, 0 = network alone.
-        """
-        iterations = self.setting.iterations if iterations is None else iterations
-        marginals = self.refine(self.scores([image])[0], image, iterations)
-        return Segmentation(marginals.argmax(-1).astype(np.uint8), marginals, self.class_names, self.palette)
 
     def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The network's log-probabilities, float32 [H, W, C], of each [H, W, 3] uint8 RGB image at its own size."""

@@ -9,12 +9,10 @@ STRIDE = 8  # windows start at multiples of this, so that their score grids are 
 
 
 class Span(NamedTuple):
-    """One window along one axis: reads [start, stop), keeps [core_start, core_stop)."""
+    """One window along one axis, [start, stop)."""
 
     start: int
     stop: int
-    core_start: int
-    core_stop: int
 
 
 def padded_size(size: int, multiple: int, extra: int = 1) -> int:
@@ -29,27 +27,25 @@ def padded_size(size: int, multiple: int, extra: int = 1) -> int:
 
 
 def spans(size: int, side: int, overlap: int) -> list[Span]:
-    """Cuts an axis into windows that overlap by at least `overlap` and whose cores partition it.
+    """Cuts an axis into windows that overlap by at least `overlap` and together cover it.
 
     Args:
       size: length of the axis.
       side: length of a window; an axis no longer than this is one window.
-      overlap: pixels shared by neighbours, below `side`; cores meet in the middle of it.
+      overlap: pixels shared by neighbours, below `side`.
 
     Raises:
       ValueError: `overlap` leaves no step.
     """
     if size <= side:
-        return [Span(0, size, 0, size)]
+        return [Span(0, size)]
     step = (side - overlap) // STRIDE * STRIDE
     if step <= 0 or overlap < 0:
         raise ValueError(f"tiles of {side} pixels cannot overlap by {overlap}; the overlap must be smaller")
     starts = [0]
     while starts[-1] + side < size:
         starts.append(starts[-1] + step)
-    stops = [min(s + side, size) for s in starts]
-    cuts = [0, *((b + a) // 2 for a, b in zip(starts[1:], stops[:-1], strict=True)), size]
-    return [Span(s, e, c, d) for s, e, c, d in zip(starts, stops, cuts[:-1], cuts[1:], strict=True)]
+    return [Span(s, min(s + side, size)) for s in starts]
 
 
 def blend_weights(span: Span, size: int, overlap: int) -> np.ndarray:

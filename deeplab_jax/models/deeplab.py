@@ -30,15 +30,13 @@ class DeepLab(nn.Module):
     Attributes:
       architecture: the network's description.
       num_classes: number of score channels.
-      crf: the end-to-end CRF (a `deeplab_jax.crf.MeanFieldCRF`), or None.
-      crf_stride: the CRF runs on the image sampled by this stride.
+      crf: the end-to-end CRF, on the image sampled by its `stride`, or None.
       axis_name: mapped axis over which trained batch norm is synchronized.
     """
 
     architecture: Architecture
     num_classes: int
-    crf: nn.Module | None = None
-    crf_stride: int = 8
+    crf: MeanFieldCRF | None = None
     axis_name: str | None = None
 
     @nn.compact
@@ -60,7 +58,7 @@ class DeepLab(nn.Module):
         Returns:
           Scores [B, h, w, num_classes] float32 at the output stride, and a dict: with several scales "scales", the
           score map of each (see `multiscale.fuse_scales`); with a CRF "marginals" and "log_marginals" [B, h', w',
-          num_classes] on the image sampled by `crf_stride`.
+          num_classes] on the image sampled by `crf.stride`.
         """
         a = self.architecture
         backbone = backbone_of(a)
@@ -85,7 +83,7 @@ class DeepLab(nn.Module):
 
     def _marginals(self, logits: jax.Array, images: jax.Array, valid: jax.Array | None) -> dict[str, jax.Array]:
         assert self.crf is not None  # the caller asks
-        s = self.crf_stride
+        s = int(self.crf.stride)
         sampled = images[:, ::s, ::s]
         mask = None if valid is None else valid[:, ::s, ::s]
         unary = -jax.nn.log_softmax(resize_bilinear(logits, sampled.shape[1:3], self.architecture.resize))
@@ -121,14 +119,13 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> 
     return x if valid is None else jnp.where(valid[..., None], x, 0.0)
 
 
-def create_model(config: Any, num_classes: int, crf: Any = None, axis_name: str | None = None) -> DeepLab:
+def create_model(config: Any, num_classes: int, crf: Any = None) -> DeepLab:
     """Builds the network of a config.
 
     Args:
       config: `config.model` (its fields are read as attributes).
       num_classes: number of classes.
       crf: `config.crf`; with `crf.train == "end_to_end"` and iterations the mean-field CRF is part of the model.
-      axis_name: mapped axis over which trained batch norm is synchronized, "devices" in training.
 
     Returns:
       A Flax module; see `DeepLab.__call__`.
@@ -138,9 +135,8 @@ def create_model(config: Any, num_classes: int, crf: Any = None, axis_name: str 
     """
     architecture = architecture_of(config)
     if crf is None or crf.train != "end_to_end" or not crf.train_iterations:
-        return DeepLab(architecture, num_classes, axis_name=axis_name)
-    layer = MeanFieldCRF.from_config(crf, num_classes)
-    return DeepLab(architecture, num_classes, layer, crf.stride, axis_name)
+        return DeepLab(architecture, num_classes)
+    return DeepLab(architecture, num_classes, MeanFieldCRF.from_config(crf, num_classes))
 
 
 def output_size(config: Any, size: Sequence[int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from deeplab_jax.data import prefetch, stages, train_batches
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs import processes
 from deeplab_jax.runs.checkpoints import Checkpoints, CheckpointWriteError
-from deeplab_jax.runs.flat import flatten_state
+from deeplab_jax.runs.flat import flatten_state, names_of
 from deeplab_jax.runs.full_disk import reported_once
 from deeplab_jax.runs.lock import check_can_write, writing
 from deeplab_jax.runs.provenance import begin_again, record_start
@@ -102,9 +102,7 @@ class Run:
         if first:
             self.checkpoints.go_on_from(setup.done)
             self.checkpoints.forget_after(setup.done)
-        self.leaf_names = [
-            ".".join(str(k.key) for k in p) for p, _ in jax.tree_util.tree_flatten_with_path(setup.state.trainable)[0]
-        ]
+        self.leaf_names = names_of(setup.state.trainable)
         crop = self.config.data.crop
         costs = [(stage.end, float(np.prod(stage.crop) / np.prod(crop))) for stage in stages(self.config)]
         self.first_of_a_size = {setup.done + 1, *(end + 1 for end, _ in costs)}

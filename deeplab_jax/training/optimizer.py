@@ -25,14 +25,14 @@ def create_schedule(config) -> Callable[[jax.Array], jax.Array]:
     opt, total = config.optimizer, config.num_steps
     base = opt.learning_rate
     schedules = {
-        "poly": lambda step: base * jnp.maximum(1 - step / total, 0.0) ** opt.poly_power,
-        "step": lambda step: base * 0.1 ** (step // opt.step_size),
-        "cosine": lambda step: base * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1.0))),
-        "constant": lambda step: base + 0.0 * step,
+        "poly": lambda: optax.polynomial_schedule(base, 0.0, opt.poly_power, total),
+        "step": lambda: optax.exponential_decay(base, opt.step_size, 0.1, staircase=True),
+        "cosine": lambda: optax.cosine_decay_schedule(base, max(total, 1)),
+        "constant": lambda: optax.constant_schedule(base),
     }
     if opt.schedule not in schedules:
         raise ValueError(f"config.optimizer.schedule={opt.schedule}: must be one of {', '.join(schedules)}")
-    after = schedules[opt.schedule]
+    after = schedules[opt.schedule]()
     if not opt.warmup_steps:
         return after
     return lambda step: after(step) * jnp.minimum((step + 1) / opt.warmup_steps, 1.0)

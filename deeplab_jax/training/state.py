@@ -30,9 +30,9 @@ class TrainState:
     ema: dict
     skipped: jax.Array
 
-    def variables(self, averaged: bool = True) -> dict:
-        """Flax variables for `model.apply`: the averaged ones where there are any and `averaged` is true."""
-        source = self.ema if averaged and self.ema else {"trainable": self.trainable, "batch_stats": self.batch_stats}
+    def variables(self) -> dict:
+        """Flax variables for `model.apply`: the averaged ones where there are any."""
+        source = self.ema or {"trainable": self.trainable, "batch_stats": self.batch_stats}
         variables = {"params": merge_params(source["trainable"], self.frozen)}
         if source["batch_stats"]:
             variables["batch_stats"] = source["batch_stats"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.config import nearest
 from deeplab_jax.crf.setting import Setting, read_preset, write_preset
@@ -108,7 +109,7 @@ def read(folder: str | os.PathLike) -> Boxed:
         digest = source.metadata["digest"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder}: is no model of the package, or a damaged one ({e}); install it again") from e
-    variables = transfer.unflatten({_path(name): array for name, array in source.arrays.items()})
+    variables = unflatten_dict({_path(name): array for name, array in source.arrays.items()})
     return Boxed(config, variables, class_names, palette, preset, digest)
 
 
@@ -137,7 +138,7 @@ def write(
       UserError: it cannot be written, or is larger than `MOST_BYTES`.
     """
     folder = Path(folder)
-    arrays = {transfer.full_name(path): np.asarray(value) for path, value in transfer.flatten(variables).items()}
+    arrays = {transfer.full_name(path): np.asarray(value) for path, value in flatten_dict(variables).items()}
     metadata = {
         **settings,
         "class_names": json.dumps(list(class_names)),

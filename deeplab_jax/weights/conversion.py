@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights import contents, files, transfer
@@ -118,4 +119,4 @@ def network_shapes(model_config: Any, num_classes: int) -> dict[transfer.Path, j
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(_PROBE))
     except ValueError as e:
         raise UserError(str(e)) from e
-    return transfer.flatten(shapes)
+    return flatten_dict(shapes)

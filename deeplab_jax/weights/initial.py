@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_file
@@ -65,9 +66,9 @@ def load_initial(
                 f"{_field(model_config, name)}; set it, or convert the weights for this config"
             )
     source = read_workdir(path)[0] if path.is_dir() else files.read(path)
-    targets = transfer.flatten(variables)
+    targets = flatten_dict(variables)
     found, report = transfer.transfer(source, targets, seed)
-    return transfer.unflatten({k: found.get(k, v) for k, v in targets.items()}), report
+    return unflatten_dict({k: found.get(k, v) for k, v in targets.items()}), report
 
 
 def located(path: str | os.PathLike) -> Path:
@@ -87,7 +88,7 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
 
     config, variables, _ = load_workdir(workdir)
     source = Source(str(workdir), "a workdir", ours=True, settings=settings_of(config.model))
-    for variable, value in transfer.flatten(variables).items():
+    for variable, value in flatten_dict(variables).items():
         layer, _, leaf = transfer.full_name(variable).rpartition("/")
         source.add(layer, leaf, np.asarray(value))
     return source, config

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -50,28 +50,6 @@ class Report:
                 shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
                 lines.append(f"  {title}: {shown} ({reason})")
         return lines
-
-
-def flatten(tree: Mapping, prefix: Path = ()) -> dict[Path, Any]:
-    """Nested dicts of arrays (or shapes) -> {path: array}."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, (*prefix, name)))
-        else:
-            flat[(*prefix, name)] = value
-    return flat
-
-
-def unflatten(flat: Mapping[Path, np.ndarray]) -> dict:
-    """The inverse of `flatten`."""
-    tree: dict = {}
-    for path, value in flat.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = value
-    return tree
 
 
 def full_name(path: Path) -> str:

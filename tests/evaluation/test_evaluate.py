@@ -119,7 +119,7 @@ def test_limit_takes_the_first_images(dataset):
 
 
 def test_unlabelled_images_only_make_a_submission(tmp_path):
-    from deeplab_jax.evaluation.submission import read_submission
+    from tests.evaluation.submission_reader import read_submission
 
     examples = [Example(scene((40, 50), i).image, None, f"2008_00000{i}") for i in range(3)]
     settings = config(submission="voc")
@@ -244,7 +244,7 @@ def halves() -> Memory:
 
 def test_the_order_of_the_counts_does_not_matter(tmp_path, capsys):
     """The longest CRF ranks the images and is what the test server gets."""
-    from deeplab_jax.evaluation.submission import read_submission
+    from tests.evaluation.submission_reader import read_submission
 
     found = {}
     for name, counts in (("up", (0, 10)), ("down", (10, 0, 10))):

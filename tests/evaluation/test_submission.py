@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.submission import CITYSCAPES_LABEL_IDS, Submission, read_submission
+from deeplab_jax.evaluation.submission import CITYSCAPES_LABEL_IDS, Submission
+from tests.evaluation.submission_reader import read_submission
 
 LABELS = np.random.default_rng(0).integers(0, 19, (12, 20)).astype(np.uint8)
 

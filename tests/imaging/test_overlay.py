@@ -94,14 +94,6 @@ def test_heat_gets_lighter():
     )
 
 
-def test_marginals_strip_has_a_panel_per_iteration():
-    image = np.zeros((30, 40, 3), np.uint8)
-    maps = [np.full((30, 40), v, np.float32) for v in (0.0, 0.5, 1.0)]
-    found = overlay.marginals_strip(image, maps, (0, 1, 10))
-    assert found.shape[1] == 4 * 40 + 5 * 6
-    np.testing.assert_array_equal(found[-10, -10], [253, 231, 37])
-
-
 def test_plots_are_pictures():
     confusion = np.array([[90, 10], [5, 15]])
     assert overlay.confusion_picture(confusion, ("sky", "car")).shape[2] == 3

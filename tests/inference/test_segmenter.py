@@ -10,6 +10,7 @@ from deeplab_jax.crf.mean_field import _mean_field
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import tiling
 from deeplab_jax.inference.from_config import create_segmenter
+from deeplab_jax.inference.segment import Segment
 from deeplab_jax.inference.segmenter import LOG_FLOOR, Segmenter, network_scores
 from deeplab_jax.models import create_model
 from deeplab_jax.models.summary import describe
@@ -263,7 +264,7 @@ def test_labels_are_the_most_probable_classes(refined):
 
 def test_call_gives_labels_marginals_and_entropy(refined):
     segment, image, _, expected = refined
-    found = segment(image, iterations=3)
+    found = Segment(segment)(image, iterations=3)
     assert found.class_names == NAMES and found.palette is PALETTE
     np.testing.assert_allclose(found.marginals, expected[3], atol=1e-4)
     np.testing.assert_array_equal(found.labels, found.marginals.argmax(-1))

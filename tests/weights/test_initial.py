@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from deeplab_jax.configs import base
 from deeplab_jax.errors import UserError
@@ -31,7 +32,7 @@ def small():
 
 
 def saved(path, variables, **metadata):
-    arrays = {transfer.full_name(p): v for p, v in transfer.flatten(variables).items()}
+    arrays = {transfer.full_name(p): v for p, v in flatten_dict(variables).items()}
     files.write(path, arrays, {"preprocessing": "caffe_bgr", **metadata})
     return path
 
