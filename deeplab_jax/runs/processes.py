@@ -1,5 +1,6 @@
 """Several processes: JAX's own distributed runtime, and what the loop needs of it."""
 
+import itertools
 import os
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from deeplab_jax.errors import UserError
 
 _LONG = 7 * 24 * 3600  # seconds
+_barriers = itertools.count()
 _LOST = ("gloo", "nccl", "heartbeat", "coordination service", "connection", "socket closed", "peer", "unavailable:")
 
 
@@ -83,7 +85,8 @@ def wait_long(name: str) -> None:
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        multihost.sync_global_processes(name, timeout=_LONG, processes=set(range(jax.process_count())))
+        unique = f"{name} {next(_barriers)}"  # all come to the same ones in the same order
+        multihost.sync_global_processes(unique, timeout=_LONG, processes=set(range(jax.process_count())))
 
 
 def from_first(number: int) -> int:
@@ -92,6 +95,7 @@ def from_first(number: int) -> int:
         return number
     from jax.experimental import multihost_utils
 
+    barrier("from_first")  # process 0 may have read or written for longer than the devices wait
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
@@ -113,4 +117,5 @@ def any_process(flag: bool, *, ask: bool) -> bool:
         return False
     from jax.experimental import multihost_utils
 
+    barrier("any_process")
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))

@@ -129,9 +129,13 @@ class Run:
             process_count=jax.process_count(),
         )
         # The next batch is on its way to the devices while they work on this one.
+        step_fn = self.setup.step_fn
         ahead = prefetch(batches, lambda batch: to_devices(batch, config.optimizer.accumulate), size=1)
         for step in range(done + 1, config.num_steps + 1):
-            self.state, metrics = self.setup.step_fn(self.state, next(ahead))
+            batch = next(ahead)
+            if step in self.first_of_a_size:
+                step_fn = self.compiled(batch)
+            self.state, metrics = step_fn(self.state, batch)
             self.pending.append((step, metrics))
             if step in self.first_of_a_size:
                 jax.block_until_ready(metrics)
@@ -148,6 +152,18 @@ class Run:
         if skipped:
             say(f"{skipped} steps were skipped for a non-finite gradient or update")
         self.reporter.close()
+
+    def compiled(self, batch: dict) -> Callable:
+        """The step for batches of this size.
+
+        Several processes compile it before any of them takes it: on a busy machine one may need much longer than
+        another, whose devices would give it up.
+        """
+        if jax.process_count() == 1:
+            return self.setup.step_fn
+        step_fn = self.setup.step_fn.lower(self.state, batch).compile()
+        processes.barrier("compiled")
+        return step_fn
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is written after `step`, whatever signals say."""
