@@ -57,10 +57,7 @@ def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> Non
     except jax.errors.JaxRuntimeError as e:
         if not processes.lost_peer(e):
             raise
-        raise processes.LostPeerError(
-            f"process {jax.process_index()} of {jax.process_count()}: another process of the job ended "
-            f"({str(e).splitlines()[0][:200]}); see its messages; the same command goes on from the newest checkpoint"
-        ) from e
+        raise processes.lost_peer_error(e) from e
 
 
 @contextlib.contextmanager
@@ -129,13 +126,12 @@ class Run:
             process_count=jax.process_count(),
         )
         # The next batch is on its way to the devices while they work on this one.
-        step_fn = self.setup.step_fn
         ahead = prefetch(batches, lambda batch: to_devices(batch, config.optimizer.accumulate), size=1)
         for step in range(done + 1, config.num_steps + 1):
             batch = next(ahead)
             if step in self.first_of_a_size:
-                step_fn = self.compiled(batch)
-            self.state, metrics = step_fn(self.state, batch)
+                self.compile(batch)
+            self.state, metrics = self.setup.step_fn(self.state, batch)
             self.pending.append((step, metrics))
             if step in self.first_of_a_size:
                 jax.block_until_ready(metrics)
@@ -153,17 +149,15 @@ class Run:
             say(f"{skipped} steps were skipped for a non-finite gradient or update")
         self.reporter.close()
 
-    def compiled(self, batch: dict) -> Callable:
-        """The step for batches of this size.
+    def compile(self, batch: dict) -> None:
+        """Compiles the step for batches of this size, where there are several processes.
 
-        Several processes compile it before any of them takes it: on a busy machine one may need much longer than
-        another, whose devices would give it up.
+        All are done before any of them takes it: on a busy machine one may need much longer than another, whose devices
+        would give it up. The step itself then finds what was compiled.
         """
-        if jax.process_count() == 1:
-            return self.setup.step_fn
-        step_fn = self.setup.step_fn.lower(self.state, batch).compile()
-        processes.barrier("compiled")
-        return step_fn
+        if jax.process_count() > 1:
+            self.setup.step_fn.lower(self.state, batch).compile()
+            processes.barrier("compiled")
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is written after `step`, whatever signals say."""
@@ -218,6 +212,7 @@ class Run:
         self.reporter.close()
         name = self.stop.name or "a signal to another process"
         say(f"{name}: saved step {self.saved} and stopping; the same command goes on from there")
+        processes.leave()
         raise Terminated(self.stop.arrived or 15)
 
 
