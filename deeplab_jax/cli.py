@@ -68,9 +68,9 @@ def run(
     except BaseException as e:
         if command and interrupted.arrived and not isinstance(e, SystemExit):
             interrupts.now()
-        signalled = isinstance(e, SystemExit) and e.code in (interrupts.STATUS, 143)
-        if command and signalled and (_alone() or _waited_for()):
-            interrupts.now(e.code, b"")
+        code = e.code if isinstance(e, SystemExit) else None
+        if command and code in (interrupts.STATUS, 143) and (_alone() or _waited_for()):
+            interrupts.now(code, b"")
         _end(e)
     if command:
         interrupts.end_at_once()  # in the middle of Python's own end nothing is left to tidy

@@ -16,6 +16,7 @@ import numpy as np
 from deeplab_jax import crf
 from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason, remedy
 from deeplab_jax.inference.artifact import PLATFORMS, digest_of_file
 from deeplab_jax.inference.manifest import FORMAT, MANIFEST, WEIGHTS
 from deeplab_jax.inference.program import flat_weights, program
@@ -70,7 +71,7 @@ def write_artifact(
                 os.replace(out, Path(temporary) / "replaced")
             os.replace(whole, out)
     except OSError as e:
-        raise UserError(f"{out}: cannot be written ({e.strerror or e}); choose another --out") from e
+        raise UserError(f"{out}: cannot be written ({reason(e)}); {remedy(e)}") from e
     return manifest
 
 

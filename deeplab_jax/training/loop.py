@@ -111,6 +111,7 @@ class Run:
         self.pictures = Pictures(self.config, self.reporter, setup.meta, setup.dataset, setup.done)
         self.pending: list[tuple[int, dict]] = []  # steps whose metrics are still on the devices
         self.saved = setup.done
+        self.full = False  # whether it was said that the disk does not take checkpoints
         self.state = replicate(setup.state)
 
     def train(self) -> None:
@@ -189,11 +190,13 @@ class Run:
             self.pictures(step, host_state)
             try:
                 self.checkpoints.save(step, flatten_state(host_state), self.setup.meta | {"step": step})
+                self.full = False
             except CheckpointWriteError as e:
                 if step >= self.config.num_steps or self.stop.arrived:
                     raise
-                say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {self.saved}")
-                written = False
+                if not self.full:
+                    say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {self.saved}")
+                written, self.full = False, True
         self.reporter.flush()
         if processes.from_first(written):
             self.saved = step
