@@ -18,10 +18,10 @@ from deeplab_jax.imaging.palettes import voc_palette
 from tests.browser import complaints, headless_browser, keep_screenshot
 from tests.toy_workdir import NAMES, photograph
 
-pytestmark = pytest.mark.runs_long
 pytest.importorskip("flask", reason="Flask is not installed")
 from deeplab_jax.pages import local
 
+pytestmark = pytest.mark.runs_long
 SIZE = (64, 90)
 
 
