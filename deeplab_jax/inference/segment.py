@@ -48,7 +48,7 @@ class Segment(Segmenting):
         self.cut_above, self.refuse_above = cut_above, refuse_above
         self.batch_size = segmenter.batch_size
         on_host = segmenter.devices[0].platform == "cpu"
-        self.workers = 1 if on_host else 2 * len(segmenter.devices)  # one computes while the other copies
+        self.workers = len(segmenter.devices) * (1 if on_host else 2)  # of two, one computes while the other copies
 
     @property
     def segmenter(self) -> Segmenter:
