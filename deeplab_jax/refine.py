@@ -56,15 +56,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give either --probs P.npy or --labels L.png, the one to start from")
     if not 0 < FLAGS.confidence < 1:
         raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
-    import jax  # this and what follows needs the extra [predict]
+    import jax
 
     from deeplab_jax.crf.setting import preset_named
-    from deeplab_jax.refinement.files import (
-        RefineOptions,
-        check_folders,
-        refine_file,
-        refine_folder,
-    )  # needs the extra [predict]
+    from deeplab_jax.refinement.files import RefineOptions, check_folders, refine_file, refine_folder
     from deeplab_jax.weights import box
 
     default = str(box.require(FLAGS.model) / box.PRESET) if FLAGS.model else _PRESET

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import jax
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _AHEAD = 4  # items for each device that are under way while the result of the oldest is awaited
 
