@@ -143,15 +143,18 @@ def test_two_processes_of_two_devices_give_the_bytes_of_one(workdir, folder):
     assert sorted(done) == sorted([*results, *[f"{folder}/in/6.png: failed"] * 2])  # each file once, by each command
 
 
+_MANY = 60
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_takes_nobody_along_and_a_rerun_does_the_rest(workdir, tmp_path, victim):
     (tmp_path / "in").mkdir()
-    for n in range(40):
-        Image.fromarray(photograph((300, 400), n)).save(tmp_path / f"in/{n:02}.png")
+    for n in range(_MANY):
+        Image.fromarray(photograph((120, 160), n)).save(tmp_path / f"in/{n:02}.png")
     line = f"predict --workdir={workdir} --out={tmp_path}/out {tmp_path}/in"
     pair = start(line, env={"DEEPLAB_HEARTBEAT_SECONDS": "10"})
-    mine = [f"{n:02}" for n in range(victim, 40, 2)]
+    mine = [f"{n:02}" for n in range(victim, _MANY, 2)]
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not any((tmp_path / f"out/{n}.png").is_file() for n in mine):
         time.sleep(0.05)
@@ -161,11 +164,11 @@ def test_a_killed_process_takes_nobody_along_and_a_rerun_does_the_rest(workdir, 
     assert missing, "the process was killed in the middle of its share"
     out, err = pair[1 - victim].communicate(timeout=300)
     assert "status 1" in out
-    assert all((tmp_path / f"out/{n:02}.png").is_file() for n in range(1 - victim, 40, 2))
+    assert all((tmp_path / f"out/{n:02}.png").is_file() for n in range(1 - victim, _MANY, 2))
     name = f"process {victim} (number {pair[victim].pid} on "
     assert f"{name}" in err and "is gone; " in err
     if victim == 1:
-        assert f"{len(missing)} of its 20 files are missing, the first {tmp_path}/in/{missing[0]}.png" in err
+        assert f"{len(missing)} of its {_MANY // 2} files are missing, the first {tmp_path}/in/{missing[0]}.png" in err
     again = start(line)
     for process in again:
         out, err = process.communicate(timeout=300)
