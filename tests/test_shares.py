@@ -52,7 +52,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def start(*lines: str, processes: int = 2, devices: int = 2, env: dict | None = None) -> list[subprocess.Popen]:
-    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"} | (env or {})
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | (env or {})
     env["DEEPLAB_XLA_DEFAULTS"] = "off"  # as in this process, whose JAX has begun
     flags = f"--num_processes={processes} --process_id="
     return [
