@@ -108,6 +108,21 @@ class Job:
         finally:
             self._meeting = None
 
+    def owns(self, position: int) -> bool:
+        """Whether the item at this position of a list is in this process's share."""
+        return position % self.count == self.index
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Waits until the others have done their part, as `ready` tells.
+
+        Raises:
+          UserError: one of them ended before.
+        """
+        if self._meeting is None:
+            assert ready(), "a process alone waits for nobody"
+        else:
+            self._meeting.wait_until(ready)
+
     def conclude(self, report: dict[str, Any], sum_up: Callable[[list[Report]], int]) -> int:
         """Reports that this process's share is done, waits for the others, and returns one number in all of them.
 
@@ -139,7 +154,8 @@ class _Meeting:
         self._folder, self._index, self._count = folder, index, count
         self._patience = processes.heartbeat_seconds()
         self._every = min(5.0, self._patience / 5)
-        self._peers = {k: _Peer() for k in ([0] if index else range(1, count))}
+        self._peers = {k: _Peer() for k in range(count) if k != index}
+        self._watched = [0] if index else [*self._peers]
         self._state: dict[str, Any] = {"token": secrets.token_hex(8), "beat": 0, "does": "works"}
         self._state |= {"host": socket.gethostname(), "pid": os.getpid(), "kernel": _kernel()}
         self._lock = threading.Lock()
@@ -157,7 +173,8 @@ class _Meeting:
         except OSError as e:
             raise UserError(f"{self._folder}: cannot be written ({e.strerror}), so the processes cannot meet") from e
         if self._index:
-            self._peers[0] = _Peer(self._read(0), time.monotonic())
+            for k in self._watched:
+                self._peers[k] = _Peer(self._read(k), time.monotonic())
         self._thread.start()
 
     def __exit__(self, kind, error, trace) -> None:
@@ -166,6 +183,20 @@ class _Meeting:
         if error is not None:
             text = str(error) if isinstance(error, UserError) else kind.__name__
             self._beat(does="failed", said=text)
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """As `Job.wait_until`; from the first call on each process looks at all others."""
+        now = time.monotonic()
+        for k in self._peers.keys() - self._watched:
+            self._peers[k] = _Peer(self._read(k), now)
+        self._watched = [*self._peers]
+        self._waits_since = now
+        while not ready():
+            ended = [self._report(k) for k in self._peers]
+            reasons = [report.reason for report in ended if report and report.found is None]
+            if reasons and not ready():  # what it did last counts
+                raise UserError(f"{'; '.join(reasons)}; {AGAIN}, which goes on from here")
+            self._pause(True)
 
     def first_concludes(self, report: dict[str, Any], sum_up: Callable[[list[Report]], int]) -> int:
         """Waits until each of the others has reported or is gone, and tells them the result."""
@@ -253,7 +284,7 @@ class _Meeting:
     def _keep_alive(self) -> None:
         while not self._ends.wait(self._every):
             self._beat()
-            for k in self._peers:
+            for k in self._watched:
                 self._look(k)
 
     def _beat(self, **news: Any) -> None:

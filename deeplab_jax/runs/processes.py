@@ -137,11 +137,6 @@ def barrier(name: str) -> None:
     This is the coordination service's barrier; the collectives of the devices, which on CPUs give up after 30 seconds
     of waiting for a peer to connect, begin after it.
     """
-    wait_long(name)
-
-
-def wait_long(name: str) -> None:
-    """Waits until every process is here, for as long as one of them works alone: hours."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
