@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
             from deeplab_jax.evaluation.workdir import evaluate_workdir
 
             print(evaluate_workdir(config, workdir))
+        processes.leave()
     return 0
 
 

@@ -67,7 +67,7 @@ class Artifact(Segmenting):
         self, images: Sequence[np.ndarray], iterations: int | None = None, marginals: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Segments photographs, uint8 [H, W, 3] each; (labels uint8, marginals if asked for, else None) for each."""
-        iterations = self.crf_iterations if iterations is None else iterations
+        iterations = self._count(iterations)
         return [self._one(self._image(image), iterations, marginals) for image in images]
 
     def remark(self, size: tuple[int, ...]) -> str:

@@ -42,6 +42,8 @@ def test_a_place_that_is_none_is_refused():
         ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}, (5, 8), "1"),
         ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "3"},
          (5, 8), None),  # the launcher has chosen
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"},
+         (1, 4), None),  # one process for each host
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
           "CUDA_VISIBLE_DEVICES": "0,1"}, (0, 2), "0"),
     ],
