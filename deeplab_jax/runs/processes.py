@@ -144,8 +144,8 @@ def heartbeat_seconds() -> int:
 def place(wanted: bool, coordinator: str = "", process_id: int = -1, num_processes: int = 0) -> tuple[int, int]:
     """This process's (index, count) in a job whose processes share files and use no collectives.
 
-    They are found as `initialize` finds them. Where a launcher starts several on a host, each sees the GPU of its number
-    there alone. To be called before the first use of a device.
+    They are found as `initialize` finds them. Where a launcher starts several on a host, each sees alone the GPU of its
+    number there. To be called before the first use of a device.
 
     Args:
       wanted: true to ask JAX about peers where no known launcher is seen (Cloud TPU, Kubernetes).
