@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import jax
@@ -84,10 +84,12 @@ class ScoreStore:
             scores = network.scores([image[1]])[0].astype(np.float16)
             write_atomically(self._file(image[0]), partial(np.save, arr=scores))
 
-        if missing:
+        images = decoded()
+        first = next(images, None)
+        if first is not None:
             network = segmenter()
             network.plan(reading.known_sizes(self.dataset, self.indices))
-            for _ in in_order(compute, decoded(), network.devices):
+            for _ in in_order(compute, chain([first], images), network.devices):
                 if meter.tick():
                     left = f", {meter.left}" if meter.done < meter.total else ""
                     say(f"network: {meter.done} of {meter.total} images{left}")
