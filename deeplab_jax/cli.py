@@ -19,7 +19,7 @@ _EXTRAS = {
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip
 
-_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags")
+_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags", "deeplab_jax.process_flags")
 
 
 def run(
