@@ -16,6 +16,7 @@ ROOMS = (
     "interrupts", "version", "errors", "limits", "target", "console", "files", "startup", "old_fields", "config",
     "imaging", "metrics", "crf", "models", "data", "runs", "weights", "refinement", "inference", "search", "evaluation",
     "training", "pages", "cli", "crf_flags", "model_flags", "size_flags",
+    "process_flags",
 )  # fmt: skip
 COMMANDS = (
     "main", "predict", "refine", "describe", "convert_weights", "convert_labels", "crf_search", "check_dataset",

@@ -1,7 +1,10 @@
 """`crf_search`: coarse to fine, resumable, lattices shared, results that other commands take."""
 
 import json
+import shutil
+import threading
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +14,7 @@ from deeplab_jax import crf, crf_search
 from deeplab_jax.crf import layer
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.runs.job import Job
 from deeplab_jax.search import grid, groups
 from deeplab_jax.search.grid import Candidate, Counts, Ledger, Row
 from deeplab_jax.search.learning import learn_weights
@@ -232,6 +236,52 @@ def test_search_of_a_workdir(trained, monkeypatch):
     monkeypatch.setattr(CRFScorer, "count", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr("deeplab_jax.search.workdir.create_segmenter", lambda *_: pytest.fail("computed again"))
     assert search_workdir(toy_config(), workdir, axes, **arguments)[1] == table
+
+
+def test_processes_that_share_the_images_find_what_one_finds(trained, tmp_path, monkeypatch):
+    """Two processes, as threads, with two devices each."""
+    workdir, images = trained
+    monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: images)
+    monkeypatch.setenv("DEEPLAB_HEARTBEAT_SECONDS", "2")
+    axes = GRID | {"bilateral_weight": (2.0, 4.0), "bilateral_xy_std": (6.0,), "bilateral_rgb_std": (10.0,)}
+    axes |= {"gaussian_weight": (2.0,), "gaussian_xy_std": (1.5,)}
+    options = {"passes": 2, "iterations": 2, "say": lambda line: None}
+    for name in ("one", "two"):
+        shutil.copytree(workdir, tmp_path / name, ignore=shutil.ignore_patterns("crf_*"))
+    expected = search_workdir(toy_config(), tmp_path / "one", axes, **options)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * 2)
+    measured, found = [], {}
+    count = CRFScorer.count
+    monkeypatch.setattr(CRFScorer, "count", lambda self, i, s: measured.extend((i, x) for x in s) or count(self, i, s))
+
+    def run(index: int) -> None:
+        job = Job(index, 2)
+        with job.meeting(tmp_path / "two/crf_search/.processes"):
+            found[index] = search_workdir(toy_config(), tmp_path / "two", axes, **options, job=job)
+            found[index] += (job.conclude({}, len),)
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert found == dict.fromkeys((0, 1), (*expected, 2))
+    assert len(measured) == len(set(measured))  # each setting on each image once
+    files = [sorted(p.relative_to(tmp_path / w) for p in (tmp_path / w).rglob("*")) for w in ("one", "two")]
+    assert files[0] == files[1]
+    for name in ("crf_preset.json", "crf_search/table.txt", "crf_search/table.csv", "crf_search/heatmap.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    lines = [(tmp_path / w / "crf_search/results.jsonl").read_text().splitlines() for w in ("one", "two")]
+    assert sorted(lines[0]) == sorted(lines[1])
+
+
+def test_a_search_ends_where_another_process_does(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPLAB_HEARTBEAT_SECONDS", "1")
+    job = Job(0, 2)
+    words = "process 1 has not come in 1 seconds; run the same command again, which goes on from here"
+    with pytest.raises(UserError, match=words), job.meeting(tmp_path / "m"):
+        grid.search(Landscape(), ledger(tmp_path), GRID, passes=1, say=str, job=job)
+    assert len(ledger(tmp_path).results) > 0  # its own share is kept
 
 
 def test_counts_are_mean_fields(trained):

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf
-from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason, remedy
 from deeplab_jax.inference.artifact import PLATFORMS, digest_of_file
 from deeplab_jax.inference.manifest import FORMAT, MANIFEST, WEIGHTS
 from deeplab_jax.inference.program import flat_weights, program
@@ -70,7 +71,7 @@ def write_artifact(
                 os.replace(out, Path(temporary) / "replaced")
             os.replace(whole, out)
     except OSError as e:
-        raise UserError(f"{out}: cannot be written ({e.strerror or e}); choose another --out") from e
+        raise UserError(f"{out}: cannot be written ({reason(e)}); {remedy(e)}") from e
     return manifest
 
 
@@ -102,7 +103,7 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
             "weights": "the arrays of the weights file, by name",
             "image": "uint8 [H, W, 3], RGB",
             "size": "int32 [2], height and width of the photograph within it",
-            "iterations": "int32 [], of the CRF; 0 = network alone",
+            "iterations": f"int32 [], of the CRF, at most {MAX_ITERATIONS}; 0 = network alone",
         },
         "result": "marginals, float32 [H, W, classes]; outside the photograph without meaning",
         "preprocessing": _PREPROCESSING,

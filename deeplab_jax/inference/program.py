@@ -6,6 +6,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.crf.adjustable import exact_radius, mean_field_any
+from deeplab_jax.crf.params import MAX_ITERATIONS
 from deeplab_jax.inference.segmenter import Segmenter, network_scores
 
 
@@ -34,7 +35,7 @@ def program(segmenter: Segmenter, bilateral: str):
             -log_probs,
             image,
             segmenter.setting.params,
-            iterations,
+            jnp.minimum(iterations, MAX_ITERATIONS),  # whoever calls it: an end
             (y < size[0]) & (x < size[1]),
             None if segmenter.compatibility is None else jnp.asarray(segmenter.compatibility),
             bilateral=bilateral,

@@ -48,7 +48,7 @@ class Segment(Segmenting):
         self.cut_above, self.refuse_above = cut_above, refuse_above
         self.batch_size = segmenter.batch_size
         on_host = segmenter.devices[0].platform == "cpu"
-        self.workers = 1 if on_host else 2 * len(segmenter.devices)  # one computes while the other copies
+        self.workers = len(segmenter.devices) * (1 if on_host else 2)  # of two, one computes while the other copies
 
     @property
     def segmenter(self) -> Segmenter:
@@ -97,7 +97,7 @@ class Segment(Segmenting):
         Returns:
           For each (labels uint8 [H, W], marginals [H, W, C] if asked for else None: float32, of a large one float16).
         """
-        iterations = self.crf_iterations if iterations is None else iterations
+        iterations = self._count(iterations)
         images = [self._image(image) for image in images]
         large = [self.pieces(image.shape[:2]) > 1 for image in images]
         whole = [image for image, is_large in zip(images, large) if not is_large]

@@ -10,15 +10,18 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from deeplab_jax.console import Meter
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_text
+from deeplab_jax.runs.devices import in_order
+from deeplab_jax.runs.job import Job
+from deeplab_jax.search.ledger import Counts, Ledger
 
 
 class Candidate(NamedTuple):
@@ -149,19 +152,6 @@ def rounds(settings: int, images: int, exhaustive: bool = False) -> list[Round]:
     return plan
 
 
-class Counts(NamedTuple):
-    """Per class: pixels right, pixels of the truth, pixels predicted; of all valid pixels or of a trimap."""
-
-    hit: np.ndarray
-    truth: np.ndarray
-    predicted: np.ndarray
-
-    @classmethod
-    def of(cls, matrix: np.ndarray) -> "Counts":
-        """From a confusion matrix [C, C], rows the truth."""
-        return cls(np.diagonal(matrix).copy(), matrix.sum(1), matrix.sum(0))
-
-
 def mean_iou(counts: Iterable[Counts]) -> float:
     """Mean IoU over the classes that occur, from the counts of many images added up."""
     hit, truth, predicted = (functools.reduce(np.add, column) for column in zip(*counts))
@@ -178,58 +168,6 @@ class Scorer(Protocol):
     def __len__(self) -> int: ...
 
     def count(self, image: int, settings: Sequence[Candidate | None]) -> Iterable[tuple[Candidate | None, dict]]: ...
-
-
-class Ledger:
-    """Results by (setting, image), one JSON line each, appended as they come; a torn last line is left out.
-
-    Args:
-      path: the file.
-      about: what the results hold for (checkpoint, images, ...); a ledger about something else is emptied.
-    """
-
-    def __init__(self, path: Path, about: Mapping):
-        self.results: dict[tuple[str, int], dict[str, Counts]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        head = json.dumps(about, sort_keys=True) + "\n"
-        good = [head]
-        if lines and lines[0] == head:
-            for line in lines[1:]:
-                try:
-                    if not line.endswith("\n"):
-                        continue
-                    key, image, counts = json.loads(line)
-                    if key is None:
-                        continue
-                    self.results[key, image] = {k: Counts(*map(np.asarray, v)) for k, v in counts.items()}
-                    good.append(line)
-                except (ValueError, TypeError):
-                    continue
-        self._old = set(self.results)
-        write_text(path, "".join(good))
-        self._file = path.open("a")
-
-    def add(self, setting: Candidate | None, image: int, counts: dict[str, Counts]) -> None:
-        """Keeps one result."""
-        key = setting.key if setting else ""
-        self.results[key, image] = counts
-        values = {name: [column.tolist() for column in c] for name, c in counts.items()}
-        self._file.write(json.dumps([key, image, values]) + "\n")
-        self._file.flush()
-
-    def get(self, setting: Candidate | None, image: int) -> dict[str, Counts] | None:
-        return self.results.get((setting.key if setting else "", image))
-
-    def recalled(self, setting: Candidate | None, image: int) -> bool:
-        """Whether an earlier search measured this; True once, so that what is recalled again is not counted again."""
-        key = (setting.key if setting else "", image)
-        known = key in self._old
-        self._old.discard(key)
-        return known
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Row(NamedTuple):
@@ -264,6 +202,8 @@ def search(
     exhaustive: bool = False,
     improve: Callable[[Candidate], Candidate] | None = None,
     say: Callable[[str], None] = print,
+    job: Job | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Result:
     """Searches coarse to fine.
 
@@ -276,7 +216,10 @@ def search(
       exhaustive: every setting on every image.
       improve: makes of the grid's best a setting off the grid, which wins if it measures better on all images.
       say: takes a line of progress.
+      job: the processes that share the images; each chooses from the results of all.
+      devices: measure an image each, at the same time; default the first local one.
     """
+    measure = partial(_measure, scorer, ledger, say=say, job=job or Job(), devices=devices or jax.local_devices()[:1])
     order = _spread(len(scorer))
     everything = [
         Round(1 + len(references), len(scorer)),
@@ -286,7 +229,7 @@ def search(
     everything += (passes - 1) * rounds(3**searched, len(scorer), exhaustive)
     everything += [Round(1, len(scorer))] if improve else []
     meter = Meter(_runs(everything))
-    _measure(scorer, ledger, [None, *references], order, meter, "references", say)
+    measure([None, *references], order, meter, "references")
     tried: dict[Candidate | None, int] = {s: len(scorer) for s in (None, *references)}
     grids: list[tuple[Axes, dict[Candidate, float]]] = []
     best: Candidate | None = None
@@ -297,7 +240,7 @@ def search(
             candidates, images = candidates[: step.candidates], order[: step.images]
             name = ("coarse", "fine")[number] if number < 2 else f"pass {number + 1}"
             what = f"{name}: {len(candidates)} settings on {len(images)} images"
-            _measure(scorer, ledger, candidates, images, meter, what, say)
+            measure(candidates, images, meter, what)
             scores = {s: score(ledger, s, images)[scorer.objective] for s in candidates}
             if len(grids) == number:
                 grids.append((axes, scores))
@@ -307,7 +250,7 @@ def search(
         best = candidates[0]
     if improve and best is not None:
         improved = improve(best)
-        _measure(scorer, ledger, [improved], order, meter, "improved", say)
+        measure([improved], order, meter, "improved")
         tried[improved] = len(scorer)
     rows = [Row(s, n, score(ledger, s, order[:n])) for s, n in tried.items()]
     rows.sort(key=lambda row: (-row.images, -row.scores[scorer.objective]))
@@ -329,15 +272,34 @@ def _measure(
     images: Sequence[int],
     meter: Meter,
     what: str,
+    *,
     say: Callable[[str], None],
+    job: Job,
+    devices: Sequence[jax.Device],
 ) -> None:
-    for image in images:
-        lacking = [s for s in settings if ledger.get(s, image) is None]
-        meter.known(sum(ledger.recalled(s, image) for s in settings))
-        for setting, counts in scorer.count(image, lacking) if lacking else ():
+    """Measures what is lacking: this process's images, then those of the others are awaited."""
+    meter.known(sum(ledger.recalled(s, image) for image in images for s in settings))
+    lacking = {image: [s for s in settings if ledger.get(s, image) is None] for image in images}
+    todo = [(image, some) for image, some in lacking.items() if some and job.owns(image)]
+
+    def count(image_and_settings: tuple[int, list]) -> Iterable[tuple[Candidate | None, dict]]:
+        results = scorer.count(*image_and_settings)
+        return results if len(devices) == 1 else list(results)  # of one device each is kept as it comes
+
+    for (image, _), results in in_order(count, todo, devices):
+        for setting, counts in results:
             ledger.add(setting, image, counts)
             if meter.tick():
                 say(f"{what}; {meter.done} of about {meter.total} runs, {meter.left}")
+    if job.count == 1:
+        return
+
+    def all_measured() -> bool:
+        ledger.refresh()
+        return all(ledger.get(s, image) is not None for image, some in lacking.items() for s in some)
+
+    job.wait_until(all_measured)
+    meter.known(sum(len(some) for image, some in lacking.items() if not job.owns(image)))
 
 
 def _spread(count: int) -> list[int]:

@@ -52,7 +52,7 @@ class Setup:
     dataset: SegmentationDataset
     state: TrainState
     done: int
-    step_fn: Callable
+    step_fn: jax.stages.Wrapped
     schedule: Callable
     meta: dict
     present: list[int]
