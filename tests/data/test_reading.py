@@ -15,7 +15,7 @@ from deeplab_jax.data.class_weights import class_weights_for, count_pixels
 from deeplab_jax.data.contact_sheet import contact_sheet
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
-from deeplab_jax.evaluation.submission import read_submission
+from tests.evaluation.submission_reader import read_submission
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.search.scores import ScoreStore, shared_shapes

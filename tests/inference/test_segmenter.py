@@ -288,4 +288,4 @@ def test_scores_that_are_not_finite_are_an_error(monkeypatch, iterations):
     with pytest.raises(UserError, match=r"the marginals are not finite|unary holds NaN"):
         one.labels([image], (iterations,))
     with pytest.raises(UserError, match=r"the marginals are not finite|unary holds NaN"):
-        one(image, iterations)
+        one.refine(one.scores([image])[0], image, iterations)
