@@ -1,5 +1,6 @@
 """What every command shares: flags, one sentence for a user's mistake, exit status 1."""
 
+import errno
 import os
 import sys
 import traceback
@@ -100,7 +101,9 @@ def _end(error: BaseException) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except Exception:
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG:
+            _fail(f"{str(e.filename)[:60]}...: the name is too long; choose a shorter one", e)
         if not _waited_for():
             raise
         traceback.print_exc()
@@ -133,6 +136,17 @@ def config_from_flags(name: str | None):
     if not name:
         raise UserError("--config is missing; give a file or a shipped name, such as --config=configs/shapes.py")
     return load_config(name, _OVERRIDES)
+
+
+def pixels(megapixels: float) -> int:
+    """`--max_megapixels` in pixels.
+
+    Raises:
+      UserError: it is no number from 0 to a million.
+    """
+    if not 0 <= megapixels <= 1e6:  # neither does NaN
+        raise UserError(f"--max_megapixels={megapixels:g}: give a number from 0 to 1000000")
+    return int(megapixels * 1_000_000)
 
 
 def _with_empty_model(argv: list[str]) -> list[str]:

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         FLAGS.crf_iterations,
         FLAGS.probabilities,
         FLAGS.overwrite,
-        int(FLAGS.max_megapixels * 1_000_000),
+        cli.pixels(FLAGS.max_megapixels),
         FLAGS.verbose,
     )
     return int(predict(segment, argv, options, say=lambda line: print(line, flush=True)) > 0)

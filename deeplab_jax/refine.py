@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         FLAGS.confidence,
         FLAGS.iterations_strip,
         FLAGS.crf_max_pixels,
-        int(FLAGS.max_megapixels * 1_000_000),
+        cli.pixels(FLAGS.max_megapixels),
         colors,
     )
     image, given, out = Path(FLAGS.image), Path(FLAGS.probs or FLAGS.labels), Path(FLAGS.out)
