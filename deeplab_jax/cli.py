@@ -20,7 +20,7 @@ _EXTRAS = {
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip
 
-_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags")
+_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags", "deeplab_jax.process_flags")
 
 
 def run(
@@ -136,17 +136,6 @@ def config_from_flags(name: str | None):
     if not name:
         raise UserError("--config is missing; give a file or a shipped name, such as --config=configs/shapes.py")
     return load_config(name, _OVERRIDES)
-
-
-def pixels(megapixels: float) -> int:
-    """`--max_megapixels` in pixels.
-
-    Raises:
-      UserError: it is no number from 0 to a million.
-    """
-    if not 0 <= megapixels <= 1e6:  # neither does NaN
-        raise UserError(f"--max_megapixels={megapixels:g}: give a number from 0 to 1000000")
-    return int(megapixels * 1_000_000)
 
 
 def _with_empty_model(argv: list[str]) -> list[str]:

@@ -19,14 +19,14 @@ class Segmenting(ABC):
       class_names: C names.
       palette: uint8 [256, 3].
       crf_iterations: what is used where no number is given.
-      max_pixels: files with more pixels are refused.
+      refuse_above: files of more pixels are refused.
       batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
     """
 
     class_names: tuple[str, ...]
     palette: np.ndarray
     crf_iterations: int
-    max_pixels: int
+    refuse_above: int
     batch_size: int = 1
     workers: int = 1
 
@@ -86,7 +86,7 @@ class Segmenting(ABC):
 
     def _image(self, photograph: str | os.PathLike | np.ndarray) -> np.ndarray:
         if isinstance(photograph, str | os.PathLike):
-            return read_photograph(photograph, max_pixels=self.max_pixels)
+            return read_photograph(photograph, refuse_above=self.refuse_above)
         image = np.asarray(photograph)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(

@@ -81,7 +81,7 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
     programs: list[dict[str, Any]] = []
     for height, width in sorted({tuple(padded_size(n, STRIDE, segmenter.size_extra) for n in size) for size in sizes}):
         with tracing_for(platforms):
-            bilateral = crf.choose_bilateral(segmenter.bilateral, height, width)
+            bilateral = crf.choose_bilateral(segmenter.setting.options["bilateral"], height, width)
             exported = jax.export.export(jax.jit(program(segmenter, bilateral)), platforms=tuple(platforms))(
                 {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
                 jax.ShapeDtypeStruct((height, width, 3), jnp.uint8),
@@ -93,7 +93,7 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
         programs.append({"size": [height, width], "file": file, "bilateral": bilateral})
     if saved_model:
         write_saved_model(segmenter, folder / "saved_model", [p["size"] for p in programs], weights)
-    params = {name: np.asarray(getattr(segmenter.crf_params, name), np.float64).tolist() for name in FIELDS}
+    params = {name: np.asarray(getattr(segmenter.setting.params, name), np.float64).tolist() for name in FIELDS}
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     manifest = {
         "format": FORMAT,
@@ -112,8 +112,8 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
         "palette": np.asarray(segmenter.palette).tolist(),
         "crf": {
             **params,
-            "iterations": segmenter.crf_iterations,
-            "normalization": segmenter.normalization,
+            "iterations": segmenter.setting.iterations,
+            "normalization": segmenter.setting.normalization,
             "compatibility": "Potts" if segmenter.compatibility is None else "learned, inside the programs",
         },
         "scales": list(segmenter.scales),

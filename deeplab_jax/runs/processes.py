@@ -10,6 +10,7 @@ import numpy as np
 
 from deeplab_jax import interrupts
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason
 from deeplab_jax.runs.peers import Watch
 
 _LONG = 7 * 24 * 3600  # seconds
@@ -48,7 +49,7 @@ def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_pr
         raise UserError("--coordinator needs --process_id and --num_processes as well")
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    host_timeout = _number("DEEPLAB_HEARTBEAT_SECONDS", 100)
+    host_timeout = heartbeat_seconds()
     arguments: dict[str, Any] = {"heartbeat_timeout_seconds": host_timeout}
     try:
         if coordinator:
@@ -128,6 +129,68 @@ def _number(variable: str, default: int = 1) -> int:
     return int(value) if value.isdigit() else default
 
 
+def heartbeat_seconds() -> int:
+    """For how long a process may give no sign before the others take it for dead: DEEPLAB_HEARTBEAT_SECONDS, or 100.
+
+    Raises:
+      UserError: the variable is no whole number above 0.
+    """
+    text = os.environ.get("DEEPLAB_HEARTBEAT_SECONDS", "100")
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"DEEPLAB_HEARTBEAT_SECONDS={text}: must be a whole number above 0")
+    return int(text)
+
+
+def place(wanted: bool, coordinator: str = "", process_id: int = -1, num_processes: int = 0) -> tuple[int, int]:
+    """This process's (index, count) in a job whose processes share files and use no collectives.
+
+    They are found as `initialize` finds them. Where a launcher starts several on a host, each sees alone the GPU of its
+    number there. To be called before the first use of a device.
+
+    Args:
+      wanted: true to ask JAX about peers where no known launcher is seen (Cloud TPU, Kubernetes).
+      coordinator: given as for `initialize`, it only says that the other two must be.
+      process_id: this process's rank, with `num_processes`.
+      num_processes: how many there are.
+
+    Raises:
+      UserError: the arguments are incomplete, or `wanted` and no peers are found.
+    """
+    if coordinator or process_id >= 0 or num_processes:
+        if process_id < 0 or num_processes < 1:
+            raise UserError("--process_id and --num_processes belong together; give both")
+        return process_id, num_processes
+    if "SLURM_PROCID" in os.environ and _number("SLURM_STEP_NUM_TASKS") > 1:
+        found = int(os.environ["SLURM_PROCID"]), _number("SLURM_STEP_NUM_TASKS")
+        local, here = os.environ.get("SLURM_LOCALID", ""), os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    elif _number("OMPI_COMM_WORLD_SIZE") > 1:
+        found = _number("OMPI_COMM_WORLD_RANK"), _number("OMPI_COMM_WORLD_SIZE")
+        local, here = (os.environ.get(f"OMPI_COMM_WORLD_LOCAL_{name}", "") for name in ("RANK", "SIZE"))
+    elif wanted:
+        return _place_by_jax()
+    else:
+        return 0, 1
+    several = any(part.partition("(")[0] != "1" for part in here.split(","))  # "8(x4)": 8 on each of 4 hosts
+    if several and local.isdigit() and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ","):  # else one GPU was chosen
+        jax.config.update("jax_cuda_visible_devices", local)
+        jax.config.update("jax_rocm_visible_devices", local)
+    return found
+
+
+def _place_by_jax() -> tuple[int, int]:
+    try:
+        from jax._src.clusters import ClusterEnv  # which jax.distributed.initialize asks as well
+
+        kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+        cluster = next((kind for kind in kinds if kind.is_env_present()), None)
+        if cluster is not None:
+            return cluster.get_process_id(), cluster.get_process_count()
+    except Exception as e:  # whatever a metadata server, or another release of JAX, makes of the question
+        raise UserError(f"--distributed: JAX cannot say which process this is ({reason(e)}); give "
+                        "--process_id and --num_processes") from e  # fmt: skip
+    raise UserError("--distributed: no launcher is seen; give --process_id and --num_processes")
+
+
 def is_first() -> bool:
     """Whether this is process 0, the only one that writes."""
     return jax.process_index() == 0
@@ -139,11 +202,6 @@ def barrier(name: str) -> None:
     This is the coordination service's barrier; the collectives of the devices, which on CPUs give up after 30 seconds
     of waiting for a peer to connect, begin after it.
     """
-    wait_long(name)
-
-
-def wait_long(name: str) -> None:
-    """Waits until every process is here, for as long as one of them works alone: hours."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 

@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from deeplab_jax import crf_flags
-from deeplab_jax.crf import CRFParams, MeanFieldCRF, filters, mean_field
+from deeplab_jax.crf import CRFParams, MeanFieldCRF, Setting, filters, mean_field, write_preset
 from tests.extending import module_of
 
 PARAMS = CRFParams(2.0, 6.0, 30.0, 1.5, 1.0)
@@ -35,9 +35,24 @@ def test_it_is_a_filter_like_the_others(sampled, scene, definition):
 
 def test_the_flag_takes_its_name(sampled):
     values = flags.FlagValues()
-    parser = crf_flags._FilterName()
-    flags.DEFINE(parser, "bilateral", None, "", flag_values=values)
+    crf_flags.define_bilateral("", values)
     values(["refine", "--bilateral=sampled"])
     assert values.bilateral == "sampled"
     with pytest.raises(flags.IllegalFlagValueError, match=r"must be one of auto, .*, sampled"):
         values(["refine", "--bilateral=sample"])
+
+
+def test_a_setting_takes_its_filter_from_the_flag_then_the_preset_then_the_model(sampled, tmp_path):
+    model = Setting(CRFParams(), bilateral="exact")
+    write_preset(tmp_path / "own.json", Setting(PARAMS, 3, "before", bilateral="sampled"))
+    for given, wanted in (
+        ([], (10, "after", "exact")),
+        (["--preset=v2_vgg16"], (10, "after", "exact")),
+        ([f"--preset={tmp_path}/own.json"], (3, "before", "sampled")),
+        ([f"--preset={tmp_path}/own.json", "--bilateral=separable", "--normalization=none"], (3, "none", "separable")),
+    ):
+        values = flags.FlagValues()
+        crf_flags.define("v2_resnet101", values)
+        values(["refine", *given])
+        found = crf_flags.setting(values, None, model)
+        assert (found.iterations, found.normalization, found.bilateral) == wanted

@@ -191,11 +191,11 @@ def test_crf_inside_sees_the_photograph():
     np.testing.assert_allclose(out["marginals"].sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(jnp.exp(out["log_marginals"]), out["marginals"], atol=1e-5)
 
-    from deeplab_jax.crf import mean_field, params_from_config
+    from deeplab_jax.crf import mean_field, setting_from_config
 
-    params, normalization = params_from_config(config.crf)
+    setting = setting_from_config(config.crf)
     unary, sampled = -jax.nn.log_softmax(logits), x[:, ::8, ::8]
-    options = {"iterations": 2, "bilateral": "exact", "normalization": normalization}
-    expected = mean_field(unary, sampled, params.at_stride(8), **options)
+    options = {"iterations": 2, "bilateral": "exact", "normalization": setting.normalization}
+    expected = mean_field(unary, sampled, setting.params.at_stride(8), **options)
     np.testing.assert_allclose(out["marginals"], expected, atol=1e-5)
     assert create_model(config.model, 3, load_config("voc_aspp_l").crf).crf is None
