@@ -125,6 +125,7 @@ def test_pieces_cover_the_photograph_once(size):
     assert len({(y.stop - y.start, x.stop - x.start) for (y, x), _ in cut}) == 1  # one shape: one program
 
 
+@pytest.mark.runs_long
 def test_pieces_give_the_labels_of_the_whole():
     size = (96, 128)
     image, p = photograph(size, 3), probabilities(size, 4, 5)
