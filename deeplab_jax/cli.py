@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 from deeplab_jax import interrupts, startup
@@ -18,7 +19,7 @@ _EXTRAS = {
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip
 
-_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags")
+_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags", "deeplab_jax.process_flags")
 
 
 def run(
@@ -67,8 +68,9 @@ def run(
     except BaseException as e:
         if command and interrupted.arrived and not isinstance(e, SystemExit):
             interrupts.now()
-        if command and isinstance(e, SystemExit) and e.code in (interrupts.STATUS, 143) and _alone():
-            interrupts.now(e.code, b"")
+        code = e.code if isinstance(e, SystemExit) else None
+        if command and code in (interrupts.STATUS, 143) and (_alone() or _waited_for()):
+            interrupts.now(code, b"")
         _end(e)
     if command:
         interrupts.end_at_once()  # in the middle of Python's own end nothing is left to tidy
@@ -98,6 +100,17 @@ def _end(error: BaseException) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception:
+        if not _waited_for():
+            raise
+        traceback.print_exc()
+        interrupts.now(1, b"")
+
+
+def _waited_for() -> bool:
+    """Whether this is one process of a job whose others are not done: Python's own end would wait for them."""
+    processes = sys.modules.get("deeplab_jax.runs.processes")
+    return processes is not None and processes.is_waited_for()
 
 
 def _alone() -> bool:
@@ -179,5 +192,7 @@ def _flag_help(flag_values, module: str) -> str:
 def _fail(sentence: str, cause: BaseException) -> None:
     if os.environ.get("DEEPLAB_TRACEBACK"):
         raise cause
+    if _waited_for():
+        interrupts.now(1, f"error: {sentence}\n".encode())
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)

@@ -4,7 +4,7 @@ Importing `deeplab_jax.crf` brings JAX and Flax with it, which `--help` must not
 of it stands here once more, and a test compares.
 """
 
-import dataclasses
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -12,7 +12,7 @@ from absl import flags
 from deeplab_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from deeplab_jax.crf.params import Preset, Settings
+    from deeplab_jax.crf.setting import Setting
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 PRESETS = (
@@ -33,14 +33,16 @@ FIELDS = tuple(_MEANING)
 NAMES = ("preset", *FIELDS, "bilateral", "normalization")
 
 
-def define(preset: str) -> None:
+def define(preset: str, values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags; `preset` names the default preset in --help, or says in words where it comes from."""
-    flags.DEFINE_string("preset", None, f"one of {', '.join(PRESETS)}, or a preset file (.json); default: {preset}")
+    known = f"one of {', '.join(PRESETS)}, or a preset file (.json); default: {preset}"
+    flags.DEFINE_string("preset", None, known, flag_values=values)
     for name, meaning in _MEANING.items():
         allowed = _WIDTH if name.endswith("std") else _WEIGHT
-        flags.DEFINE_float(name, None, f"{meaning}, {allowed}; default: the preset's")
-    define_bilateral("filter of the color kernel; default: auto")
-    flags.DEFINE_enum("normalization", None, NORMALIZATIONS, "of the kernels; default: the preset's")
+        flags.DEFINE_float(name, None, f"{meaning}, {allowed}; default: the preset's", flag_values=values)
+    define_bilateral("filter of the color kernel; default: auto", values)
+    of = "of the kernels; default: the preset's"
+    flags.DEFINE_enum("normalization", None, NORMALIZATIONS, of, flag_values=values)
 
 
 class _FilterName(flags.ArgumentParser):
@@ -56,35 +58,40 @@ class _FilterName(flags.ArgumentParser):
         return "string"
 
 
-def define_bilateral(meaning: str) -> None:
+def define_bilateral(meaning: str, values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines `--bilateral`."""
-    names = "auto, permutohedral, exact or separable"
-    flags.DEFINE(_FilterName(), "bilateral", None, f"{meaning} ({names})", serializer=flags.ArgumentSerializer())
+    about = f"{meaning} (auto, permutohedral, exact or separable)"
+    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    flags.DEFINE(_FilterName(), "bilateral", None, about, flag_values=values, serializer=serializer)
 
 
-def settings(
-    values: flags.FlagValues, iterations: int | None, default: "Preset", bilateral: str = "auto"
-) -> "Settings":
+def setting(values: flags.FlagValues, iterations: int | None, default: "Setting") -> "Setting":
     """Reads the flags.
 
     Args:
       values: the parsed flags.
       iterations: from the command's own flag; None = the preset's.
-      default: what holds where no flag is given.
-      bilateral: the same for the filter.
+      default: what holds where no flag is given; its filter also where the preset that is given names none.
 
     Raises:
       UserError: an unknown preset, an unreadable preset file, or a value that cannot be used.
     """
-    from deeplab_jax.crf.params import Settings, check_iterations, check_params, preset_named
+    from deeplab_jax.crf.params import check_iterations, check_params
+    from deeplab_jax.crf.setting import preset_named
 
     try:
         preset = preset_named(values.preset) if values.preset else default
         given = {name: value for name in FIELDS if (value := values[name].value) is not None}
-        params = dataclasses.replace(preset.params, **given)
+        params = replace(preset.params, **given)
         check_params(params, where="--")
         iterations = preset.iterations if iterations is None else iterations
         check_iterations(iterations, where="--")
     except ValueError as e:
         raise UserError(f"{'--' if str(e).startswith('preset=') else ''}{e}") from e
-    return Settings(params, iterations, values.normalization or preset.normalization, values.bilateral or bilateral)
+    return replace(
+        preset,
+        params=params,
+        iterations=iterations,
+        normalization=values.normalization or preset.normalization,
+        bilateral=values.bilateral or preset.bilateral or default.bilateral,
+    )

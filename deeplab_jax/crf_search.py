@@ -7,7 +7,8 @@ those that config.data.holdout set aside from training, else the evaluation spli
 table.csv and heatmap.png, and W/crf_preset.json for
   main --config.crf.preset=W/crf_preset.json    predict --preset W/crf_preset.json    refine --preset W/crf_preset.json
 Each parameter's coarse values can be given: --bilateral_xy_std 30,40,50. With --thin pole,sign the bilateral weight of
-those classes is searched apart from the others'.
+those classes is searched apart from the others'. With --distributed (automatic under SLURM and Open MPI) several
+processes share the images (docs/scaling.md).
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli, crf_flags
+from deeplab_jax import cli, crf_flags, process_flags
 from deeplab_jax.crf_flags import FIELDS, NORMALIZATIONS
 from deeplab_jax.errors import UserError
 
@@ -52,6 +53,7 @@ def define_flags() -> None:
         "learn", 0, "then learn one weight per kernel and class in so many passes over the images", lower_bound=0
     )
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: config.crf.iterations", lower_bound=1)
+    process_flags.define_for_shares()
     crf_flags.define_bilateral("filter; default: config.crf.bilateral")
 
 
@@ -85,7 +87,11 @@ def main(argv: Sequence[str]) -> int:
     written = [workdir / "crf_search" / name for name in WRITTEN]
     check_outputs([found, *written], [*read, find_config(FLAGS.config)])
     trained = (Path(FLAGS.workdir) / "config.json").is_file()  # else the search says what is wrong
-    with writing(FLAGS.workdir) if trained else contextlib.nullcontext():
+    job = process_flags.job(FLAGS)
+    with contextlib.ExitStack() as stack:
+        if trained:
+            stack.enter_context(job.meeting(workdir / "crf_search" / ".processes"))
+            stack.enter_context(writing(FLAGS.workdir) if job.is_first else contextlib.nullcontext())
         preset, table = search_workdir(
             config,
             FLAGS.workdir,
@@ -101,9 +107,14 @@ def main(argv: Sequence[str]) -> int:
             iterations=FLAGS.iterations or max(config.crf.iterations, 1),
             bilateral=FLAGS.bilateral or config.crf.bilateral,
             say=lambda line: print(line, flush=True),
+            job=job,
         )
-    print(f"\n{table}\n\nbest: {FLAGS.workdir}/crf_preset.json ({preset.source})")
-    return 0
+
+        def sum_up(reports: Sequence[object]) -> int:
+            print(f"\n{table}\n\nbest: {FLAGS.workdir}/crf_preset.json ({preset.source})")
+            return 0
+
+        return job.conclude({}, sum_up)
 
 
 def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:

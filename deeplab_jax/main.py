@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from deeplab_jax import cli
+from deeplab_jax import cli, process_flags
 
 FLAGS = flags.FLAGS
 
@@ -23,10 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
     flags.DEFINE_enum("mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.")
     flags.DEFINE_bool("restart", False, "Begin at step 0 again; what the workdir holds is moved to its folder aside.")
-    flags.DEFINE_bool("distributed", False, "Join the processes of a job (automatic under SLURM and Open MPI).")
-    flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher tells it.")
-    flags.DEFINE_integer("process_id", -1, "Rank of this process, with --coordinator.")
-    flags.DEFINE_integer("num_processes", 0, "Number of processes, with --coordinator.")
+    process_flags.define()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
             from deeplab_jax.evaluation.workdir import evaluate_workdir
 
             print(evaluate_workdir(config, workdir))
+        processes.leave()
     return 0
 
 

@@ -7,7 +7,8 @@
 
 Writes DIR/<path below PATH>.png (palette PNG of class ids), _overlay.png, with --probabilities _probs.npy ([H, W, C]
 float16), and for a video .mp4. Where two inputs would get one name, theirs keep their endings (a.jpg.png) or their
-folders. What is done is skipped on a rerun; a bad file is reported, the rest go on, and the exit status is 1.
+folders. What is done is skipped on a rerun; a bad file is reported, the rest go on, and the exit status is 1. With
+--distributed (automatic under SLURM and Open MPI) several processes share the files (docs/scaling.md).
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli, crf_flags, model_flags
+from deeplab_jax import cli, crf_flags, model_flags, process_flags, size_flags
 from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -35,9 +36,9 @@ def define_flags() -> None:
     flags.DEFINE_bool("probabilities", False, "also write probabilities")
     flags.DEFINE_bool("verbose", False, "also say how many programs the sizes of the photographs needed")
     flags.DEFINE_bool("overwrite", False, "do again what is done")
+    process_flags.define_for_shares()
     flags.DEFINE_integer("batch_size", 1, "photographs of one size that go through the network together", lower_bound=1)
-    flags.DEFINE_integer("max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=4096)
-    flags.DEFINE_float("max_megapixels", 200, "refuse larger photographs", lower_bound=0)
+    size_flags.define(least=4096, older="max_pixels")
     crf_flags.define(preset="the model's")
 
 
@@ -52,23 +53,26 @@ def main(argv: Sequence[str]) -> int:
     out = Path(FLAGS.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: is a file; name a folder")
-    from deeplab_jax.inference.photographs import Options, predict
+    from deeplab_jax.inference.photographs import PredictOptions, predict
 
-    segment = open_model()
-    options = Options(
+    job = process_flags.job(FLAGS)
+    options = PredictOptions(
         out,
         FLAGS.crf_iterations,
         FLAGS.probabilities,
         FLAGS.overwrite,
-        int(FLAGS.max_megapixels * 1_000_000),
+        size_flags.refuse_above(FLAGS),
         FLAGS.verbose,
     )
-    return int(predict(segment, argv, options, say=lambda line: print(line, flush=True)) > 0)
+    with job.meeting(out / ".processes"):
+        segment = open_model()
+        return int(predict(segment, argv, options, lambda line: print(line, flush=True), job) > 0)
 
 
 def open_model():
-    """Opens what the flags name: a shipped model, a workdir, an artifact, or a config with weights."""
-    from deeplab_jax.crf.params import Preset
+    """Opens what the flags name, on all local devices: model, workdir, artifact, or config with weights."""
+    import jax
+
     from deeplab_jax.inference.load import load, load_weights
 
     given = [name for name in ("model", "workdir", "artifact", "init_from") if FLAGS[name].value]
@@ -78,19 +82,20 @@ def open_model():
             "--init_from WEIGHTS"
         )
     if FLAGS.artifact:
-        fixed = [*crf_flags.NAMES, "batch_size", "max_pixels"]
+        fixed = [*crf_flags.NAMES, "batch_size", "cut_above"]
         changed = [name for name in fixed if FLAGS[name].present]
         if changed:
             raise UserError(f"--{changed[0]}: is fixed in an exported artifact; give its --workdir instead")
-        return load(FLAGS.artifact, crf_iterations=FLAGS.crf_iterations)
-    options = {"tile_above": FLAGS.max_pixels, "batch_size": FLAGS.batch_size, "crf_iterations": FLAGS.crf_iterations}
+        artifact = load(FLAGS.artifact, crf_iterations=FLAGS.crf_iterations)
+        return artifact.use_devices(jax.local_devices())
+    options = {"cut_above": FLAGS.cut_above, "batch_size": FLAGS.batch_size, "crf_iterations": FLAGS.crf_iterations}
+    options["devices"] = jax.local_devices()
     if FLAGS.workdir or FLAGS.model:
         segment = load(FLAGS.workdir or model_flags.source(FLAGS), **options)
     else:
         segment = load_weights(cli.config_from_flags(FLAGS.config), FLAGS.init_from, **options)
-    settings = crf_flags.settings(FLAGS, FLAGS.crf_iterations, segment.crf, segment.bilateral)
-    preset = Preset(settings.params, settings.iterations, settings.normalization)
-    return segment.use_crf(preset, settings.bilateral, keep_compatibility=not FLAGS.preset)
+    setting = crf_flags.setting(FLAGS, FLAGS.crf_iterations, segment.crf)
+    return segment.use_crf(setting, keep_compatibility=not FLAGS.preset)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
   python -m deeplab_jax.refine --image IMG --labels L.png --out OUT.png      label map, full or a few scribbles
 
 With folders for --image, --probs or --labels, and --out, each photograph is paired with the file of its name, by the
-rules of data sets (docs/own_data.md; a_probs.npy and a.npy belong to a.jpg, a_mask.png and a.png too). Writes
-OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip OUT_iterations.png. Probabilities below
-1e-8 count as that. Scribbles spread best with wide kernels, for example
+rules of data sets (docs/own_data.md; a_probs.npy and a.npy belong to a.jpg, a_mask.png and a.png too); what is done is
+skipped on a rerun. Writes OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip
+OUT_iterations.png. Probabilities below 1e-8 count as that. With --distributed (automatic under SLURM and Open MPI)
+several processes share the photographs (docs/scaling.md). Scribbles spread best with wide kernels, for example
   --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5
 Where a label with few scribbles vanishes, raise --confidence.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deeplab_jax import cli, crf_flags, model_flags
+from deeplab_jax import cli, crf_flags, model_flags, process_flags, size_flags
 from deeplab_jax.errors import UserError
 
 _PRESET = "v2_resnet101"
@@ -35,8 +36,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("unknown", 255, "id of unlabelled pixels in --labels", lower_bound=0, upper_bound=255)
     flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is right")
     flags.DEFINE_bool("iterations_strip", False, "also write the picture of the marginals after each iteration")
-    flags.DEFINE_integer("crf_max_pixels", 4_000_000, "cut larger photographs into overlapping pieces", lower_bound=1)
-    flags.DEFINE_float("max_megapixels", 200, "refuse larger photographs", lower_bound=0)
+    size_flags.define(least=1, older="crf_max_pixels")
+    flags.DEFINE_bool("overwrite", False, "with folders, do again what is done")
+    process_flags.define_for_shares()
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: the preset's", lower_bound=0)
     crf_flags.define(preset=_PRESET)
 
@@ -54,8 +56,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give either --probs P.npy or --labels L.png, the one to start from")
     if not 0 < FLAGS.confidence < 1:
         raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
-    from deeplab_jax.crf.params import preset_named
-    from deeplab_jax.refinement.files import Options, refine_file, refine_folder  # needs the extra [predict]
+    import jax
+
+    from deeplab_jax.crf.setting import preset_named
+    from deeplab_jax.refinement.files import RefineOptions, check_folders, refine_file, refine_folder
     from deeplab_jax.weights import box
 
     default = str(box.require(FLAGS.model) / box.PRESET) if FLAGS.model else _PRESET
@@ -68,19 +72,25 @@ def main(argv: Sequence[str]) -> int:
         colors = read_classes(Path(FLAGS.classes))[1]
         if colors is None:
             raise UserError(f"--classes={FLAGS.classes}: has no colors; give R G B on each line")
-    options = Options(
-        crf_flags.settings(FLAGS, FLAGS.iterations, preset_named(default)),
+    options = RefineOptions(
+        crf_flags.setting(FLAGS, FLAGS.iterations, preset_named(default)),
         "probs" if FLAGS.probs else "labels",
         FLAGS.unknown,
         FLAGS.confidence,
         FLAGS.iterations_strip,
-        FLAGS.crf_max_pixels,
-        int(FLAGS.max_megapixels * 1_000_000),
+        FLAGS.cut_above,
+        size_flags.refuse_above(FLAGS),
         colors,
+        FLAGS.overwrite,
     )
     image, given, out = Path(FLAGS.image), Path(FLAGS.probs or FLAGS.labels), Path(FLAGS.out)
+    job = process_flags.job(FLAGS)
     if image.is_dir():
-        return int(refine_folder(image, given, out, options) > 0)
+        check_folders(given, out)
+        with job.meeting(out / ".processes"):
+            return int(refine_folder(image, given, out, options, job, jax.local_devices()) > 0)
+    if job.count > 1:
+        raise UserError(f"--image={image}: is one photograph, which {job.count} processes cannot share; give a folder")
     if out.is_dir() or out.suffix.lower() != ".png":
         raise UserError(f"--out={out}: name the PNG file to write, such as {out / 'OUT.png'}")
     refine_file(image, given, out.with_suffix(""), options)

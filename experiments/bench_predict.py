@@ -232,7 +232,7 @@ def _densecrf(image: np.ndarray, unary: np.ndarray, config) -> np.ndarray:
 
     from deeplab_jax import crf
 
-    params, _ = crf.params_from_config(config.crf)
+    params = crf.setting_from_config(config.crf).params
     height, width, labels = unary.shape
     field = densecrf.DenseCRF2D(width, height, labels)
     field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(-1, labels).T))

@@ -66,13 +66,13 @@ def strides(image: np.ndarray, label: np.ndarray, palette: np.ndarray, num_class
     return side_by_side(pictures, titles)
 
 
-def iterations(image, label, palette, params, normalization: str, num_classes: int) -> np.ndarray:
+def iterations(image, label, palette, setting, num_classes: int) -> np.ndarray:
     """Labels and doubt as the mean field iterates: each pixel in the mean of the label colors under its marginals."""
     from deeplab_jax.crf import mean_field, unary_from_probabilities
     from deeplab_jax.imaging.overlay import side_by_side
 
     unary = unary_from_probabilities(rough_probabilities(label, num_classes))
-    frames = mean_field(unary, image, params, 10, normalization=normalization, return_all=True)
+    frames = mean_field(unary, image, setting.params, 10, normalization=setting.normalization, return_all=True)
     shown = (0, 1, 2, 10)
     mixed = [np.rint(np.asarray(frames[n]) @ palette[:num_classes].astype(np.float32)) for n in shown]
     titles = ["scores" if n == 0 else f"{n} iteration{'s' if n > 1 else ''}" for n in shown]
@@ -82,7 +82,7 @@ def iterations(image, label, palette, params, normalization: str, num_classes: i
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    from deeplab_jax.crf import params_from_config
+    from deeplab_jax.crf import setting_from_config
     from deeplab_jax.data.builders.shapes.scenes import CLASS_NAMES
     from deeplab_jax.imaging.files import write_png
     from deeplab_jax.imaging.palettes import voc_palette
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     pictures = {
         "atrous.png": atrous(image, config.model.head_rates),
         "output_stride.png": strides(image, label, palette, classes),
-        "mean_field.png": iterations(image, label, palette, *params_from_config(config.crf), classes),
+        "mean_field.png": iterations(image, label, palette, setting_from_config(config.crf), classes),
     }
     for name, picture in pictures.items():
         write_png(Path(FLAGS.out) / name, picture)

@@ -104,16 +104,16 @@ def enlarged(picture: np.ndarray, times: int = 2) -> np.ndarray:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    from deeplab_jax.crf import params_from_config
+    from deeplab_jax.crf import setting_from_config
     from deeplab_jax.data.builders.shapes.scenes import CLASS_NAMES
     from deeplab_jax.imaging.files import write_png
     from deeplab_jax.imaging.palettes import voc_palette
 
-    params, normalization = params_from_config(common.load_config().crf)
+    setting = setting_from_config(common.load_config().crf)
     image, label = scene(FLAGS.scene)
     probabilities = rough_probabilities(label, len(CLASS_NAMES))
-    settings = {"iterations": FLAGS.iterations, "normalization": normalization, "factor": FLAGS.factor}
-    picture = grid(image, label, probabilities, params, voc_palette(), **settings)
+    settings = {"iterations": FLAGS.iterations, "normalization": setting.normalization, "factor": FLAGS.factor}
+    picture = grid(image, label, probabilities, setting.params, voc_palette(), **settings)
     out = Path(FLAGS.out) / "crf_parameters.png"
     write_png(out, picture)
     print(f"written: {out}")

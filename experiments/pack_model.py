@@ -9,6 +9,7 @@ on the data set in CAMVID and writes the figures into the model's card.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from absl import flags
 
 from deeplab_jax import cli
 from deeplab_jax.config import fields, load_config, recorded_config
-from deeplab_jax.crf.params import Preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_text
 from deeplab_jax.weights import box
@@ -109,8 +109,7 @@ def pack(
         config.eval.limit = 0  # the run may have looked at a few photographs alone; the card's figures are of all
         config.eval.scales = config.eval.scales if scales is None else scales
         config.eval.mirror = config.eval.mirror if mirror is None else mirror
-    params = segment.crf.params
-    chosen = Preset(params, segment.crf_iterations, segment.crf.normalization, _source(workdir, preset))
+    chosen = replace(segment.crf, source=_source(workdir, preset), bilateral=None)  # the config has the filter
     digest = segment.identity[0][-1]
     values = json.loads(json.dumps(config.to_dict()))
     size = box.write(
@@ -209,7 +208,7 @@ def _leaves(tree) -> list:
 
 
 def _source(workdir: str | Path, preset: str | None) -> str:
-    from deeplab_jax.crf.params import read_preset
+    from deeplab_jax.crf.setting import read_preset
 
     for file in (preset, Path(workdir) / box.PRESET):
         if file and str(file).endswith(".json") and Path(file).is_file():

@@ -1,8 +1,10 @@
 """Shared fixtures: where real data is, a small network, and JAX set up for small tests."""
 
+import gc
 import os
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("DEEPLAB_HUGE_PAGES", "off")  # a command would start itself twice
 # Compiling takes most of the suite's time. Without LLVM's expensive passes it takes half; `optimized` puts them back.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's older emitters need half the time of the newer ones for small programs. A jaxlib without the flag would abort.
+if metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that live: looking through them all the time is in vain
 # One folder of compiled programs for a run of the suite: its workers and the processes that tests start inherit it.
 _COMPILED = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

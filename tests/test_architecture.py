@@ -13,9 +13,10 @@ FILES = [p for p in PACKAGE.rglob("*.py") if "configs" not in p.relative_to(PACK
 # The rooms, from the ground up: each uses only those before it, also inside functions. Modules of the package's top
 # that commands share stand in one row with the rooms; the commands come last and nothing uses them.
 ROOMS = (
-    "interrupts", "version", "errors", "target", "console", "files", "startup", "old_fields", "config", "imaging",
-    "metrics", "crf", "models", "data", "runs", "weights", "refinement", "inference", "search", "evaluation",
-    "training", "pages", "cli", "crf_flags", "model_flags",
+    "interrupts", "version", "errors", "limits", "target", "console", "files", "startup", "old_fields", "config",
+    "imaging", "metrics", "crf", "models", "data", "runs", "weights", "refinement", "inference", "search", "evaluation",
+    "training", "pages", "cli", "crf_flags", "model_flags", "size_flags",
+    "process_flags",
 )  # fmt: skip
 COMMANDS = (
     "main", "predict", "refine", "describe", "convert_weights", "convert_labels", "crf_search", "check_dataset",

@@ -13,7 +13,7 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax.config import load_config
-from deeplab_jax.crf.params import read_preset
+from deeplab_jax.crf.setting import read_preset
 from deeplab_jax.inference.load import load_weights
 from deeplab_jax.runs.provenance import read_config
 from tests.command_line import call

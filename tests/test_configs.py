@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from deeplab_jax.config import SHIPPED, load_config
-from deeplab_jax.crf import PRESETS, params_from_config
+from deeplab_jax.crf import PRESETS, setting_from_config
 from deeplab_jax.models import create_model, output_size
 from tests.models import thin
 
@@ -23,7 +23,7 @@ def test_builds(monkeypatch, name):
     h, w = output_size(config.model, crop)
     assert logits.shape == (1, h, w, 5)
     assert len(out.get("scales", ())) == (3 if len(config.model.scales) == 3 else 0)
-    params_from_config(config.crf)
+    setting_from_config(config.crf)
     assert config.crf.preset in ("", *PRESETS)
     # Labels subsampled by the stride must fall on the scores.
     stride = 4 if config.model.fine_branch else config.model.output_stride

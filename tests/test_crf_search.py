@@ -1,7 +1,10 @@
 """`crf_search`: coarse to fine, resumable, lattices shared, results that other commands take."""
 
 import json
+import shutil
+import threading
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,15 +14,16 @@ from deeplab_jax import crf, crf_search
 from deeplab_jax.crf import layer
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.runs.job import Job
 from deeplab_jax.search import grid, groups
-from deeplab_jax.search.grid import Counts, Ledger, Row, Setting
+from deeplab_jax.search.grid import Candidate, Counts, Ledger, Row
 from deeplab_jax.search.learning import learn_weights
 from deeplab_jax.search.scores import CRFScorer, ScoreStore
 from deeplab_jax.search.workdir import search_workdir
 from tests.toy_workdir import NAMES, photograph, toy_config, write_toy_workdir
 
 GRID = dict(grid.GRIDS["v2"]) | {"normalization": ("after",)}
-BEST = Setting(4.5, 55.0, 3.5, 3.0, 3.0, "after")
+BEST = Candidate(4.5, 55.0, 3.5, 3.0, 3.0, "after")
 
 
 class Landscape:
@@ -146,7 +150,7 @@ def test_mean_iou_is_of_the_sum():
 
 def test_finer_grids_stay_positive():
     axes = GRID | {"bilateral_rgb_std": (1.0, 3.0), "gaussian_weight": (0.0, 2.0)}
-    fine = grid.around(Setting(3.0, 30.0, 1.0, 0.0, 3.0, "after"), axes)
+    fine = grid.around(Candidate(3.0, 30.0, 1.0, 0.0, 3.0, "after"), axes)
     assert fine["bilateral_rgb_std"] == (1.0, 2.0) and fine["gaussian_weight"] == (0.0, 1.0)
     assert fine["thin_factor"] == (1.0,) and fine["thin"] == ((),)  # fields with a default need no axis
 
@@ -158,7 +162,7 @@ def test_thin_classes_have_a_multiple_of_the_weight():
     axes |= {"bilateral_xy_std": (30.0,), "bilateral_rgb_std": (3.0,), "gaussian_weight": (0.5,)}
     axes |= {"gaussian_xy_std": (1.0,), "normalization": ("after",)}
     settings = grid.settings_of(axes)
-    assert len(settings) == 6 and settings[5] == Setting(2.0, 30.0, 3.0, 0.5, 1.0, "after", 4.0, flags)
+    assert len(settings) == 6 and settings[5] == Candidate(2.0, 30.0, 3.0, 0.5, 1.0, "after", 4.0, flags)
     np.testing.assert_array_equal(settings[5].params.bilateral_weight, [2, 8, 8])
     assert settings[5].params.gaussian_weight == 0.5 and settings[5].params.bilateral_xy_std == 30.0
     assert grid.around(settings[5], axes)["thin_factor"] == (3.0, 4.0, 5.0)
@@ -220,7 +224,8 @@ def test_search_of_a_workdir(trained, monkeypatch):
     assert (preset.params.bilateral_weight, preset.params.bilateral_xy_std) == (4.0, 12.0)  # what made the truth
     config = toy_config()
     config.crf.preset = str(workdir / "crf_preset.json")
-    assert crf.params_from_config(config.crf) == (preset.params, "after")
+    found = crf.setting_from_config(config.crf)
+    assert (found.params, found.normalization) == (preset.params, "after")
     with Image.open(workdir / "crf_search/heatmap.png") as picture:
         assert picture.width > 400
     assert len((workdir / "crf_search/table.csv").read_text().splitlines()) == 1 + 1 + 4
@@ -233,13 +238,60 @@ def test_search_of_a_workdir(trained, monkeypatch):
     assert search_workdir(toy_config(), workdir, axes, **arguments)[1] == table
 
 
+def test_processes_that_share_the_images_find_what_one_finds(trained, tmp_path, monkeypatch):
+    """Two processes, as threads, with two devices each."""
+    workdir, images = trained
+    monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: images)
+    monkeypatch.setenv("DEEPLAB_HEARTBEAT_SECONDS", "2")
+    axes = GRID | {"bilateral_weight": (2.0, 4.0), "bilateral_xy_std": (6.0,), "bilateral_rgb_std": (10.0,)}
+    axes |= {"gaussian_weight": (2.0,), "gaussian_xy_std": (1.5,)}
+    options = {"passes": 2, "iterations": 2, "say": lambda line: None}
+    for name in ("one", "two"):
+        shutil.copytree(workdir, tmp_path / name, ignore=shutil.ignore_patterns("crf_*"))
+    expected = search_workdir(toy_config(), tmp_path / "one", axes, **options)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * 2)
+    measured, found = [], {}
+    count = CRFScorer.count
+    monkeypatch.setattr(CRFScorer, "count", lambda self, i, s: measured.extend((i, x) for x in s) or count(self, i, s))
+
+    def run(index: int) -> None:
+        job = Job(index, 2)
+        with job.meeting(tmp_path / "two/crf_search/.processes"):
+            found[index] = search_workdir(toy_config(), tmp_path / "two", axes, **options, job=job)
+            found[index] += (job.conclude({}, len),)
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert found == dict.fromkeys((0, 1), (*expected, 2))
+    assert len(measured) == len(set(measured))  # each setting on each image once
+    files = [sorted(p.relative_to(tmp_path / w) for p in (tmp_path / w).rglob("*")) for w in ("one", "two")]
+    assert files[0] == files[1]
+    for name in ("crf_preset.json", "crf_search/table.txt", "crf_search/table.csv", "crf_search/heatmap.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    lines = [(tmp_path / w / "crf_search/results.jsonl").read_text().splitlines() for w in ("one", "two")]
+    assert sorted(lines[0]) == sorted(lines[1])
+
+
+def test_a_search_ends_where_another_process_does(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPLAB_HEARTBEAT_SECONDS", "1")
+    job = Job(0, 2)
+    words = "process 1 has not come in 1 seconds; run the same command again, which goes on from here"
+    with pytest.raises(UserError, match=words), job.meeting(tmp_path / "m"):
+        grid.search(Landscape(), ledger(tmp_path), GRID, passes=1, say=str, job=job)
+    assert len(ledger(tmp_path).results) > 0  # its own share is kept
+
+
 def test_counts_are_mean_fields(trained):
     workdir, images = trained
     segmenter = deeplab_jax.load(workdir).segmenter
     store = ScoreStore(workdir / "again", images, [0, 1], {})
     store.complete(lambda: segmenter, say=str)
     settings = [
-        Setting(w, 12.0, 10.0, g, 1.5, n) for w, g, n in ((4.0, 2.0, "after"), (2.0, 1.0, "after"), (4.0, 2.0, "none"))
+        Candidate(w, 12.0, 10.0, g, 1.5, n)
+        for w, g, n in ((4.0, 2.0, "after"), (2.0, 1.0, "after"), (4.0, 2.0, "none"))
     ]
     found = dict(CRFScorer(store, iterations=3).count(1, [None, *settings]))
     log_probs, image, label = store[1]
@@ -256,7 +308,7 @@ def test_learned_weights_make_the_labels_likelier(trained, tmp_path):
     workdir, images = trained
     store = ScoreStore(tmp_path / "scores", images, range(5), {})
     store.complete(lambda: deeplab_jax.load(workdir).segmenter, say=str)
-    start = Setting(1.0, 12.0, 10.0, 1.0, 1.5, "after")
+    start = Candidate(1.0, 12.0, 10.0, 1.0, 1.5, "after")
     lines = []
     learned = learn_weights(store, start, passes=3, say=lines.append)
     assert learned == learn_weights(store, start, passes=3, say=str)
@@ -264,7 +316,7 @@ def test_learned_weights_make_the_labels_likelier(trained, tmp_path):
     weights = np.array([learned.bilateral_weight, learned.gaussian_weight])
     assert weights.shape == (2, 4) and (weights >= 0).all() and weights.std(1).min() > 0.01
 
-    def likelihood(setting: Setting) -> float:
+    def likelihood(setting: Candidate) -> float:
         total = 0.0
         for i in range(5):
             log_probs, image, label = (x[::2, ::2] for x in store[i])

@@ -70,6 +70,13 @@ def test_default_iterations_are_the_models_and_can_be_chosen(segment, artifact, 
     assert deeplab_jax.load(artifact_dir, crf_iterations=0).crf_iterations == 0
 
 
+def test_iterations_without_end_are_refused(segment, artifact):
+    for model in (segment, artifact):
+        for wrong in (10**9, -1, 2.5, True):
+            with pytest.raises(UserError, match=f"iterations={wrong} must be"):
+                model(photograph(SIZE), wrong)
+
+
 def test_photographs_of_other_sizes_are_fitted(segment, artifact):
     small, large, thin = photograph((41, 60), seed=1), photograph((130, 150), seed=2), photograph((50, 1))
     assert (artifact(small).labels == segment(small).labels).mean() > 0.8  # more padding, another filter

@@ -9,7 +9,7 @@ from PIL import Image
 
 import deeplab_jax
 from deeplab_jax.crf import CRFParams, Preset
-from deeplab_jax.crf.params import write_preset
+from deeplab_jax.crf.setting import write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference.load import load_weights
@@ -61,10 +61,10 @@ def test_the_parameters_that_the_run_searched_for_are_the_models(workdir, tmp_pa
 
 def test_a_limit_on_size_is_load_s_own(workdir, tmp_path):
     Image.fromarray(photograph((40, 50))).save(tmp_path / "a.png")
-    assert deeplab_jax.load(workdir, max_pixels=2000)(tmp_path / "a.png").labels.shape == (40, 50)
-    for most in (1999, 900):  # Pillow itself refuses twice its limit
+    assert deeplab_jax.load(workdir, refuse_above=2000)(tmp_path / "a.png").labels.shape == (40, 50)
+    for name, most in (("refuse_above", 1999), ("max_pixels", 900)):  # Pillow itself refuses twice its limit
         with pytest.raises(UserError, match="the limit of"):
-            deeplab_jax.load(workdir, max_pixels=most)(tmp_path / "a.png")
+            deeplab_jax.load(workdir, **{name: most})(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("iterations", [-1, 10**9, True, 2.5])
@@ -90,8 +90,9 @@ def test_arrays_that_are_no_photograph(segment, array):
 
 def test_in_pieces_is_like_whole(workdir, segment):
     image = photograph((200, 330), 4)
-    pieces = deeplab_jax.load(workdir, tile_above=20_000)
+    pieces = deeplab_jax.load(workdir, cut_above=20_000)
     assert segment.pieces(image.shape) == 1 and pieces.pieces(image.shape) > 2
+    assert deeplab_jax.load(workdir, tile_above=20_000).pieces(image.shape) == pieces.pieces(image.shape)
     whole, cut = segment(image), pieces(image)
     assert cut.marginals.dtype == np.float16
     assert (whole.labels != cut.labels).mean() <= 0.005

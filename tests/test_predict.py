@@ -17,7 +17,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference import photographs, video
-from deeplab_jax.inference.photographs import Options, predict
+from deeplab_jax.inference.photographs import PredictOptions, predict
 from tests.command_line import call
 from tests.toy_workdir import NAMES, photograph, write_weights
 
@@ -52,7 +52,7 @@ def test_every_kind_of_photograph_at_its_own_size(segment, tmp_path):
     save(tmp_path / "in/thin.png", image[:, :1])
     save(tmp_path / "in/dot.png", image[:1, :1])
     save(tmp_path / "in/palette.png", Image.fromarray(image).quantize(16))
-    assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=str) == 0
+    assert predict(segment, [tmp_path / "in"], PredictOptions(tmp_path / "out"), say=str) == 0
     for source in (tmp_path / "in").iterdir():
         expected = {"turned": SIZE[::-1], "thin": (SIZE[0], 1), "dot": (1, 1)}.get(source.stem, SIZE)
         picture = Image.open(tmp_path / "out" / f"{source.stem}.png")
@@ -66,8 +66,8 @@ def test_every_kind_of_photograph_at_its_own_size(segment, tmp_path):
 
 def test_too_large_is_refused_with_the_flag(segment, tmp_path, capsys):
     save(tmp_path / "big.png", np.zeros((300, 300, 3), np.uint8))
-    assert predict(segment, [tmp_path / "big.png"], Options(tmp_path / "out", max_pixels=80_000), say=str) == 1
-    assert "--max_megapixels" in capsys.readouterr().err
+    assert predict(segment, [tmp_path / "big.png"], PredictOptions(tmp_path / "out", refuse_above=80_000), say=str) == 1
+    assert "--refuse_above" in capsys.readouterr().err
 
 
 # ---- many files ----------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_a_bad_file_is_reported_and_the_rest_go_on(segment, tmp_path, capsys):
     (tmp_path / "in/d.jpg").touch()
     save(tmp_path / "in/e.png", photograph(SIZE, 1))
     lines = []
-    assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=lines.append) == 3
+    assert predict(segment, [tmp_path / "in"], PredictOptions(tmp_path / "out"), say=lines.append) == 3
     assert outputs(tmp_path / "out") == ["a.png", "a_overlay.png", "e.png", "e_overlay.png"]
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and errors[-1] == "error: 3 of 5 files failed"
@@ -100,7 +100,7 @@ def test_a_photograph_that_the_model_refuses_is_named_and_the_rest_go_on(tmp_pat
     )  # fmt: skip
     for name, value in {"a": 0, "b": 200}.items():
         save(tmp_path / f"in/{name}.png", np.full((*SIZE, 3), value, np.uint8))
-    assert predict(model, [tmp_path / "in"], Options(tmp_path / "out"), say=lambda line: None) == 1
+    assert predict(model, [tmp_path / "in"], PredictOptions(tmp_path / "out"), say=lambda line: None) == 1
     assert outputs(tmp_path / "out") == ["b.png", "b_overlay.png"]
     assert f"error: {tmp_path}/in/a.png: the CRF's marginals are not finite" in capsys.readouterr().err
 
@@ -108,7 +108,7 @@ def test_a_photograph_that_the_model_refuses_is_named_and_the_rest_go_on(tmp_pat
 def test_a_rerun_skips_what_is_done_and_only_that(segment, tmp_path, monkeypatch):
     for name in "ab":
         save(tmp_path / f"in/{name}.png", photograph(SIZE, ord(name)))
-    options = Options(tmp_path / "out")
+    options = PredictOptions(tmp_path / "out")
     computed = []
     compute = photographs._compute
     monkeypatch.setattr(
@@ -126,12 +126,12 @@ def test_a_rerun_skips_what_is_done_and_only_that(segment, tmp_path, monkeypatch
     assert run() == ["a"]
     save(tmp_path / "in/b.png", photograph(SIZE, 9))  # another photograph of this name
     assert run() == ["b"]
-    assert run(Options(tmp_path / "out", iterations=0)) == ["a", "b"]  # other settings
-    assert run(Options(tmp_path / "out", iterations=0, probabilities=True)) == ["a", "b"]
-    assert run(Options(tmp_path / "out", iterations=0, probabilities=True)) == []
-    assert run(Options(tmp_path / "out", iterations=0, overwrite=True)) == ["a", "b"]
+    assert run(PredictOptions(tmp_path / "out", iterations=0)) == ["a", "b"]  # other settings
+    assert run(PredictOptions(tmp_path / "out", iterations=0, probabilities=True)) == ["a", "b"]
+    assert run(PredictOptions(tmp_path / "out", iterations=0, probabilities=True)) == []
+    assert run(PredictOptions(tmp_path / "out", iterations=0, overwrite=True)) == ["a", "b"]
     (tmp_path / "out/a.png").write_bytes((tmp_path / "out/a.png").read_bytes()[:40])  # half a file
-    assert run(Options(tmp_path / "out", iterations=0)) == ["a"]
+    assert run(PredictOptions(tmp_path / "out", iterations=0)) == ["a"]
 
 
 def test_equal_stems_do_not_collide(segment, tmp_path):
@@ -144,7 +144,7 @@ def test_equal_stems_do_not_collide(segment, tmp_path):
         "one/a.jpg": "a.jpg", "one/a.png": "a.png", "one/x/a.png": "one/x/a.png", "two/x/a.png": "two/x/a.png",
         "one/b.png": "b", "one/c.png": "c.png", "one/c_overlay.png": "c_overlay.png",
     }  # fmt: skip
-    assert predict(segment, [tmp_path / "one", tmp_path / "two"], Options(tmp_path / "out"), say=str) == 0
+    assert predict(segment, [tmp_path / "one", tmp_path / "two"], PredictOptions(tmp_path / "out"), say=str) == 0
     assert len(outputs(tmp_path / "out")) == 14
 
 
@@ -163,13 +163,13 @@ def test_inputs(tmp_path):
 def test_results_do_not_go_among_the_photographs(segment, tmp_path):
     Image.fromarray(photograph(SIZE)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="is the folder of the photographs"):
-        predict(segment, [tmp_path], Options(tmp_path), say=str)
+        predict(segment, [tmp_path], PredictOptions(tmp_path), say=str)
 
 
 def test_results_never_overwrite_photographs(segment, tmp_path):
     save(tmp_path / "a.png", photograph(SIZE))
     with pytest.raises(UserError, match="overwrite"):
-        predict(segment, [tmp_path / "a.png"], Options(tmp_path), say=str)
+        predict(segment, [tmp_path / "a.png"], PredictOptions(tmp_path), say=str)
 
 
 def test_reading_computing_and_writing_overlap(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_reading_computing_and_writing_overlap(tmp_path, monkeypatch):
         "programs": {},
     }
     segment = SimpleNamespace(many=many, batch_size=1, workers=1, **names)
-    assert predict(segment, [tmp_path / "in"], Options(tmp_path / "out"), say=str) == 0
+    assert predict(segment, [tmp_path / "in"], PredictOptions(tmp_path / "out"), say=str) == 0
     assert ahead == {"read": True, "computed": True}
     assert len(outputs(tmp_path / "out")) == 6
 
@@ -218,8 +218,8 @@ def test_reading_computing_and_writing_overlap(tmp_path, monkeypatch):
 def test_batches_and_single_photographs_agree(workdir, segment, tmp_path):
     for n in range(5):
         save(tmp_path / f"in/{n}.png", photograph((SIZE[0] + n % 2, SIZE[1]), n))
-    predict(segment, [tmp_path / "in"], Options(tmp_path / "one"), say=str)
-    predict(deeplab_jax.load(workdir, batch_size=3), [tmp_path / "in"], Options(tmp_path / "three"), say=str)
+    predict(segment, [tmp_path / "in"], PredictOptions(tmp_path / "one"), say=str)
+    predict(deeplab_jax.load(workdir, batch_size=3), [tmp_path / "in"], PredictOptions(tmp_path / "three"), say=str)
     for n in range(5):
         one, three = (np.array(Image.open(tmp_path / f"{k}/{n}.png")) for k in ("one", "three"))
         assert (one != three).mean() < 0.001
@@ -229,19 +229,17 @@ def test_batches_and_single_photographs_agree(workdir, segment, tmp_path):
 
 
 def test_probabilities_then_refine_gives_predicts_labels(segment, tmp_path):
-    from deeplab_jax.crf.params import Settings
-    from deeplab_jax.refinement.files import Options as RefineOptions
-    from deeplab_jax.refinement.files import refine_folder
+    from deeplab_jax.refinement.files import RefineOptions, refine_folder
 
     different = total = 0
     for n in range(3):
         save(tmp_path / f"in/{n}.png", photograph((97, 130), n))
-    predict(segment, [tmp_path / "in"], Options(tmp_path / "crf"), say=str)
-    predict(segment, [tmp_path / "in"], Options(tmp_path / "net", iterations=0, probabilities=True), say=str)
+    predict(segment, [tmp_path / "in"], PredictOptions(tmp_path / "crf"), say=str)
+    predict(segment, [tmp_path / "in"], PredictOptions(tmp_path / "net", iterations=0, probabilities=True), say=str)
     p = np.load(tmp_path / "net/0_probs.npy")
     assert p.dtype == np.float16 and p.shape == (97, 130, 4)
-    settings = Settings(segment.crf.params, segment.crf_iterations, segment.crf.normalization, segment.bilateral)
-    assert refine_folder(tmp_path / "in", tmp_path / "net", tmp_path / "refined", RefineOptions(settings, "probs")) == 0
+    options = RefineOptions(segment.crf, "probs")
+    assert refine_folder(tmp_path / "in", tmp_path / "net", tmp_path / "refined", options) == 0
     for n in range(3):
         ours, predicted = (np.array(Image.open(tmp_path / f"{k}/{n}.png")) for k in ("refined", "crf"))
         different, total = different + (ours != predicted).sum(), total + ours.size
@@ -260,13 +258,13 @@ def test_video_in_and_out(segment, tmp_path):
     for frame in frames:
         writer.send(frame)
     writer.close()
-    assert predict(segment, [tmp_path / "v.avi"], Options(tmp_path / "out"), say=str) == 0
+    assert predict(segment, [tmp_path / "v.avi"], PredictOptions(tmp_path / "out"), say=str) == 0
     rate, size, _, found = video.open_video(tmp_path / "out/v.mp4")
     found = list(found)
     assert rate == 5 and size == (64, 48) and len(found) == 3
     assert np.abs(found[0].astype(int) - frames[0]).mean() > 5  # painted over
     lines = []
-    assert predict(segment, [tmp_path / "v.avi"], Options(tmp_path / "out"), say=lines.append) == 0
+    assert predict(segment, [tmp_path / "v.avi"], PredictOptions(tmp_path / "out"), say=lines.append) == 0
     assert len(lines) == 1 and "skipped" in lines[0]
 
 
@@ -284,7 +282,7 @@ def test_pixels_that_are_not_square_and_a_name_like_a_protocol(tmp_path, monkeyp
 
 def test_what_is_no_video_is_a_sentence(segment, tmp_path, capsys):
     (tmp_path / "v.mp4").write_bytes(b"nothing to see")
-    assert predict(segment, [tmp_path / "v.mp4"], Options(tmp_path / "out"), say=str) == 1
+    assert predict(segment, [tmp_path / "v.mp4"], PredictOptions(tmp_path / "out"), say=str) == 1
     assert "v.mp4: cannot be decoded as a video" in capsys.readouterr().err
     assert outputs(tmp_path) == ["v.mp4"]
 
@@ -316,7 +314,7 @@ def test_command_with_converted_weights_and_bad_files(segment, tmp_path):
     bad, large, count = done.stderr.splitlines()
     assert bad == f"error: {tmp_path}/in/b.png: cannot be decoded as an image; replace or remove it"
     assert "in/c.png: has 210 megapixels, more than the limit of 200 megapixels" in large
-    assert "--max_megapixels" in large and count == "error: 2 of 3 files failed"
+    assert "--refuse_above" in large and count == "error: 2 of 3 files failed"
     assert outputs(tmp_path / "out") == ["a.png", "a_overlay.png", "a_probs.npy"]
     expected = segment(photograph(SIZE))
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected.labels)

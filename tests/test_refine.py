@@ -1,24 +1,24 @@
 """`refine`: the CRF for anyone, on files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.crf import CRFParams, Preset, mean_field
-from deeplab_jax.crf.params import Settings, write_preset
+from deeplab_jax.crf import CRFParams, Setting, mean_field, write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.refinement import pieces
-from deeplab_jax.refinement.files import Options, Partners, refine_file, refine_folder
+from deeplab_jax.refinement.files import Partners, RefineOptions, refine_file, refine_folder
 from deeplab_jax.refinement.rough import PROBABILITY_FLOOR, Probabilities, RoughLabels
 from tests.command_line import call
 from tests.toy_workdir import photograph
 
 PARAMS = CRFParams(4.0, 8.0, 12.0, 2.0, 1.5)
-SETTINGS = Settings(PARAMS, 3, "after", "auto")
+SETTINGS = Setting(PARAMS, 3, "after")
 SIZE = (40, 56)
 
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refined(folder: Path, **options) -> np.ndarray:
-    refine_file(folder / "a.png", folder / "a.npy", folder / "out", Options(SETTINGS, "probs", **options))
+    refine_file(folder / "a.png", folder / "a.npy", folder / "out", RefineOptions(SETTINGS, "probs", **options))
     return np.array(Image.open(folder / "out.png"))
 
 
@@ -61,7 +61,7 @@ def test_zeros_count_as_the_floor(folder):
 
 
 def test_no_iterations_gives_the_input_back(folder):
-    options = Options(SETTINGS._replace(iterations=0), "probs")
+    options = RefineOptions(replace(SETTINGS, iterations=0), "probs")
     refine_file(folder / "a.png", folder / "a.npy", folder / "out", options)
     np.testing.assert_array_equal(np.array(Image.open(folder / "out.png")), probabilities().argmax(-1))
 
@@ -75,7 +75,7 @@ def test_sparse_labels_keep_their_ids_and_palette(tmp_path):
     palette[3], palette[7] = (250, 0, 0), (0, 0, 250)
     Image.fromarray(image).save(tmp_path / "a.png")
     files.write_palette_png(tmp_path / "l.png", labels, palette)
-    options = Options(Settings(CRFParams(10.0, 40.0, 13.0, 3.0, 3.0), 8, "after", "auto"), "labels", unknown=9)
+    options = RefineOptions(Setting(CRFParams(10.0, 40.0, 13.0, 3.0, 3.0), 8, "after"), "labels", unknown=9)
     refine_file(tmp_path / "a.png", tmp_path / "l.png", tmp_path / "out", options)
     found = np.array(Image.open(tmp_path / "out.png"))
     assert (found[:, :28] == 3).all() and (found[:, 28:] == 7).all()
@@ -105,11 +105,10 @@ def test_frames_are_samples_of_all_iterations(folder):
     whole = np.asarray(
         mean_field(rough.unary((slice(None), slice(None))), image, PARAMS, 3, normalization="after", return_all=True)
     )
-    options = {"iterations": 3, "normalization": "after", "frame_width": 20}
-    labels, frames = pieces.refine_frames(rough, image, PARAMS, **options)
+    labels, frames = pieces.refine_frames(rough, image, Setting(PARAMS, 3), frame_width=20)
     np.testing.assert_allclose(frames, whole[:, ::3, ::3], atol=1e-3)
     np.testing.assert_array_equal(labels, whole[-1].argmax(-1))
-    in_pieces = pieces.refine_frames(rough, image, PARAMS, max_pixels=900, **options)
+    in_pieces = pieces.refine_frames(rough, image, Setting(PARAMS, 3), cut_above=900, frame_width=20)
     assert np.abs(in_pieces[1].astype(float) - frames).mean() < 0.01
 
 
@@ -130,9 +129,9 @@ def test_pieces_give_the_labels_of_the_whole():
     size = (96, 128)
     image, p = photograph(size, 3), probabilities(size, 4, 5)
     rough = Probabilities(np.arange(4, dtype=np.uint8), voc_palette(), p, Path("p.npy"))
-    options = {"iterations": 5, "normalization": "after", "bilateral": "exact"}
-    whole = pieces.refine(rough, image, PARAMS, **options)
-    cut = pieces.refine(rough, image, PARAMS, max_pixels=4000, **options)
+    setting = Setting(PARAMS, 5, bilateral="exact")
+    whole = pieces.refine(rough, image, setting)
+    cut = pieces.refine(rough, image, setting, cut_above=4000)
     assert (whole != p.argmax(-1)).mean() > 0.01
     assert (whole != cut).mean() <= 0.005
 
@@ -143,9 +142,9 @@ def test_pieces_of_a_photograph_give_the_labels_of_the_whole_on_lattices(test_da
     p = np.exp(-case["unary"].astype(np.float32))
     rough = Probabilities(np.arange(21, dtype=np.uint8), voc_palette(), p / p.sum(-1, keepdims=True), Path("p.npy"))
     params = CRFParams(4.0, 20.0, 3.0, 3.0, 3.0)  # reaches as far in this small photograph as 67 pixels in a large one
-    options = {"iterations": 10, "normalization": "after", "bilateral": "permutohedral"}
-    whole = pieces.refine(rough, case["image"], params, **options)
-    cut = pieces.refine(rough, case["image"], params, max_pixels=60_000, **options)
+    setting = Setting(params, 10, bilateral="permutohedral")
+    whole = pieces.refine(rough, case["image"], setting)
+    cut = pieces.refine(rough, case["image"], setting, cut_above=60_000)
     assert len(pieces.pieces(whole.shape, 60_000, pieces.margin_of(params))) > 3
     assert (whole != p.argmax(-1)).mean() > 0.01
     assert (whole != cut).mean() <= 0.005
@@ -156,11 +155,11 @@ def test_the_strip_does_not_change_the_labels(tmp_path):
     size = (150, 180)
     Image.fromarray(photograph(size)).save(tmp_path / "a.png")
     np.save(tmp_path / "a.npy", probabilities(size))
-    settings = Settings(PARAMS, 4, "after", "permutohedral")
+    settings = Setting(PARAMS, 4, "after", bilateral="permutohedral")
     found = []
     for strip in (False, True):
         refine_file(
-            tmp_path / "a.png", tmp_path / "a.npy", tmp_path / "out", Options(settings, "probs", 255, 0.7, strip)
+            tmp_path / "a.png", tmp_path / "a.npy", tmp_path / "out", RefineOptions(settings, "probs", 255, 0.7, strip)
         )
         found.append(np.array(Image.open(tmp_path / "out.png")))
     assert (found[0] != probabilities(size).argmax(-1)).mean() > 0.01
@@ -175,7 +174,7 @@ def test_folders_pair_by_name_and_go_on_after_a_bad_file(tmp_path, capsys):
     np.save(tmp_path / "p/x/a_probs.npy", probabilities())
     np.save(tmp_path / "p/b.npy", probabilities())
     np.save(tmp_path / "p/d.npy", probabilities((40, 50)))
-    failed = refine_folder(tmp_path / "in", tmp_path / "p", tmp_path / "out", Options(SETTINGS, "probs"))
+    failed = refine_folder(tmp_path / "in", tmp_path / "p", tmp_path / "out", RefineOptions(SETTINGS, "probs"))
     assert failed == 2
     assert sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "out").rglob("*.png")) == [
         "out/b.png", "out/b_overlay.png", "out/x/a.png", "out/x/a_overlay.png",
@@ -273,7 +272,7 @@ def test_bad_files_in_a_sentence(folder, tmp_path):
     (tmp_path / "text.npy").write_text("hello")
     np.savez(tmp_path / "z.npz", a=1)
     Image.fromarray(np.full((4, 4), 1, np.uint8)).save(tmp_path / "small.png")
-    options, labels = Options(SETTINGS, "probs"), Options(SETTINGS, "labels")
+    options, labels = RefineOptions(SETTINGS, "probs"), RefineOptions(SETTINGS, "labels")
     cases = [
         ("a.png", "none.npy", options, "no such file"),
         ("a.png", "zip.npy", options, "numpy.save"),
@@ -299,7 +298,7 @@ def test_double_precision_is_read(folder):
 @pytest.mark.parametrize("labels", [np.zeros(SIZE, np.uint8), np.full(SIZE, 255, np.uint8), np.full(SIZE, 7, np.uint8)])
 def test_a_map_of_one_label_comes_out_as_it_is(folder, labels, capsys):
     Image.fromarray(labels).save(folder / "l.png")
-    refine_file(folder / "a.png", folder / "l.png", folder / "out", Options(SETTINGS, "labels"))
+    refine_file(folder / "a.png", folder / "l.png", folder / "out", RefineOptions(SETTINGS, "labels"))
     np.testing.assert_array_equal(np.array(Image.open(folder / "out.png")), labels)
     assert (folder / "out_overlay.png").is_file() and "as it is" in capsys.readouterr().out
 
@@ -312,11 +311,11 @@ def test_labels_of_data_sets_names_and_colors(tmp_path):
     for name, label in (("a", "a_mask.PNG"), ("b", "b.jpg.png")):
         Image.fromarray(photograph(SIZE)).save(tmp_path / "in" / f"{name}.jpg")
         Image.fromarray(colors[labels]).save(tmp_path / "l" / label)
-    options = Options(SETTINGS, "labels", colors=colors)
+    options = RefineOptions(SETTINGS, "labels", colors=colors)
     assert refine_folder(tmp_path / "in", tmp_path / "l", tmp_path / "out", options) == 0
     with Image.open(tmp_path / "out" / "b.png") as image:
         assert set(np.unique(np.array(image))) == {0, 1} and image.getpalette()[3:6] == [200, 0, 0]
-    assert refine_folder(tmp_path / "in", tmp_path / "l", tmp_path / "out", Options(SETTINGS, "labels")) == 2
+    assert refine_folder(tmp_path / "in", tmp_path / "l", tmp_path / "out", RefineOptions(SETTINGS, "labels")) == 2
 
 
 def test_command(folder):
@@ -342,29 +341,31 @@ def test_command_refuses_in_a_sentence(folder, flags, words):
 
 
 def test_a_preset_file_and_the_message_about_pieces(folder):
-    write_preset(folder / "mine.json", Preset(PARAMS, 2, "symmetric", "by hand"))
+    write_preset(folder / "mine.json", Setting(PARAMS, 2, "symmetric", "by hand"))
     flags = (f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png")
     done = call("refine", *flags, f"--preset={folder}/mine.json", "--crf_max_pixels=900")
     assert done.returncode == 0, done.stderr
     count = len(pieces.pieces(SIZE, 900, pieces.margin_of(PARAMS)))
     assert count > 2
-    assert f"above --crf_max_pixels: in {count} overlapping pieces" in done.stdout
-    settings = Settings(PARAMS, 2, "symmetric", "auto")
-    refine_file(folder / "a.png", folder / "a.npy", folder / "p", Options(settings, "probs", max_pixels=900))
+    assert f"above --cut_above: in {count} overlapping pieces" in done.stdout
+    settings = Setting(PARAMS, 2, "symmetric")
+    refine_file(folder / "a.png", folder / "a.npy", folder / "p", RefineOptions(settings, "probs", cut_above=900))
     np.testing.assert_array_equal(Image.open(folder / "o.png"), Image.open(folder / "p.png"))
 
 
 def test_weights_for_other_classes_are_a_sentence(folder):
     params = PARAMS.replace(bilateral_weight=np.ones(5))
-    options = Options(Settings(params, 2, "after", "auto"), "probs")
+    options = RefineOptions(Setting(params, 2, "after"), "probs")
     with pytest.raises(UserError, match="bilateral_weight has shape"):
         refine_file(folder / "a.png", folder / "a.npy", folder / "out", options)
 
 
 def test_scribbles_of_the_classic_demo(test_data, tmp_path):
     source = test_data / "densecrf_examples"
-    settings = Settings(CRFParams(10.0, 80.0, 13.0, 3.0, 3.0), 5, "symmetric", "permutohedral")
-    refine_file(source / "im1.png", source / "anno1.png", tmp_path / "out", Options(settings, "labels", unknown=0))
+    settings = Setting(CRFParams(10.0, 80.0, 13.0, 3.0, 3.0), 5, "symmetric", bilateral="permutohedral")
+    refine_file(
+        source / "im1.png", source / "anno1.png", tmp_path / "out", RefineOptions(settings, "labels", unknown=0)
+    )
     found = np.array(Image.open(tmp_path / "out.png"))
     scribbles = np.array(Image.open(source / "anno1.png"))
     # pydensecrf2, same unary and parameters: 16.3 % of the pixels get label 1, 88.1 % of the scribbles are kept.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.crf import CRFParams, Preset, adjustable, ready
+from deeplab_jax.crf import CRFParams, Setting, adjustable, ready
 from deeplab_jax.imaging import decoding
 from deeplab_jax.imaging.palettes import voc_palette
 from tests.browser import complaints, headless_browser, keep_screenshot
@@ -39,7 +39,7 @@ def no_network(images):
 @pytest.fixture(scope="module")
 def bare_app():
     """The page without a network: every class is as likely as the others."""
-    segment = SimpleNamespace(class_names=NAMES, palette=voc_palette(), crf_iterations=4, crf=Preset(CRFParams()))
+    segment = SimpleNamespace(class_names=NAMES, palette=voc_palette(), crf_iterations=4, crf=Setting(CRFParams()))
     segment.segmenter = SimpleNamespace(
         scores=no_network, pad_to=lambda shapes: None, padded_shape=lambda size: size, size_extra=1
     )
@@ -122,8 +122,8 @@ def test_marginals_that_are_not_finite_are_an_error(bare_app, bare, monkeypatch)
     found = bare.post("/photograph", data=encoded(photograph(SIZE))).get_json()
     monkeypatch.setattr(local, "mean_field_any", lambda unary, *_, **__: np.full(unary.shape, np.nan, np.float32))
     monkeypatch.setattr(local.crf, "choose_bilateral", lambda *_: "exact")
-    bare_app.extensions["desk"].segment.segmenter.__dict__.update(bilateral="auto", compatibility=None)
-    bare_app.extensions["desk"].segment.segmenter.normalization = "after"
+    segmenter = bare_app.extensions["desk"].segment.segmenter
+    segmenter.__dict__.update(setting=Setting(CRFParams()), compatibility=None)
     answer = bare.post("/segment", json=settings(bare_app, id=found["id"]))
     assert answer.status_code == 500
     assert answer.get_json()["error"].startswith("the CRF's marginals are not finite")

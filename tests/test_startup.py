@@ -38,11 +38,11 @@ def test_where_programs_are_kept(monkeypatch, tmp_path):
 
 
 def test_what_the_flags_say_of_the_crf_is_so():
-    from deeplab_jax.crf import params
+    from deeplab_jax.crf import PRESETS, params
     from deeplab_jax.search import grid
 
     assert crf_flags.FIELDS == params.FIELDS
     assert crf_flags.NORMALIZATIONS == params.NORMALIZATIONS
-    assert tuple(params.PRESETS) == crf_flags.PRESETS
+    assert tuple(PRESETS) == crf_flags.PRESETS
     assert crf_search.OBJECTIVES == grid.OBJECTIVES
     assert tuple(grid.GRIDS) == crf_search.GRIDS

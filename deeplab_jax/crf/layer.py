@@ -10,7 +10,8 @@ import numpy as np
 
 from deeplab_jax.crf import filters
 from deeplab_jax.crf.mean_field import mean_field
-from deeplab_jax.crf.params import CRFParams, params_from_config
+from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.setting import setting_from_config
 
 LEARNABLE = ("weights", "compatibility", "stds")
 STDS = ("bilateral_xy_std", "bilateral_rgb_std", "gaussian_xy_std")
@@ -48,12 +49,11 @@ class MeanFieldCRF(nn.Module):
     @classmethod
     def from_config(cls, config: Any, num_classes: int, **overrides: Any) -> "MeanFieldCRF":
         """The module that `config.crf` describes for training: its `train_iterations`, `stride`, `learn` and so on."""
-        params, normalization = params_from_config(config)
+        setting = setting_from_config(config)
         fields = {
-            "crf": params,
+            "crf": setting.params,
+            **setting.options,
             "iterations": config.train_iterations,
-            "normalization": normalization,
-            "bilateral": config.bilateral,
             "learn": tuple(config.learn),
             "per_class_weights": config.per_class_weights,
             "stride": config.stride,

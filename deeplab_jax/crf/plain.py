@@ -34,7 +34,9 @@ def covers(options: Options, *arguments: Any) -> bool:
 
 def _device(leaves: Sequence[Any]) -> jax.Device | None:
     """The CPU on which to compute, or None where that is not where the arguments are."""
-    devices = [d for leaf in leaves if isinstance(leaf, jax.Array) for d in leaf.devices()]
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    # As for a compiled program: arrays that nobody put on a device go where the others are.
+    devices = [d for leaf in [a for a in arrays if a.committed] or arrays for d in leaf.devices()]
     if not devices:
         default = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX adds its settings at run time
         device = default or jax.devices()[0]

@@ -8,13 +8,14 @@ import jax
 from ml_collections import ConfigDict
 
 from deeplab_jax.console import say
-from deeplab_jax.crf.params import Preset, read_preset
+from deeplab_jax.crf.setting import Setting, read_preset
 from deeplab_jax.data import open_dataset
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs import processes
 from deeplab_jax.runs.checkpoints import load_workdir
+from deeplab_jax.runs.job import Job
 from deeplab_jax.runs.lock import writing
 from deeplab_jax.runs.reporting import show_evaluation
 
@@ -100,18 +101,21 @@ def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables:
     return "\n".join(line for line in lines if line)
 
 
-def _search(config: ConfigDict, workdir: Path) -> Preset:
+def _search(config: ConfigDict, workdir: Path) -> Setting:
     """Chooses the CRF's parameters on `config.search.images` images set aside; goes on where it was stopped.
 
-    Process 0 searches and writes; the others wait and read.
+    All processes share the images; process 0 writes what was found, and the others read it.
     """
-    if processes.is_first():
-        _search_alone(config, workdir)
-    processes.wait_long("crf_search")
+    job = Job(jax.process_index(), jax.process_count())
+    with job.meeting(workdir / "crf_search" / ".processes"):
+        table = _search_together(config, workdir, job)
+        if job.is_first:
+            say(table)
+        job.conclude({}, lambda reports: 0)
     return read_preset(workdir / "crf_preset.json")
 
 
-def _search_alone(config: ConfigDict, workdir: Path) -> None:
+def _search_together(config: ConfigDict, workdir: Path, job: Job) -> str:
     from deeplab_jax.search.workdir import search_as_configured
 
-    say(search_as_configured(config, workdir, say=say)[1])
+    return search_as_configured(config, workdir, say=say if job.is_first else lambda line: None, job=job)[1]

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, features
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_file
+from deeplab_jax.limits import REFUSE_ABOVE
 
 # Pillow's name of a format -> suffixes, and the feature of the library that decodes it ("" = always there). Other
 # formats are not opened: Pillow would hand EPS, for one, to a program of the system.
@@ -27,9 +28,6 @@ FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 READABLE = {name: suffixes for name, (suffixes, need) in FORMATS.items() if not need or features.check(need)}
 IMAGE_SUFFIXES = tuple(suffix for suffixes in READABLE.values() for suffix in suffixes)
-
-# Images above this size are refused unless the caller allows more.
-MAX_PIXELS = 200_000_000
 
 
 class CorruptImageError(UserError):
@@ -59,7 +57,7 @@ def read_source(source: str | os.PathLike | bytes, name: str = "") -> bytes:
 
 
 def open_image(
-    source: str | os.PathLike | bytes, name: str = "", load: bool = True, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike | bytes, name: str = "", load: bool = True, refuse_above: int = REFUSE_ABOVE
 ) -> Image.Image:
     """Opens an image, its first frame where it has several.
 
@@ -67,7 +65,7 @@ def open_image(
       source: a path, or the encoded bytes.
       name: what errors call it; default the path.
       load: decodes the pixels; else the header alone is read.
-      max_pixels: larger images are refused before they are decoded.
+      refuse_above: images of more pixels are refused before they are decoded.
 
     Raises:
       UserError: no such file, it is too large, or has bands that no photograph has.
@@ -78,14 +76,16 @@ def open_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
-            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # Pillow refuses twice as many
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, refuse_above)  # Pillow refuses twice as many
             Image.init()  # of formats named, only those are found that are loaded
             image = Image.open(io.BytesIO(data), formats=[f for f in READABLE if f in Image.OPEN])
-            if image.width * image.height > max_pixels:
-                raise _too_large(where, f"has {image.width * image.height / 1e6:.3g} megapixels, more than", max_pixels)
+            if image.width * image.height > refuse_above:
+                raise _too_large(
+                    where, f"has {image.width * image.height / 1e6:.3g} megapixels, more than", refuse_above
+                )
         return loaded(image, data, where) if load else image
     except Image.DecompressionBombError as e:
-        raise _too_large(where, "has more than twice", max_pixels) from e
+        raise _too_large(where, "has more than twice", refuse_above) from e
     except UserError:
         raise
     except Exception as e:  # decoders raise many kinds on damaged files
@@ -183,8 +183,8 @@ def _tiff_bands(data: bytes) -> str:
     return f"is a TIFF of {bands} band{'s' * (bands != 1)} of {max(bits)} bits ({number}), which is not read"
 
 
-def _too_large(where: str, how: str, max_pixels: int) -> UserError:
+def _too_large(where: str, how: str, refuse_above: int) -> UserError:
     return UserError(
-        f"{where}: {how} the limit of {max_pixels / 1e6:.3g} megapixels; make it smaller, or let predict or "
-        "refine take it with --max_megapixels"
+        f"{where}: {how} the limit of {refuse_above / 1e6:.3g} megapixels; make it smaller, or let predict or "
+        "refine take it with --refuse_above"
     )

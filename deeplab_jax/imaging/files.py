@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from deeplab_jax.files import write_atomically
-from deeplab_jax.imaging.decoding import IMAGE_SUFFIXES, MAX_PIXELS, CorruptImageError, size_of
+from deeplab_jax.imaging.decoding import IMAGE_SUFFIXES, CorruptImageError, size_of
 from deeplab_jax.imaging.masks import VOID_COLORS, read_label, read_palette
 from deeplab_jax.imaging.photographs import read_photograph
 
 __all__ = [
-    "IMAGE_SUFFIXES", "MAX_PIXELS", "VOID_COLORS", "CorruptImageError", "encode_png", "read_label", "read_note",
+    "IMAGE_SUFFIXES", "VOID_COLORS", "CorruptImageError", "encode_png", "read_label", "read_note",
     "read_palette", "read_photograph", "size_of", "write_palette_png", "write_png",
 ]  # fmt: skip
 

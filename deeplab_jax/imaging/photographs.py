@@ -11,7 +11,8 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding
-from deeplab_jax.imaging.decoding import MAX_PIXELS, CorruptImageError
+from deeplab_jax.imaging.decoding import CorruptImageError
+from deeplab_jax.limits import REFUSE_ABOVE
 
 # Another byte of each 16-bit sample: Pillow keeps the high one, and these are what it calls the low one.
 _LOW_BYTE = {
@@ -114,7 +115,7 @@ def kind_of(image: Image.Image, data: bytes) -> ImageKind:
 def read_photograph(
     source: str | os.PathLike | bytes,
     name: str = "",
-    max_pixels: int = MAX_PIXELS,
+    refuse_above: int = REFUSE_ABOVE,
     remark: Callable[[str], object] | None = None,
 ) -> np.ndarray:
     """Decodes a photograph of any kind in `IMAGE_KINDS`, turned by EXIF; of several frames the first.
@@ -122,7 +123,7 @@ def read_photograph(
     Args:
       source: a path, or the encoded bytes.
       name: what errors call it; default the path.
-      max_pixels: larger images are refused before they are decoded.
+      refuse_above: images of more pixels are refused before they are decoded.
       remark: takes a sentence about what was left out: further frames.
 
     Returns:
@@ -134,13 +135,13 @@ def read_photograph(
     """
     data = decoding.read_source(source, name)
     where = decoding.named(source, name)
-    image = decoding.open_image(data, where, load=False, max_pixels=max_pixels)
+    image = decoding.open_image(data, where, load=False, refuse_above=refuse_above)
     kind = kind_of(image, data)
     if remark and decoding.frames_of(image) > 1:
         remark(f"{where}: has {decoding.frames_of(image)} frames; the first is read")
         image.seek(0)
     if kind.name != "planar 16 bits":
-        image = decoding.open_image(data, where, max_pixels=max_pixels)
+        image = decoding.open_image(data, where, refuse_above=refuse_above)
     turn = decoding.orientation(image)
     try:
         rgb = kind.read(image, data, where)

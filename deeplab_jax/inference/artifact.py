@@ -19,10 +19,10 @@ from PIL import Image
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json, reason
-from deeplab_jax.imaging.files import MAX_PIXELS
 from deeplab_jax.inference.base import Segmenting
 from deeplab_jax.inference.finite import require_finite
 from deeplab_jax.inference.manifest import MANIFEST, checked
+from deeplab_jax.limits import REFUSE_ABOVE
 from deeplab_jax.weights import npz
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -43,12 +43,20 @@ class Artifact(Segmenting):
         self.class_names = tuple(manifest["labels"])
         self.palette = np.asarray(manifest["palette"], np.uint8)
         self.crf_iterations = int(manifest["crf"]["iterations"])
-        self.max_pixels = MAX_PIXELS
+        self.refuse_above = REFUSE_ABOVE
         self._folder = folder
         self._programs = {tuple(p["size"]): p for p in manifest["programs"]}
         self._calls: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
-        self._weights = {name: jax.device_put(a) for name, a in npz.arrays(folder / manifest["weights"]).items()}
+        weights = npz.arrays(folder / manifest["weights"])
+        self._weights = [{name: jax.device_put(a) for name, a in weights.items()}]  # one for each device
+        self._next_device = 0
+
+    def use_devices(self, devices: Sequence[jax.Device]) -> "Artifact":
+        """Spreads photographs over these devices, with a copy of the weights on each; returns itself."""
+        self._weights = [jax.device_put(self._weights[0], device) for device in devices]
+        self.workers = len(devices)
+        return self
 
     @property
     def identity(self) -> list:
@@ -59,7 +67,7 @@ class Artifact(Segmenting):
         self, images: Sequence[np.ndarray], iterations: int | None = None, marginals: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Segments photographs, uint8 [H, W, 3] each; (labels uint8, marginals if asked for, else None) for each."""
-        iterations = self.crf_iterations if iterations is None else iterations
+        iterations = self._count(iterations)
         return [self._one(self._image(image), iterations, marginals) for image in images]
 
     def remark(self, size: tuple[int, ...]) -> str:
@@ -75,8 +83,11 @@ class Artifact(Segmenting):
         padding = [(0, size[0] - fitted[0]), (0, size[1] - fitted[1]), (0, 0)]
         padded = np.pad(scaled, padding, mode="edge")
         call = self._call(size)
+        with self._lock:
+            self._next_device = (self._next_device + 1) % len(self._weights)
+            weights = self._weights[self._next_device]
         try:
-            q = call(self._weights, padded, np.asarray(fitted, np.int32), np.int32(iterations))
+            q = call(weights, padded, np.asarray(fitted, np.int32), np.int32(iterations))
         except (ValueError, TypeError, KeyError, jax.errors.JaxRuntimeError) as e:
             raise UserError(f"{self._program(size)}: cannot be run ({reason(e)}); export it again") from e
         q = np.asarray(q)

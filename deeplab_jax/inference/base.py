@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deeplab_jax.crf.params import check_iterations
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import read_photograph
 from deeplab_jax.inference.segmenter import Segmentation
@@ -18,14 +19,14 @@ class Segmenting(ABC):
       class_names: C names.
       palette: uint8 [256, 3].
       crf_iterations: what is used where no number is given.
-      max_pixels: files with more pixels are refused.
+      refuse_above: files of more pixels are refused.
       batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
     """
 
     class_names: tuple[str, ...]
     palette: np.ndarray
     crf_iterations: int
-    max_pixels: int
+    refuse_above: int
     batch_size: int = 1
     workers: int = 1
 
@@ -34,13 +35,14 @@ class Segmenting(ABC):
 
         Args:
           photograph: a file, or RGB uint8 [H, W, 3].
-          iterations: of the CRF; 0 = network alone, None = the model's.
+          iterations: of the CRF, 0 to 10,000; 0 = network alone, None = the model's.
 
         Returns:
           `labels` [H, W], `marginals` [H, W, C], `entropy` [H, W], `class_names`, `palette`, at the photograph's size.
 
         Raises:
-          UserError: the file cannot be read or is too large, or the array is not a photograph.
+          UserError: the file cannot be read or is too large, the array is not a photograph, or `iterations` is out of
+            range.
         """
         ((labels, marginals),) = self.many([self._image(photograph)], iterations, marginals=True)
         assert marginals is not None
@@ -73,9 +75,18 @@ class Segmenting(ABC):
     def remark(self, size: tuple[int, ...]) -> str:
         """What to say about how a photograph of size (H, W) is segmented; "" where it goes through as it is."""
 
+    def _count(self, iterations: int | None) -> int:
+        """The number of iterations that is meant; one without end is refused before anything is computed."""
+        count = self.crf_iterations if iterations is None else iterations
+        try:
+            check_iterations(count)
+        except ValueError as e:
+            raise UserError(str(e)) from e
+        return int(count)
+
     def _image(self, photograph: str | os.PathLike | np.ndarray) -> np.ndarray:
         if isinstance(photograph, str | os.PathLike):
-            return read_photograph(photograph, max_pixels=self.max_pixels)
+            return read_photograph(photograph, refuse_above=self.refuse_above)
         image = np.asarray(photograph)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf
-from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason, remedy
 from deeplab_jax.inference.artifact import PLATFORMS, digest_of_file
 from deeplab_jax.inference.manifest import FORMAT, MANIFEST, WEIGHTS
 from deeplab_jax.inference.program import flat_weights, program
@@ -70,7 +71,7 @@ def write_artifact(
                 os.replace(out, Path(temporary) / "replaced")
             os.replace(whole, out)
     except OSError as e:
-        raise UserError(f"{out}: cannot be written ({e.strerror or e}); choose another --out") from e
+        raise UserError(f"{out}: cannot be written ({reason(e)}); {remedy(e)}") from e
     return manifest
 
 
@@ -80,7 +81,7 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
     programs: list[dict[str, Any]] = []
     for height, width in sorted({tuple(padded_size(n, STRIDE, segmenter.size_extra) for n in size) for size in sizes}):
         with tracing_for(platforms):
-            bilateral = crf.choose_bilateral(segmenter.bilateral, height, width)
+            bilateral = crf.choose_bilateral(segmenter.setting.options["bilateral"], height, width)
             exported = jax.export.export(jax.jit(program(segmenter, bilateral)), platforms=tuple(platforms))(
                 {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
                 jax.ShapeDtypeStruct((height, width, 3), jnp.uint8),
@@ -92,7 +93,7 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
         programs.append({"size": [height, width], "file": file, "bilateral": bilateral})
     if saved_model:
         write_saved_model(segmenter, folder / "saved_model", [p["size"] for p in programs], weights)
-    params = {name: np.asarray(getattr(segmenter.crf_params, name), np.float64).tolist() for name in FIELDS}
+    params = {name: np.asarray(getattr(segmenter.setting.params, name), np.float64).tolist() for name in FIELDS}
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     manifest = {
         "format": FORMAT,
@@ -102,7 +103,7 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
             "weights": "the arrays of the weights file, by name",
             "image": "uint8 [H, W, 3], RGB",
             "size": "int32 [2], height and width of the photograph within it",
-            "iterations": "int32 [], of the CRF; 0 = network alone",
+            "iterations": f"int32 [], of the CRF, at most {MAX_ITERATIONS}; 0 = network alone",
         },
         "result": "marginals, float32 [H, W, classes]; outside the photograph without meaning",
         "preprocessing": _PREPROCESSING,
@@ -111,8 +112,8 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
         "palette": np.asarray(segmenter.palette).tolist(),
         "crf": {
             **params,
-            "iterations": segmenter.crf_iterations,
-            "normalization": segmenter.normalization,
+            "iterations": segmenter.setting.iterations,
+            "normalization": segmenter.setting.normalization,
             "compatibility": "Potts" if segmenter.compatibility is None else "learned, inside the programs",
         },
         "scales": list(segmenter.scales),

@@ -1,13 +1,13 @@
 """From a run's config and variables to the `Segmenter` that evaluates, predicts, searches and serves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax import crf
-from deeplab_jax.crf.filters import check_name
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.models import create_model
@@ -33,18 +33,17 @@ def create_segmenter(
         there.
     """
     try:
-        params, normalization = crf.params_from_config(config.crf)
-        check_name(config.crf.bilateral)
+        setting = crf.setting_from_config(config.crf)
     except (ValueError, OSError) as e:
         raise UserError(f"config.crf: {e}") from e
     compatibility = None
     learned = variables["params"].get("crf")
     if learned:
-        params, compatibility = jax.tree.map(np.asarray, crf.learned(learned, params))
+        params, compatibility = jax.tree.map(np.asarray, crf.learned(learned, setting.params))
+        setting = replace(setting, params=params)
     network = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
     model = create_model(config.model, len(class_names))
     defaults = {
-        "crf_iterations": config.crf.iterations,
         "compatibility": compatibility,
         "scales": config.eval.scales,
         "mirror": config.eval.mirror,
@@ -58,9 +57,7 @@ def create_segmenter(
     return Segmenter(
         model,
         network,
-        params,
-        normalization,
-        config.crf.bilateral,
+        setting,
         class_names,
         np.asarray(palette, np.uint8),
         **(defaults | options),

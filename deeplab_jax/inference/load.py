@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.config import recorded_config
-from deeplab_jax.crf.params import Preset, check_iterations, preset_named
+from deeplab_jax.crf.params import check_iterations
+from deeplab_jax.crf.setting import Setting, preset_named
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.classes import KNOWN, Classes
-from deeplab_jax.imaging.files import MAX_PIXELS
 from deeplab_jax.inference.artifact import Artifact, load_artifact
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segment import Segment, digest_of
+from deeplab_jax.limits import CUT_ABOVE, REFUSE_ABOVE
 from deeplab_jax.weights import box, contents, conversion, files, transfer
 from deeplab_jax.weights.initial import load_initial, located, recorded_settings
 
@@ -25,9 +26,9 @@ def load(
     *,
     step: int | None = None,
     crf_iterations: int | None = None,
-    crf: str | os.PathLike | Preset | None = None,
-    tile_above: int = 4_000_000,
-    max_pixels: int = MAX_PIXELS,
+    crf: str | os.PathLike | Setting | None = None,
+    cut_above: int = CUT_ABOVE,
+    refuse_above: int = REFUSE_ABOVE,
     **options: Any,
 ) -> Segment | Artifact:
     """Opens a training workdir, an exported artifact, or a model that the package ships.
@@ -36,11 +37,11 @@ def load(
       path: a folder that `main` or `export` wrote, or a shipped model's name, such as "camvid".
       step: which checkpoint of a workdir; None = the best, or the newest.
       crf_iterations: of the mean field; 0 = network alone, None = the config's.
-      crf: a name in `crf.PRESETS`, a preset file, or a `Preset`, in place of the model's own, which are those that
+      crf: a name in `crf.PRESETS`, a preset file, or a `Setting`, in place of the model's own, which are those that
         the run learned or searched for, else its config's.
-      tile_above: larger photographs are segmented in overlapping pieces of at most this many pixels, fewer with many
-        classes.
-      max_pixels: files with more pixels are refused.
+      cut_above: photographs of more pixels are segmented in overlapping pieces of at most this size, smaller with many
+        classes (`tile_above` in earlier versions).
+      refuse_above: files of more pixels are refused (`max_pixels` in earlier versions).
       **options: further arguments of `inference.segmenter.Segmenter`, such as `batch_size`, `scales`, `mirror`.
 
     Returns:
@@ -50,6 +51,8 @@ def load(
     Raises:
       UserError: it is neither, or has no whole checkpoint, or an option does not fit.
     """
+    cut_above, refuse_above = options.pop("tile_above", cut_above), options.pop("max_pixels", refuse_above)
+    chosen: dict[str, Any] = {"crf_iterations": crf_iterations, "crf": crf, "cut_above": cut_above}
     if crf_iterations is not None:
         try:
             check_iterations(crf_iterations, where="crf_")
@@ -59,9 +62,7 @@ def load(
     if boxed is not None:
         if step is not None:
             raise UserError(f"step={step}: a shipped model has no steps to choose from; leave it out")
-        return load_box(
-            boxed, max_pixels=max_pixels, crf_iterations=crf_iterations, crf=crf, tile_above=tile_above, **options
-        )
+        return load_box(boxed, refuse_above=refuse_above, **chosen, **options)
     path = Path(path)
     if not path.is_dir():
         raise UserError(
@@ -74,7 +75,7 @@ def load(
                 f"{path}: step, crf and options are fixed in an exported artifact; load its workdir instead"
             )
         artifact = load_artifact(path)
-        artifact.max_pixels = max_pixels
+        artifact.refuse_above = refuse_above
         if crf_iterations is not None:
             artifact.crf_iterations = crf_iterations
         return artifact
@@ -83,20 +84,19 @@ def load(
     config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
     if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
-        crf = searched  # what the run's own evaluation uses
+        chosen["crf"] = searched  # what the run's own evaluation uses
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
-    options |= {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
-    segment = from_variables(config, variables, names, palette, identity, **options)
-    segment.max_pixels = max_pixels
+    segment = from_variables(config, variables, names, palette, identity, **chosen, **options)
+    segment.refuse_above = refuse_above
     return segment
 
 
 def load_box(
     folder: str | os.PathLike,
     *,
-    crf: str | os.PathLike | Preset | None = None,
-    max_pixels: int = MAX_PIXELS,
+    crf: str | os.PathLike | Setting | None = None,
+    refuse_above: int = REFUSE_ABOVE,
     **options: Any,
 ) -> Segment:
     """Like `load`, from the folder of a shipped model (see `deeplab_jax.weights.box`).
@@ -110,7 +110,7 @@ def load_box(
         crf = boxed.preset
     identity = ["box", Path(folder).name, boxed.digest]
     segment = from_variables(config, boxed.variables, boxed.class_names, boxed.palette, identity, crf=crf, **options)
-    segment.max_pixels = max_pixels
+    segment.refuse_above = refuse_above
     return segment
 
 
@@ -119,8 +119,8 @@ def load_weights(
     weights: str | os.PathLike,
     *,
     crf_iterations: int | None = None,
-    crf: str | os.PathLike | Preset | None = None,
-    tile_above: int = 4_000_000,
+    crf: str | os.PathLike | Setting | None = None,
+    cut_above: int = CUT_ABOVE,
     **options: Any,
 ) -> Segment:
     """Like `load`, from a config and converted weights (what `config.init_from` takes).
@@ -149,8 +149,8 @@ def load_weights(
         )
     names, palette = names_of(config, classes)
     identity = [str(Path(weights).resolve()), digest_of(variables)]
-    options |= {"crf_iterations": crf_iterations, "crf": crf, "tile_above": tile_above}
-    return from_variables(config, variables, names, palette, identity, **options)
+    chosen: dict[str, Any] = {"crf_iterations": crf_iterations, "crf": crf, "cut_above": cut_above}
+    return from_variables(config, variables, names, palette, identity, **chosen, **options)
 
 
 def from_variables(
@@ -161,22 +161,19 @@ def from_variables(
     identity: Any = None,
     *,
     crf_iterations: int | None = None,
-    crf: str | os.PathLike | Preset | None = None,
-    tile_above: int = 4_000_000,
+    crf: str | os.PathLike | Setting | None = None,
+    cut_above: int = CUT_ABOVE,
     **options: Any,
 ) -> Segment:
     """Like `load`, from a run's config and variables in memory."""
-    if crf_iterations is not None:
-        options["crf_iterations"] = crf_iterations
-    segmenter = create_segmenter(config, variables, class_names, palette, **options)
-    segment = Segment(segmenter, identity, tile_above)
-    if crf is None:
-        return segment
+    segment = Segment(create_segmenter(config, variables, class_names, palette, **options), identity, cut_above)
     try:
-        preset = crf if isinstance(crf, Preset) else preset_named(str(crf))
+        setting = segment.crf if crf is None else crf if isinstance(crf, Setting) else preset_named(str(crf))
     except ValueError as e:
         raise UserError(str(e)) from e
-    return segment.use_crf(preset if crf_iterations is None else replace(preset, iterations=crf_iterations))
+    if crf_iterations is not None:
+        setting = replace(setting, iterations=crf_iterations)
+    return segment.use_crf(setting, keep_compatibility=crf is None)
 
 
 def names_of(config: Any, classes: int) -> tuple[tuple[str, ...], np.ndarray]:

@@ -1,9 +1,7 @@
 """Many photographs through a segmenter: read, segmented and written at the same time; what is done is skipped."""
 
 import contextlib
-import hashlib
 import itertools
-import json
 import os
 import sys
 from collections import deque
@@ -21,13 +19,14 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.overlay import overlay
 from deeplab_jax.inference import video
+from deeplab_jax.limits import REFUSE_ABOVE
+from deeplab_jax.runs.job import Job, Report, absence, digest
 
 _LOOKED_AT = 1000  # photographs whose sizes are asked for before the first is segmented
-_AHEAD = 4  # photographs that are decoded before their turn
 
 
 @dataclass(frozen=True)
-class Options:
+class PredictOptions:
     """What to write.
 
     Attributes:
@@ -35,7 +34,7 @@ class Options:
       iterations: of the CRF; 0 = off, None = the model's.
       probabilities: also writes `_probs.npy`, [H, W, C] float16.
       overwrite: does again what is done.
-      max_pixels: larger photographs are refused.
+      refuse_above: photographs of more pixels are refused.
       verbose: also says how many programs were compiled or found compiled.
     """
 
@@ -43,7 +42,7 @@ class Options:
     iterations: int | None = None
     probabilities: bool = False
     overwrite: bool = False
-    max_pixels: int = files.MAX_PIXELS
+    refuse_above: int = REFUSE_ABOVE
     verbose: bool = False
 
 
@@ -71,7 +70,7 @@ class Task:
         return note(self.result) == self.digest and all(map(os.path.isfile, self.outputs(probabilities)))
 
 
-def plan(paths: Sequence[str | Path], segment, options: Options, complain=None) -> list[Task]:
+def plan(paths: Sequence[str | Path], segment, options: PredictOptions, complain=None) -> list[Task]:
     """Lists what there is to do, in order, named so that no two results meet.
 
     Args:
@@ -93,35 +92,40 @@ def plan(paths: Sequence[str | Path], segment, options: Options, complain=None) 
             of_file = [stat.st_size, stat.st_mtime_ns]
         except OSError:  # it has vanished, which reading it will report
             of_file = []
-        facts = [str(item.path.resolve()), *of_file, *made_by]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-        tasks.append(Task(item, options.out / stem, digest))
+        tasks.append(Task(item, options.out / stem, digest([str(item.path.resolve()), *of_file, *made_by])))
     outputs = [path for task in tasks for path in task.outputs(options.probabilities)]
     listing.check_outputs(outputs, [item.path for item in inputs])
     return tasks
 
 
-def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -> int:
+def predict(segment, paths: Sequence[str | Path], options: PredictOptions, say=print, job: Job | None = None) -> int:
     """Segments photographs, folders and videos; a bad file is reported on stderr and the rest go on.
+
+    Of several processes each does its share of the list; names and padded shapes are those of the whole, so that the
+    results are those of one process.
 
     Args:
       segment: what `deeplab_jax.load` returns.
       paths: files and folders.
       say: takes a line for each result.
+      job: the processes that share the work.
 
     Returns:
-      The number of files and folders that failed.
+      The number of files and folders that failed, or that a process left undone; in every process that of all.
     """
+    job = job or Job()
     unreadable: list[str] = []
     tasks = plan(paths, segment, options, complain=unreadable.append)
-    for sentence in unreadable:
+    for sentence in unreadable if job.is_first else ():
         print(f"error: {sentence}", file=sys.stderr, flush=True)
-    todo = tasks if options.overwrite else [t for t in tasks if not t.is_done(options.probabilities)]
-    if len(todo) < len(tasks):
-        say(f"{len(tasks) - len(todo)} of {len(tasks)} are done and skipped (--overwrite does them again)")
-    segment.plan(_known_sizes(todo, options))
+    mine = job.share(tasks)
+    todo = mine if options.overwrite else [t for t in mine if not t.is_done(options.probabilities)]
+    if len(todo) < len(mine):
+        say(f"{len(mine) - len(todo)} of {len(mine)} are done and skipped (--overwrite does them again)")
+    if todo:
+        segment.plan(_known_sizes(tasks, options))
     meter = Meter(len(todo), every=0)
-    failed = len(unreadable)
+    failed = 0
     with closing(_outcomes(segment, todo, options, say)) as outcomes:
         for task, outcome in outcomes:
             if isinstance(outcome, UserError):
@@ -134,35 +138,54 @@ def predict(segment, paths: Sequence[str | Path], options: Options, say=print) -
             say(f"[{meter.done}/{meter.total}{f', {meter.left}' if meter.done < meter.total else ''}] {line}")
     if options.verbose and segment.programs:
         say(f"programs: {', '.join(f'{number} {kind}' for kind, number in segment.programs.items())}")
-    if failed:
-        print(f"error: {failed} of {len(tasks) + len(unreadable)} files failed", file=sys.stderr)
-    return failed
+
+    def sum_up(reports: list[Report]) -> int:
+        bad = len(unreadable)
+        for report in reports:
+            if report.found is not None and report.found["plan"] == listed:
+                bad += report.found["failed"]
+                continue
+            share = job.share_of(report.index, tasks)
+            left = [task.source.path for task in share if not task.is_done(options.probabilities)]
+            bad += len(left)
+            print(f"error: {listing.shown(absence(report, len(share), left))}", file=sys.stderr, flush=True)
+        everything = len(tasks) + len(unreadable)
+        if job.count > 1:
+            say(f"{everything - bad} of {everything} files are done, by {job.count} processes")
+        if bad:
+            words = "failed" if job.count == 1 else "failed or are missing"
+            print(f"error: {bad} of {everything} files {words}", file=sys.stderr, flush=True)
+        return bad
+
+    listed = digest([[str(task.stem) for task in tasks], segment.identity, options.iterations])
+    return job.conclude({"failed": failed, "plan": listed}, sum_up)
 
 
-def _known_sizes(tasks: Sequence[Task], options: Options) -> list[tuple[int, int]]:
+def _known_sizes(tasks: Sequence[Task], options: PredictOptions) -> list[tuple[int, int]]:
     """Sizes (H, W) of the photographs, from their headers; what cannot be read is reported in its turn."""
     sizes: list[tuple[int, int]] = []
     for task in tasks:
         if not task.source.is_video and len(sizes) < _LOOKED_AT:
             with contextlib.suppress(UserError):
                 sizes.append(files.size_of(task.source.path))
-    return [size for size in sizes if 0 < size[0] * size[1] <= options.max_pixels]
+    return [size for size in sizes if 0 < size[0] * size[1] <= options.refuse_above]
 
 
-def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Generator[tuple[Task, str | UserError]]:
+def _outcomes(segment, tasks: Sequence[Task], options: PredictOptions, say) -> Generator[tuple[Task, str | UserError]]:
     """Yields each task, in order, with a remark or with what went wrong.
 
     Reading, computing and writing have threads of their own, so that network and CRF never wait for a disk. A bounded
     number of photographs is under way, and a large one goes alone through the network.
     """
     size = segment.batch_size
+    hands = max(2, segment.workers)
     with (
-        ThreadPoolExecutor(2) as readers,
+        ThreadPoolExecutor(hands) as readers,
         ThreadPoolExecutor(segment.workers) as workers,
-        ThreadPoolExecutor(2) as writers,
+        ThreadPoolExecutor(hands) as writers,
     ):
         remaining = iter(tasks)
-        reading = deque(_read(readers, task, options) for task in itertools.islice(remaining, size + _AHEAD))
+        reading = deque(_read(readers, task, options) for task in itertools.islice(remaining, size + 2 * hands))
         writing: deque[tuple[Task, Future]] = deque()
         while reading or writing:
             batch = [reading.popleft() for _ in range(min(size, len(reading)))]
@@ -177,18 +200,18 @@ def _outcomes(segment, tasks: Sequence[Task], options: Options, say) -> Generato
                 yield task, future.result()
 
 
-def _read(readers: ThreadPoolExecutor, task: Task, options: Options) -> tuple[Task, Future | None]:
+def _read(readers: ThreadPoolExecutor, task: Task, options: PredictOptions) -> tuple[Task, Future | None]:
     if task.source.is_video:
         return task, None
     return task, readers.submit(
         files.read_photograph,
         task.source.path,
-        max_pixels=options.max_pixels,
+        refuse_above=options.refuse_above,
         remark=lambda line: print(line, flush=True),
     )
 
 
-def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options, say) -> list:
+def _compute(segment, batch: list[tuple[Task, Future | None]], options: PredictOptions, say) -> list:
     """Segments a batch: for each task (image, labels, marginals or None), a UserError, or None for a video."""
     results: list = []
     for task, future in batch:
@@ -212,7 +235,7 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: Options,
     return results
 
 
-def _write(computed: Future, i: int, task: Task, segment, options: Options) -> str | UserError:
+def _write(computed: Future, i: int, task: Task, segment, options: PredictOptions) -> str | UserError:
     """Writes the results of one task; the label map, which says that all is done, comes last."""
     result = computed.result()[i]
     if isinstance(result, UserError | str):

@@ -6,6 +6,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.crf.adjustable import exact_radius, mean_field_any
+from deeplab_jax.crf.params import MAX_ITERATIONS
 from deeplab_jax.inference.segmenter import Segmenter, network_scores
 
 
@@ -33,13 +34,13 @@ def program(segmenter: Segmenter, bilateral: str):
         return mean_field_any(
             -log_probs,
             image,
-            segmenter.crf_params,
-            iterations,
+            segmenter.setting.params,
+            jnp.minimum(iterations, MAX_ITERATIONS),  # whoever calls it: an end
             (y < size[0]) & (x < size[1]),
             None if segmenter.compatibility is None else jnp.asarray(segmenter.compatibility),
             bilateral=bilateral,
-            normalization=segmenter.normalization,
-            radius=exact_radius(segmenter.crf_params),
+            normalization=segmenter.setting.normalization,
+            radius=exact_radius(segmenter.setting.params),
         )
 
     return marginals

@@ -38,7 +38,7 @@ def write_saved_model(
     signatures = {}
     try:
         for height, width in sizes:
-            bilateral = crf.choose_bilateral(segmenter.bilateral, height, width, "cpu")
+            bilateral = crf.choose_bilateral(segmenter.setting.options["bilateral"], height, width, "cpu")
             convert = jax2tf.convert(program(segmenter, bilateral), with_gradient=False)
             signature = [
                 tf.TensorSpec((height, width, 3), tf.uint8, "image"),

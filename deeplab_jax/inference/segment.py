@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from deeplab_jax.crf.params import FIELDS, Preset
-from deeplab_jax.imaging.files import MAX_PIXELS
+from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.setting import Setting
 from deeplab_jax.inference.base import Segmenting
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import STRIDE
+from deeplab_jax.limits import CUT_ABOVE, REFUSE_ABOVE
 from deeplab_jax.refinement.pieces import Piece, margin_of
 from deeplab_jax.refinement.pieces import pieces as overlapping_pieces
 
@@ -28,9 +30,9 @@ class Segment(Segmenting):
       class_names: C names.
       palette: uint8 [256, 3].
       crf_iterations: what is used where no number is given.
-      tile_above: photographs with more pixels go through network and CRF in overlapping pieces of at most this size,
+      cut_above: photographs of more pixels go through network and CRF in overlapping pieces of at most this size,
         smaller with many classes.
-      max_pixels: files with more pixels are refused.
+      refuse_above: files of more pixels are refused.
       batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
     """
 
@@ -38,16 +40,15 @@ class Segment(Segmenting):
         self,
         segmenter: Segmenter,
         identity: Any = None,
-        tile_above: int = 4_000_000,
-        max_pixels: int = MAX_PIXELS,
+        cut_above: int = CUT_ABOVE,
+        refuse_above: int = REFUSE_ABOVE,
     ):
         self._segmenter, self._made_from = segmenter, identity
         self.class_names, self.palette = segmenter.class_names, segmenter.palette
-        self.crf_iterations = segmenter.crf_iterations
-        self.tile_above, self.max_pixels = tile_above, max_pixels
+        self.cut_above, self.refuse_above = cut_above, refuse_above
         self.batch_size = segmenter.batch_size
         on_host = segmenter.devices[0].platform == "cpu"
-        self.workers = 1 if on_host else 2 * len(segmenter.devices)  # one computes while the other copies
+        self.workers = len(segmenter.devices) * (1 if on_host else 2)  # of two, one computes while the other copies
 
     @property
     def segmenter(self) -> Segmenter:
@@ -55,34 +56,36 @@ class Segment(Segmenting):
         return self._segmenter
 
     @property
-    def crf(self) -> Preset:
-        """The CRF's parameters, iterations and normalization."""
-        return Preset(self._segmenter.crf_params, self.crf_iterations, self._segmenter.normalization)
+    def crf(self) -> Setting:
+        """The CRF's parameters, iterations, normalization and filter."""
+        return self._segmenter.setting
 
     @property
-    def bilateral(self) -> str:
-        """The CRF's filter."""
-        return self._segmenter.bilateral
+    def crf_iterations(self) -> int:
+        return self.crf.iterations
+
+    @crf_iterations.setter
+    def crf_iterations(self, iterations: int) -> None:
+        self._segmenter.setting = replace(self.crf, iterations=iterations)
 
     @property
     def identity(self) -> list:
         """JSON values that distinguish this model and its settings from others."""
         learned = None if self._segmenter.compatibility is None else digest_of(self._segmenter.compatibility)
         values = [np.asarray(getattr(self.crf.params, name), np.float64).tolist() for name in FIELDS]
-        rest = [self.crf_iterations, self.crf.normalization, self.bilateral, self.tile_above, self._segmenter.scales]
+        rest = [self.crf.iterations, self.crf.normalization, self.crf.bilateral, self.cut_above, self._segmenter.scales]
         return [self._made_from, learned, values, *rest, self._segmenter.mirror]
 
-    def use_crf(self, preset: Preset, bilateral: str | None = None, keep_compatibility: bool = False) -> "Segment":
-        """Changes the CRF's parameters, iterations and normalization in place, and its filter; returns itself.
+    def use_crf(self, setting: Setting, keep_compatibility: bool = False) -> "Segment":
+        """Changes the CRF's setting in place; returns itself.
 
         Args:
+          setting: where it names no filter, the filter stays.
           keep_compatibility: keeps a label compatibility that was learned with the parameters.
         """
-        self._segmenter.crf_params, self._segmenter.normalization = preset.params, preset.normalization
-        self.crf_iterations = preset.iterations
+        self._segmenter.setting = replace(setting, bilateral=setting.bilateral or self.crf.bilateral)
         if not keep_compatibility:
             self._segmenter.compatibility = None
-        self._segmenter.bilateral = bilateral or self._segmenter.bilateral
         self._segmenter.programs.clear()  # normalization, filter and compatibility are compiled in
         return self
 
@@ -94,7 +97,7 @@ class Segment(Segmenting):
         Returns:
           For each (labels uint8 [H, W], marginals [H, W, C] if asked for else None: float32, of a large one float16).
         """
-        iterations = self.crf_iterations if iterations is None else iterations
+        iterations = self._count(iterations)
         images = [self._image(image) for image in images]
         large = [self.pieces(image.shape[:2]) > 1 for image in images]
         whole = [image for image, is_large in zip(images, large) if not is_large]
@@ -134,7 +137,7 @@ class Segment(Segmenting):
 
     def _pieces(self, size: tuple[int, ...]) -> list[Piece]:
         margin = max(margin_of(self.crf.params), _MARGIN)
-        limit = self.tile_above
+        limit = self.cut_above
         if size[0] * size[1] > limit:
             limit = min(limit, max(_PIECE_VALUES // len(self.class_names), 1))
         return overlapping_pieces((size[0], size[1]), limit, margin, align=STRIDE)

@@ -67,13 +67,10 @@ class Segmenter:
         self,
         model,
         variables: dict,
-        crf_params: "crf.CRFParams",
-        normalization: str = "after",
-        bilateral: str = "auto",
+        setting: crf.Setting,
         class_names: Sequence[str] = (),
         palette: np.ndarray | None = None,
         *,
-        crf_iterations: int = 10,
         compatibility: np.ndarray | None = None,
         scales: Sequence[float] = (1.0,),
         mirror: bool = False,
@@ -90,12 +87,10 @@ class Segmenter:
         Args:
           model: a module whose `apply(variables, images, train=False, valid=valid)` returns (scores, out).
           variables: its variables.
-          crf_params: of photographs at their own size.
-          normalization: of the CRF's kernels: none, before, after, symmetric.
-          bilateral: the CRF's filter: auto, permutohedral, exact, separable.
+          setting: of the CRF, for photographs at their own size; its iterations are what `__call__` uses by default,
+            0 = network alone.
           class_names: C names.
           palette: [256, 3] uint8; None = PASCAL VOC's.
-          crf_iterations: what `__call__` uses by default; 0 = network alone.
           compatibility: [C, C] label compatibility; None = Potts.
           scales: test-time scales whose probabilities are averaged.
           mirror: averages with the mirrored image.
@@ -110,9 +105,7 @@ class Segmenter:
         if size_multiple % tiling.STRIDE:
             raise ValueError(f"size_multiple={size_multiple} must be a multiple of {tiling.STRIDE}")
         self.model = model
-        self.crf_params = crf_params
-        self.normalization, self.bilateral, self.compatibility = normalization, bilateral, compatibility
-        self.crf_iterations = crf_iterations
+        self.setting, self.compatibility = setting, compatibility
         self.class_names, self.palette = tuple(class_names), voc_palette() if palette is None else palette
         self.scales, self.mirror = tuple(float(s) for s in scales), mirror
         self.mirror_swaps = tuple((int(a), int(b)) for a, b in mirror_swaps)
@@ -134,9 +127,9 @@ class Segmenter:
 
         Args:
           image: [H, W, 3] uint8 RGB.
-          iterations: of the CRF; default `crf_iterations`, 0 = network alone.
+          iterations: of the CRF; default the setting's, 0 = network alone.
         """
-        iterations = self.crf_iterations if iterations is None else iterations
+        iterations = self.setting.iterations if iterations is None else iterations
         marginals = self.refine(self.scores([image])[0], image, iterations)
         return Segmentation(marginals.argmax(-1).astype(np.uint8), marginals, self.class_names, self.palette)
 
@@ -160,7 +153,7 @@ class Segmenter:
           log_probs: [H, W, C] float32, as `scores` gives them.
           image: [H, W, 3] uint8 RGB.
           iterations: one number, or several: all are read from one pass.
-          params: instead of the segmenter's own.
+          params: instead of the setting's.
 
         Returns:
           Marginals [H, W, C] float32, or a list of them where `iterations` is a sequence.
@@ -215,7 +208,9 @@ class Segmenter:
 
     def filter_used(self, size: tuple[int, int]) -> str:
         """The CRF's filter for an image of this size: "auto" goes by its padded shape, which is what is compiled."""
-        return crf.choose_bilateral(self.bilateral, *self.padded_shape(size), self.devices[0].platform)
+        return crf.choose_bilateral(
+            self.setting.options["bilateral"], *self.padded_shape(size), self.devices[0].platform
+        )
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
@@ -299,13 +294,13 @@ class Segmenter:
                 crf.mean_field,
                 iterations=last,
                 bilateral=bilateral,
-                normalization=self.normalization,
+                normalization=self.setting.normalization,
                 compatibility=None if self.compatibility is None else jnp.asarray(self.compatibility),
                 return_all=several,
                 prune=True,
             )
             image = jax.device_put(tiling.pad(image, shape), self.devices[device])
-            params = self.crf_params if params is None else params
+            params = self.setting.params if params is None else params
             kind = ("crf", bilateral, last, several, *log_probs.shape)
             try:
                 q = self._run(kind, device, run, -log_probs, image, params, mask=mask)

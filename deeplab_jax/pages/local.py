@@ -32,7 +32,7 @@ from deeplab_jax.inference.tiling import STRIDE, padded_size
 from deeplab_jax.version import __version__
 
 MAX_BYTES = 32 * 2**20  # of an upload
-MAX_PIXELS = 50_000_000  # of an upload, looked at before it is decoded
+REFUSE_ABOVE = 50_000_000  # of an upload, looked at before it is decoded
 WORK_PIXELS = 250_000  # larger photographs are scaled down to this for the page
 # Pictures are padded to the smallest of these shapes that holds them, which bounds the programs and their memory; each
 # has its half for the previews. A larger picture is scaled down to fit.
@@ -151,7 +151,7 @@ class Desk:
         padding = [(0, shape[0] - h), (0, shape[1] - w), (0, 0)]
         mask = np.zeros(shape, bool)
         mask[:h, :w] = True
-        bilateral, radius = crf.choose_bilateral(segmenter.bilateral, *shape), radius_for(params)
+        bilateral, radius = crf.choose_bilateral(segmenter.setting.options["bilateral"], *shape), radius_for(params)
         with self._compute, self._saying("CRF", shape, radius):
             q = mean_field_any(
                 jnp.asarray(np.pad(-log_probs, padding)),
@@ -161,7 +161,7 @@ class Desk:
                 jnp.asarray(mask),
                 None if segmenter.compatibility is None else jnp.asarray(segmenter.compatibility),
                 bilateral=bilateral,
-                normalization=segmenter.normalization,
+                normalization=segmenter.setting.normalization,
                 radius=radius,
                 prune=True,
             )
@@ -261,7 +261,7 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
     def photograph() -> Response:
         data = request.get_data()
         try:
-            image = files.read_photograph(data, name="the file", max_pixels=MAX_PIXELS)
+            image = files.read_photograph(data, name="the file", refuse_above=REFUSE_ABOVE)
         except UserError as e:
             abort(400, str(e).split(";")[0])
         except Exception:  # Pillow's decoders raise many kinds on hostile bytes

@@ -1,74 +1,174 @@
 """Photographs and rough labels in files, refined by the CRF into files."""
 
 import collections
-import contextlib
+import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from deeplab_jax.crf.params import Settings
+from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.setting import Setting
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing, overlay, pairing, strip
+from deeplab_jax.limits import CUT_ABOVE, REFUSE_ABOVE
 from deeplab_jax.refinement import pieces
 from deeplab_jax.refinement.rough import Probabilities, RoughLabels
+from deeplab_jax.runs.devices import in_order
+from deeplab_jax.runs.job import Job, Report, absence, digest
 
 _NAMES = [f"class {i}" for i in range(256)]
 
 
-class Options(NamedTuple):
+class RefineOptions(NamedTuple):
     """How to refine. `given` is what the files hold that the CRF starts from: "probs" or "labels".
 
-    Photographs above `max_pixels` are cut into pieces, those above `refused_pixels` refused.
+    Photographs of more than `cut_above` pixels are cut into pieces, those of more than `refuse_above` refused.
     """
 
-    crf: Settings
+    crf: Setting
     given: str
     unknown: int = 255
     confidence: float = 0.7
     iterations_strip: bool = False
-    max_pixels: int = 4_000_000
-    refused_pixels: int = files.MAX_PIXELS
+    cut_above: int = CUT_ABOVE
+    refuse_above: int = REFUSE_ABOVE
     colors: np.ndarray | None = None  # of the classes, where labels show them
+    overwrite: bool = False  # in folders, does again what is done
+
+    @property
+    def identity(self) -> list:
+        """JSON values that tell these settings from others."""
+        crf = [np.asarray(getattr(self.crf.params, name), np.float64).tolist() for name in FIELDS]
+        colors = None if self.colors is None else np.asarray(self.colors).tolist()
+        return [crf, self.crf.options, self.given, self.unknown, self.confidence, self.cut_above, colors]
 
 
-def refine_folder(images: Path, given: Path, out: Path, options: Options) -> int:
+def refine_folder(
+    images: Path,
+    given: Path,
+    out: Path,
+    options: RefineOptions,
+    job: Job | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> int:
     """Refines every photograph below `images`; a bad one is reported on stderr and the rest go on.
 
+    What is done is skipped: made from these very files with these settings, and complete. Of several processes each
+    does its share of the list; names are those of the whole.
+
+    Args:
+      job: the processes that share the work.
+      devices: work on a photograph each, at the same time; default the first local one.
+
     Returns:
-      The number of those that failed.
+      The number of photographs that failed, or that a process left undone; in every process that of all.
     """
-    if not given.is_dir():
-        raise UserError(f"{given}: --image is a folder, so this must be the folder with a file for each photograph")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out}: --image is a folder, so this must be a folder")
+    job = job or Job()
+    check_folders(given, out)
     inputs = [item for item in listing.find_inputs([images], exclude=out) if not item.is_video]
     partners = Partners(images, given, options.given)
     inputs = [item for item in inputs if partners.is_photograph(item)]
     stems = listing.result_stems(inputs)
     written = [path for stem in stems for path in outputs(out / stem, options)]
-    read = [item.path for item in inputs]
-    for item in inputs:
-        with contextlib.suppress(UserError):  # reported in its turn
-            read.append(partners.of(item))
-    listing.check_outputs(written, read)
+    tasks = [_Task(item.path, _partner(partners, item), out / stem) for item, stem in zip(inputs, stems)]
+    read = [task.given for task in tasks if isinstance(task.given, Path)]  # the others are reported in their turn
+    listing.check_outputs(written, [*(item.path for item in inputs), *read])
+    mine = job.share(tasks)
+    todo = mine if options.overwrite else [task for task in mine if not task.is_done(options)]
+    if len(todo) < len(mine):
+        print(f"{len(mine) - len(todo)} of {len(mine)} are done and skipped (--overwrite does them again)", flush=True)
     failed = 0
-    for number, (item, stem) in enumerate(zip(inputs, stems), 1):
-        print(f"[{number}/{len(inputs)}] ", end="", flush=True)
-        try:
-            refine_file(item.path, partners.of(item), out / stem, options)
-        except UserError as e:
+    results = in_order(partial(_refine, options=options), todo, devices or jax.local_devices()[:1])
+    for number, (task, (lines, error)) in enumerate(results, 1):
+        if error is not None:
             failed += 1
-            print(f"{item.path}: failed", flush=True)
-            print(f"error: {e}", file=sys.stderr, flush=True)
-    if failed:
-        print(f"error: {failed} of {len(inputs)} photographs failed", file=sys.stderr)
-    return failed
+            lines.append(f"{listing.shown(task.image)}: failed")
+            print(f"error: {listing.shown(str(error))}", file=sys.stderr, flush=True)
+        print(f"[{number}/{len(todo)}] " + "\n".join(lines), flush=True)
+
+    def sum_up(reports: list[Report]) -> int:
+        bad = 0
+        for report in reports:
+            if report.found is not None and report.found["plan"] == listed:
+                bad += report.found["failed"]
+                continue
+            share = job.share_of(report.index, tasks)
+            left = [task.image for task in share if not task.is_done(options)]
+            bad += len(left)
+            print(f"error: {listing.shown(absence(report, len(share), left))}", file=sys.stderr, flush=True)
+        if job.count > 1:
+            print(f"{len(tasks) - bad} of {len(tasks)} photographs are done, by {job.count} processes", flush=True)
+        if bad:
+            words = "failed" if job.count == 1 else "failed or are missing"
+            print(f"error: {bad} of {len(tasks)} photographs {words}", file=sys.stderr, flush=True)
+        return bad
+
+    listed = digest([stems, options.identity])
+    return job.conclude({"failed": failed, "plan": listed}, sum_up)
 
 
-def outputs(out: Path, options: Options) -> list[str]:
+def check_folders(given: Path, out: Path) -> None:
+    """Checks that what must be folders where photographs come from a folder are.
+
+    Raises:
+      UserError: one is something else.
+    """
+    if not given.is_dir():
+        raise UserError(f"{given}: --image is a folder, so this must be the folder with a file for each photograph")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: --image is a folder, so this must be a folder")
+
+
+class _Task(NamedTuple):
+    """A photograph, its file of probabilities or labels or what is wrong with that, and the stem of its results."""
+
+    image: Path
+    given: Path | UserError
+    out: Path
+
+    def digest(self, options: RefineOptions) -> str:
+        """Of all that determines the results; "" where it cannot be known."""
+        if isinstance(self.given, UserError):
+            return ""
+        try:
+            found = [(str(path.resolve()), path.stat()) for path in (self.image, self.given)]
+        except OSError:  # it has vanished, which reading it will report
+            return ""
+        return digest([*((name, stat.st_size, stat.st_mtime_ns) for name, stat in found), options.identity])
+
+    def is_done(self, options: RefineOptions) -> bool:
+        """Whether the results are there, and were made from these very files with these settings."""
+        wanted = self.digest(options)
+        written = outputs(self.out, options)
+        return bool(wanted) and files.read_note(written[0]) == wanted and all(map(os.path.isfile, written))
+
+
+def _partner(partners: "Partners", item: listing.Input) -> Path | UserError:
+    try:
+        return partners.of(item)
+    except UserError as e:
+        return e
+
+
+def _refine(task: _Task, options: RefineOptions) -> tuple[list[str], UserError | None]:
+    """What to say about a photograph, and what went wrong with it."""
+    lines: list[str] = []
+    try:
+        if isinstance(task.given, UserError):
+            raise task.given
+        refine_file(task.image, task.given, task.out, options, lines.append, task.digest(options))
+    except UserError as e:
+        return lines, e
+    return lines, None
+
+
+def outputs(out: Path, options: RefineOptions) -> list[str]:
     """Every file that refining one photograph to `out` writes."""
     return [f"{out}.png", f"{out}_overlay.png", *[f"{out}_iterations.png"] * options.iterations_strip]
 
@@ -124,8 +224,19 @@ class Partners:
         return found
 
 
-def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> None:
+def refine_file(
+    image_path: Path,
+    given: Path,
+    out: Path,
+    options: RefineOptions,
+    say: Callable[[str], None] = print,
+    note: str = "",
+) -> None:
     """Refines one photograph and writes `out` + .png, _overlay.png and, if asked for, _iterations.png.
+
+    Args:
+      say: takes a line for each result, and for one that is made in pieces.
+      note: kept in the .png, which is written last.
 
     Raises:
       UserError: a file cannot be read or written, or the two do not belong together.
@@ -134,7 +245,7 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
     for path in (image_path, given):
         listing.check_file(path)
     listing.check_outputs(outputs(out, options), (image_path, given))
-    image = files.read_photograph(image_path, max_pixels=options.refused_pixels)
+    image = files.read_photograph(image_path, refuse_above=options.refuse_above)
     size = image.shape[:2]
     rough: Probabilities | RoughLabels
     if options.given == "probs":
@@ -144,21 +255,19 @@ def refine_file(image_path: Path, given: Path, out: Path, options: Options) -> N
         if rough.is_settled:
             has = f"the id {rough.ids[0]} alone" if len(rough.ids) else "no label"
             files.write_png(f"{out}_overlay.png", overlay.overlay(image, rough.given, rough.palette, _NAMES))
-            files.write_palette_png(f"{out}.png", rough.given, rough.palette)
-            print(f"{out}.png  ({given.name} has {has}: as it is)", flush=True)
+            files.write_palette_png(f"{out}.png", rough.given, rough.palette, note)
+            say(f"{out}.png  ({given.name} has {has}: as it is)")
             return
-    count = len(pieces.pieces(size, options.max_pixels, pieces.margin_of(options.crf.params)))
+    count = len(pieces.pieces(size, options.cut_above, pieces.margin_of(options.crf.params)))
     if count > 1:
-        print(f"{image_path}: {size[0] * size[1] / 1e6:.1f} megapixels, above --crf_max_pixels: in {count} overlapping "
-              "pieces", flush=True)  # fmt: skip
-    settings = options.crf._asdict() | {"max_pixels": options.max_pixels}
+        say(f"{image_path}: {size[0] * size[1] / 1e6:.1f} megapixels, above --cut_above: in {count} overlapping pieces")
     names = _NAMES
     if options.iterations_strip:
-        labels, frames = pieces.refine_frames(rough, image, **settings)
+        labels, frames = pieces.refine_frames(rough, image, options.crf, options.cut_above)
         picture = strip.iterations_strip(frames, rough.palette, rough.ids, names)
         files.write_png(f"{out}_iterations.png", picture)
     else:
-        labels = pieces.refine(rough, image, **settings)
+        labels = pieces.refine(rough, image, options.crf, options.cut_above)
     files.write_png(f"{out}_overlay.png", overlay.overlay(image, labels, rough.palette, names))
-    files.write_palette_png(f"{out}.png", labels, rough.palette)
-    print(f"{out}.png  ({time.monotonic() - start:.1f} s)", flush=True)
+    files.write_palette_png(f"{out}.png", labels, rough.palette, note)
+    say(f"{out}.png  ({time.monotonic() - start:.1f} s)")

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf import CRFParams, mean_field
+from deeplab_jax.crf import CRFParams, Setting, mean_field
 from deeplab_jax.errors import UserError
+from deeplab_jax.limits import CUT_ABOVE
 from deeplab_jax.refinement.rough import Rough, Slices
 
 # A piece sees this many standard deviations of the widest kernel beyond the part that it labels.
@@ -31,8 +32,8 @@ class Piece(NamedTuple):
         return y, x
 
 
-def pieces(size: tuple[int, int], max_pixels: int, margin: int, align: int = 1) -> list[Piece]:
-    """Cuts [H, W] into cores of at most `max_pixels` pixels, each seen in a window with `margin` pixels around it.
+def pieces(size: tuple[int, int], cut_above: int, margin: int, align: int = 1) -> list[Piece]:
+    """Cuts [H, W] into cores of at most `cut_above` pixels, each seen in a window with `margin` pixels around it.
 
     All windows have one shape, so that one compiled program serves them; at the borders a window is moved inwards.
     Of the grids that are fine enough, the one with the fewest pixels in its windows is taken. With `align`, windows
@@ -42,19 +43,19 @@ def pieces(size: tuple[int, int], max_pixels: int, margin: int, align: int = 1) 
     [1, 3, 25]
     """
     height, width = size
-    if height * width <= max_pixels:
+    if height * width <= cut_above:
         whole = (slice(0, height), slice(0, width))
         return [Piece(whole, whole)]
 
     def grid(rows: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
         core_h = math.ceil(height / rows)
-        core_w = math.ceil(width / math.ceil(width / max(max_pixels // core_h, 1)))
+        core_w = math.ceil(width / math.ceil(width / max(cut_above // core_h, 1)))
         window = min(height, core_h + 2 * margin), min(width, core_w + 2 * margin)
         cost = math.ceil(height / core_h) * math.ceil(width / core_w) * window[0] * window[1]
         return cost, (core_h, core_w), window
 
-    enough = min(height, 2 * math.ceil(height * width / max_pixels))
-    _, core, window = min(grid(rows) for rows in range(1, enough + 1) if math.ceil(height / rows) <= max_pixels)
+    enough = min(height, 2 * math.ceil(height * width / cut_above))
+    _, core, window = min(grid(rows) for rows in range(1, enough + 1) if math.ceil(height / rows) <= cut_above)
     return [
         Piece((_window(y, core[0], window[0], height, align), _window(x, core[1], window[1], width, align)), (y, x))
         for y in _cuts(height, core[0])
@@ -79,12 +80,8 @@ def margin_of(params: CRFParams) -> int:
 def marginals_by_piece(
     rough: Rough,
     image: np.ndarray,
-    params: CRFParams,
-    *,
-    iterations: int,
-    bilateral: str = "auto",
-    normalization: str = "after",
-    max_pixels: int = 4_000_000,
+    setting: Setting,
+    cut_above: int = CUT_ABOVE,
     return_all: bool = False,
 ) -> Iterator[tuple[Slices, np.ndarray]]:
     """Runs the CRF on each piece of a photograph and yields (core, marginals of the core).
@@ -92,8 +89,9 @@ def marginals_by_piece(
     Args:
       rough: gives -log P of a window; asked once per piece, so a memory-mapped file is read piece by piece.
       image: RGB, uint8 [H, W, 3].
-      max_pixels: a larger photograph is cut into cores of at most this size. The labels differ from those of the whole
-        by less than 0.5 % of the pixels (see tests/test_refine.py).
+      setting: of the CRF.
+      cut_above: a photograph of more pixels is cut into cores of at most this size. The labels differ from those of the
+        whole by less than 0.5 % of the pixels (see tests/test_refine.py).
       return_all: yields marginals [iterations + 1, h, w, C], after 0 to `iterations` iterations.
 
     Raises:
@@ -102,15 +100,13 @@ def marginals_by_piece(
     Yields:
       (core, q): where in the photograph, and float32 [h, w, C] marginals (sum 1 over C).
     """
-    for piece in pieces(image.shape[:2], max_pixels, margin_of(params)):
+    for piece in pieces(image.shape[:2], cut_above, margin_of(setting.params)):
         try:
             q = mean_field(
                 rough.unary(piece.window),
                 jnp.asarray(image[piece.window]),
-                params,
-                iterations=iterations,
-                bilateral=bilateral,
-                normalization=normalization,
+                setting.params,
+                **setting.options,
                 return_all=return_all,
                 prune=True,
             )
@@ -123,16 +119,13 @@ def marginals_by_piece(
         yield piece.core, inside
 
 
-def refine(
-    rough: Rough, image: np.ndarray, params: CRFParams, *, iterations: int, max_pixels: int = 4_000_000, **options
-) -> np.ndarray:
+def refine(rough: Rough, image: np.ndarray, setting: Setting, cut_above: int = CUT_ABOVE) -> np.ndarray:
     """Returns the most probable class id of every pixel, uint8 [H, W]; of equals the lowest wins.
 
     The arguments are those of `marginals_by_piece`.
     """
     labels = np.zeros(image.shape[:2], np.uint8)
-    results = marginals_by_piece(rough, image, params, iterations=iterations, max_pixels=max_pixels, **options)
-    for core, q in results:
+    for core, q in marginals_by_piece(rough, image, setting, cut_above):
         labels[core] = rough.ids[q.argmax(-1)]
     return labels
 
@@ -140,12 +133,10 @@ def refine(
 def refine_frames(
     rough: Rough,
     image: np.ndarray,
-    params: CRFParams,
+    setting: Setting,
+    cut_above: int = CUT_ABOVE,
     *,
-    iterations: int,
-    max_pixels: int = 4_000_000,
     frame_width: int = 320,
-    **options,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Like `refine`, and also returns the marginals after every iteration, sampled to a width for a picture.
 
@@ -155,15 +146,12 @@ def refine_frames(
       (labels uint8 [H, W], frames float16 [iterations + 1, h, w, C]), w at most `frame_width`.
     """
     height, width = image.shape[:2]
-    count = len(rough.ids)
-    max_pixels = min(max_pixels, max(_HELD_VALUES // ((iterations + 1) * count), 1))
+    count, steps = len(rough.ids), setting.iterations + 1
+    cut_above = min(cut_above, max(_HELD_VALUES // (steps * count), 1))
     step = math.ceil(max(height, width) / frame_width)
     labels = np.zeros((height, width), np.uint8)
-    frames = np.zeros((iterations + 1, math.ceil(height / step), math.ceil(width / step), count), np.float16)
-    results = marginals_by_piece(
-        rough, image, params, iterations=iterations, max_pixels=max_pixels, return_all=True, **options
-    )
-    for (y, x), q in results:
+    frames = np.zeros((steps, math.ceil(height / step), math.ceil(width / step), count), np.float16)
+    for (y, x), q in marginals_by_piece(rough, image, setting, cut_above, return_all=True):
         labels[y, x] = rough.ids[q[-1].argmax(-1)]
         rows, cols = -y.start % step, -x.start % step  # the first sampled row and column of this core
         sampled = q[:, rows::step, cols::step]

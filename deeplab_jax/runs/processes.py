@@ -1,14 +1,23 @@
 """Several processes: JAX's own distributed runtime, and what the loop needs of it."""
 
+import itertools
 import os
+import threading
 from typing import Any
 
 import jax
 import numpy as np
 
+from deeplab_jax import interrupts
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason
+from deeplab_jax.runs.peers import Watch
 
 _LONG = 7 * 24 * 3600  # seconds
+_barriers = itertools.count()
+_watch: Watch | None = None
+_left = False
+_ended = threading.Lock()  # taken by who says why this process ends
 _LOST = ("gloo", "nccl", "heartbeat", "coordination service", "connection", "socket closed", "peer", "unavailable:")
 
 
@@ -40,13 +49,69 @@ def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_pr
         raise UserError("--coordinator needs --process_id and --num_processes as well")
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    arguments: dict[str, Any] = {"heartbeat_timeout_seconds": int(os.environ.get("DEEPLAB_HEARTBEAT_SECONDS", "100"))}
-    if coordinator:
-        arguments |= {"coordinator_address": coordinator, "process_id": process_id, "num_processes": num_processes}
+    host_timeout = heartbeat_seconds()
+    arguments: dict[str, Any] = {"heartbeat_timeout_seconds": host_timeout}
     try:
+        if coordinator:
+            arguments |= {"coordinator_address": coordinator, "process_id": process_id, "num_processes": num_processes}
+        else:
+            arguments |= _told_by_launcher()
+        if "coordinator_address" in arguments:
+            # Who is gone is noticed by a watch of ours, before JAX would abort this process for it.
+            arguments |= _start_watch(arguments, host_timeout) | {"heartbeat_timeout_seconds": _LONG}
         jax.distributed.initialize(**arguments)
-    except (RuntimeError, ValueError) as e:
+    except (RuntimeError, ValueError, OSError) as e:
         raise UserError(f"--distributed: the job's processes could not be joined ({str(e).splitlines()[0]})") from e
+
+
+def _told_by_launcher() -> dict[str, Any]:
+    """What JAX finds out from a launcher, as arguments; nothing where this version of it cannot be asked."""
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+    except (ImportError, AttributeError, TypeError):
+        return {}
+    names = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
+    return {} if None in found[:3] else dict(zip(names, found, strict=True))
+
+
+def _start_watch(arguments: dict[str, Any], host_timeout: int) -> dict[str, str]:
+    global _watch
+    rank, count = arguments["process_id"], arguments["num_processes"]
+
+    def on_loss(other: int) -> None:
+        if _ended.acquire(blocking=False):
+            interrupts.now(1, f"error: {_sentence(rank, count, f'process {other}')}\n".encode())
+
+    _watch = Watch(arguments["coordinator_address"], rank, on_loss, host_timeout)
+    return _watch.start()
+
+
+def _sentence(rank: int, count: int, why: str) -> str:
+    return (
+        f"process {rank} of {count}: another process of the job ended ({why}); see its messages; the same command "
+        "goes on from the newest checkpoint"
+    )
+
+
+def lost_peer_error(error: Exception) -> LostPeerError:
+    """The sentence for an error of the runtime that says that another process is gone; see `lost_peer`."""
+    _ended.acquire(blocking=False)
+    return LostPeerError(_sentence(jax.process_index(), jax.process_count(), str(error).splitlines()[0][:200]))
+
+
+def leave() -> None:
+    """Says to the others that this process ends because all of them do; one that ends without takes them along."""
+    global _left
+    _left = True
+    if _watch:
+        _watch.leave()
+
+
+def is_waited_for() -> bool:
+    """Whether this process is one of several, which are not done: they would wait for it, and it for them."""
+    return jax.distributed.is_initialized() and not _left
 
 
 def launched() -> bool:
@@ -59,9 +124,71 @@ def launched() -> bool:
     return slurm or _number("OMPI_COMM_WORLD_SIZE") > 1
 
 
-def _number(variable: str) -> int:
+def _number(variable: str, default: int = 1) -> int:
     value = os.environ.get(variable, "")
-    return int(value) if value.isdigit() else 1
+    return int(value) if value.isdigit() else default
+
+
+def heartbeat_seconds() -> int:
+    """For how long a process may give no sign before the others take it for dead: DEEPLAB_HEARTBEAT_SECONDS, or 100.
+
+    Raises:
+      UserError: the variable is no whole number above 0.
+    """
+    text = os.environ.get("DEEPLAB_HEARTBEAT_SECONDS", "100")
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"DEEPLAB_HEARTBEAT_SECONDS={text}: must be a whole number above 0")
+    return int(text)
+
+
+def place(wanted: bool, coordinator: str = "", process_id: int = -1, num_processes: int = 0) -> tuple[int, int]:
+    """This process's (index, count) in a job whose processes share files and use no collectives.
+
+    They are found as `initialize` finds them. Where a launcher starts several on a host, each sees alone the GPU of its
+    number there. To be called before the first use of a device.
+
+    Args:
+      wanted: true to ask JAX about peers where no known launcher is seen (Cloud TPU, Kubernetes).
+      coordinator: given as for `initialize`, it only says that the other two must be.
+      process_id: this process's rank, with `num_processes`.
+      num_processes: how many there are.
+
+    Raises:
+      UserError: the arguments are incomplete, or `wanted` and no peers are found.
+    """
+    if coordinator or process_id >= 0 or num_processes:
+        if process_id < 0 or num_processes < 1:
+            raise UserError("--process_id and --num_processes belong together; give both")
+        return process_id, num_processes
+    if "SLURM_PROCID" in os.environ and _number("SLURM_STEP_NUM_TASKS") > 1:
+        found = int(os.environ["SLURM_PROCID"]), _number("SLURM_STEP_NUM_TASKS")
+        local, here = os.environ.get("SLURM_LOCALID", ""), os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    elif _number("OMPI_COMM_WORLD_SIZE") > 1:
+        found = _number("OMPI_COMM_WORLD_RANK"), _number("OMPI_COMM_WORLD_SIZE")
+        local, here = (os.environ.get(f"OMPI_COMM_WORLD_LOCAL_{name}", "") for name in ("RANK", "SIZE"))
+    elif wanted:
+        return _place_by_jax()
+    else:
+        return 0, 1
+    several = any(part.partition("(")[0] != "1" for part in here.split(","))  # "8(x4)": 8 on each of 4 hosts
+    if several and local.isdigit() and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ","):  # else one GPU was chosen
+        jax.config.update("jax_cuda_visible_devices", local)
+        jax.config.update("jax_rocm_visible_devices", local)
+    return found
+
+
+def _place_by_jax() -> tuple[int, int]:
+    try:
+        from jax._src.clusters import ClusterEnv  # which jax.distributed.initialize asks as well
+
+        kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+        cluster = next((kind for kind in kinds if kind.is_env_present()), None)
+        if cluster is not None:
+            return cluster.get_process_id(), cluster.get_process_count()
+    except Exception as e:  # whatever a metadata server, or another release of JAX, makes of the question
+        raise UserError(f"--distributed: JAX cannot say which process this is ({reason(e)}); give "
+                        "--process_id and --num_processes") from e  # fmt: skip
+    raise UserError("--distributed: no launcher is seen; give --process_id and --num_processes")
 
 
 def is_first() -> bool:
@@ -75,15 +202,11 @@ def barrier(name: str) -> None:
     This is the coordination service's barrier; the collectives of the devices, which on CPUs give up after 30 seconds
     of waiting for a peer to connect, begin after it.
     """
-    wait_long(name)
-
-
-def wait_long(name: str) -> None:
-    """Waits until every process is here, for as long as one of them works alone: hours."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        multihost.sync_global_processes(name, timeout=_LONG, processes=set(range(jax.process_count())))
+        unique = f"{name} {next(_barriers)}"  # all come to the same ones in the same order
+        multihost.sync_global_processes(unique, timeout=_LONG, processes=set(range(jax.process_count())))
 
 
 def from_first(number: int) -> int:
@@ -92,6 +215,7 @@ def from_first(number: int) -> int:
         return number
     from jax.experimental import multihost_utils
 
+    barrier("from_first")  # process 0 may have read or written for longer than the devices wait
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
@@ -113,4 +237,5 @@ def any_process(flag: bool, *, ask: bool) -> bool:
         return False
     from jax.experimental import multihost_utils
 
+    barrier("any_process")
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))

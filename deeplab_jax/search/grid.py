@@ -10,18 +10,21 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from deeplab_jax.console import Meter
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_text
+from deeplab_jax.runs.devices import in_order
+from deeplab_jax.runs.job import Job
+from deeplab_jax.search.ledger import Counts, Ledger
 
 
-class Setting(NamedTuple):
+class Candidate(NamedTuple):
     """One point of the search; the fields are those of `CRFParams`, the normalization, and how thin classes differ.
 
     A weight is a number, or one number per class. Where `thin` has a flag per class, the bilateral weight of those
@@ -91,24 +94,24 @@ GRIDS: Mapping[str, Axes] = {
 }
 
 
-def settings_of(axes: Axes) -> list[Setting]:
-    """All combinations of the values of each field of `Setting`; no axis is needed for fields with a default."""
-    return [Setting(*values) for values in itertools.product(*(_values(axes, name) for name in Setting._fields))]
+def settings_of(axes: Axes) -> list[Candidate]:
+    """All combinations of the values of each field of `Candidate`; no axis is needed for fields with a default."""
+    return [Candidate(*values) for values in itertools.product(*(_values(axes, name) for name in Candidate._fields))]
 
 
 def _values(axes: Axes, name: str) -> tuple:
-    return axes[name] if name in axes else (Setting._field_defaults[name],)
+    return axes[name] if name in axes else (Candidate._field_defaults[name],)
 
 
-def around(best: Setting, axes: Axes) -> dict[str, tuple]:
+def around(best: Candidate, axes: Axes) -> dict[str, tuple]:
     """The next, finer grid: for each searched number, the best value and half a step to both sides of it.
 
-    >>> fine = around(Setting(4.0, 50.0, 3.0, 3.0, 3.0, "after"), GRIDS["v2"] | {"normalization": ("after",)})
+    >>> fine = around(Candidate(4.0, 50.0, 3.0, 3.0, 3.0, "after"), GRIDS["v2"] | {"normalization": ("after",)})
     >>> fine["bilateral_weight"], fine["bilateral_xy_std"], fine["gaussian_weight"]
     ((3.5, 4.0, 4.5), (45.0, 50.0, 55.0), (3.0,))
     """
     fine = {}
-    for name, value in zip(Setting._fields, best):
+    for name, value in zip(Candidate._fields, best):
         values = sorted(set(_values(axes, name)))
         if name == "normalization" or len(values) == 1:
             fine[name] = (value,)
@@ -149,19 +152,6 @@ def rounds(settings: int, images: int, exhaustive: bool = False) -> list[Round]:
     return plan
 
 
-class Counts(NamedTuple):
-    """Per class: pixels right, pixels of the truth, pixels predicted; of all valid pixels or of a trimap."""
-
-    hit: np.ndarray
-    truth: np.ndarray
-    predicted: np.ndarray
-
-    @classmethod
-    def of(cls, matrix: np.ndarray) -> "Counts":
-        """From a confusion matrix [C, C], rows the truth."""
-        return cls(np.diagonal(matrix).copy(), matrix.sum(1), matrix.sum(0))
-
-
 def mean_iou(counts: Iterable[Counts]) -> float:
     """Mean IoU over the classes that occur, from the counts of many images added up."""
     hit, truth, predicted = (functools.reduce(np.add, column) for column in zip(*counts))
@@ -177,65 +167,13 @@ class Scorer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def count(self, image: int, settings: Sequence[Setting | None]) -> Iterable[tuple[Setting | None, dict]]: ...
-
-
-class Ledger:
-    """Results by (setting, image), one JSON line each, appended as they come; a torn last line is left out.
-
-    Args:
-      path: the file.
-      about: what the results hold for (checkpoint, images, ...); a ledger about something else is emptied.
-    """
-
-    def __init__(self, path: Path, about: Mapping):
-        self.results: dict[tuple[str, int], dict[str, Counts]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        head = json.dumps(about, sort_keys=True) + "\n"
-        good = [head]
-        if lines and lines[0] == head:
-            for line in lines[1:]:
-                try:
-                    if not line.endswith("\n"):
-                        continue
-                    key, image, counts = json.loads(line)
-                    if key is None:
-                        continue
-                    self.results[key, image] = {k: Counts(*map(np.asarray, v)) for k, v in counts.items()}
-                    good.append(line)
-                except (ValueError, TypeError):
-                    continue
-        self._old = set(self.results)
-        write_text(path, "".join(good))
-        self._file = path.open("a")
-
-    def add(self, setting: Setting | None, image: int, counts: dict[str, Counts]) -> None:
-        """Keeps one result."""
-        key = setting.key if setting else ""
-        self.results[key, image] = counts
-        values = {name: [column.tolist() for column in c] for name, c in counts.items()}
-        self._file.write(json.dumps([key, image, values]) + "\n")
-        self._file.flush()
-
-    def get(self, setting: Setting | None, image: int) -> dict[str, Counts] | None:
-        return self.results.get((setting.key if setting else "", image))
-
-    def recalled(self, setting: Setting | None, image: int) -> bool:
-        """Whether an earlier search measured this; True once, so that what is recalled again is not counted again."""
-        key = (setting.key if setting else "", image)
-        known = key in self._old
-        self._old.discard(key)
-        return known
-
-    def close(self) -> None:
-        self._file.close()
+    def count(self, image: int, settings: Sequence[Candidate | None]) -> Iterable[tuple[Candidate | None, dict]]: ...
 
 
 class Row(NamedTuple):
     """A line of the table: a setting (None = the network alone), its mean IoUs and on how many images."""
 
-    setting: Setting | None
+    setting: Candidate | None
     images: int
     scores: dict[str, float]
 
@@ -249,9 +187,9 @@ class Result(NamedTuple):
       grids: for each pass (coarse, fine, ...), its axes and every setting's objective on the images of its first round.
     """
 
-    best: Setting
+    best: Candidate
     rows: list[Row]
-    grids: list[tuple[Axes, dict[Setting, float]]]
+    grids: list[tuple[Axes, dict[Candidate, float]]]
 
 
 def search(
@@ -259,11 +197,13 @@ def search(
     ledger: Ledger,
     axes: Axes,
     *,
-    references: Sequence[Setting] = (),
+    references: Sequence[Candidate] = (),
     passes: int = 2,
     exhaustive: bool = False,
-    improve: Callable[[Setting], Setting] | None = None,
+    improve: Callable[[Candidate], Candidate] | None = None,
     say: Callable[[str], None] = print,
+    job: Job | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Result:
     """Searches coarse to fine.
 
@@ -276,20 +216,23 @@ def search(
       exhaustive: every setting on every image.
       improve: makes of the grid's best a setting off the grid, which wins if it measures better on all images.
       say: takes a line of progress.
+      job: the processes that share the images; each chooses from the results of all.
+      devices: measure an image each, at the same time; default the first local one.
     """
+    measure = partial(_measure, scorer, ledger, say=say, job=job or Job(), devices=devices or jax.local_devices()[:1])
     order = _spread(len(scorer))
     everything = [
         Round(1 + len(references), len(scorer)),
         *rounds(math.prod(map(len, axes.values())), len(scorer), exhaustive),
     ]
-    searched = sum(len(set(_values(axes, name))) > 1 for name in Setting._fields if name != "normalization")
+    searched = sum(len(set(_values(axes, name))) > 1 for name in Candidate._fields if name != "normalization")
     everything += (passes - 1) * rounds(3**searched, len(scorer), exhaustive)
     everything += [Round(1, len(scorer))] if improve else []
     meter = Meter(_runs(everything))
-    _measure(scorer, ledger, [None, *references], order, meter, "references", say)
-    tried: dict[Setting | None, int] = {s: len(scorer) for s in (None, *references)}
-    grids: list[tuple[Axes, dict[Setting, float]]] = []
-    best: Setting | None = None
+    measure([None, *references], order, meter, "references")
+    tried: dict[Candidate | None, int] = {s: len(scorer) for s in (None, *references)}
+    grids: list[tuple[Axes, dict[Candidate, float]]] = []
+    best: Candidate | None = None
     for number in range(passes):
         axes = around(best, axes) if best else axes
         candidates = settings_of(axes)
@@ -297,7 +240,7 @@ def search(
             candidates, images = candidates[: step.candidates], order[: step.images]
             name = ("coarse", "fine")[number] if number < 2 else f"pass {number + 1}"
             what = f"{name}: {len(candidates)} settings on {len(images)} images"
-            _measure(scorer, ledger, candidates, images, meter, what, say)
+            measure(candidates, images, meter, what)
             scores = {s: score(ledger, s, images)[scorer.objective] for s in candidates}
             if len(grids) == number:
                 grids.append((axes, scores))
@@ -307,14 +250,14 @@ def search(
         best = candidates[0]
     if improve and best is not None:
         improved = improve(best)
-        _measure(scorer, ledger, [improved], order, meter, "improved", say)
+        measure([improved], order, meter, "improved")
         tried[improved] = len(scorer)
     rows = [Row(s, n, score(ledger, s, order[:n])) for s, n in tried.items()]
     rows.sort(key=lambda row: (-row.images, -row.scores[scorer.objective]))
     return Result(next(row.setting for row in rows if row.setting is not None), rows, grids)
 
 
-def score(ledger: Ledger, setting: Setting | None, images: Sequence[int]) -> dict[str, float]:
+def score(ledger: Ledger, setting: Candidate | None, images: Sequence[int]) -> dict[str, float]:
     """The objectives of a setting over images: for each kind of counts one sum over all, not a mean of means."""
     found = [counts for i in images if (counts := ledger.get(setting, i)) is not None]
     assert len(found) == len(images), "what is asked for was measured"
@@ -329,15 +272,34 @@ def _measure(
     images: Sequence[int],
     meter: Meter,
     what: str,
+    *,
     say: Callable[[str], None],
+    job: Job,
+    devices: Sequence[jax.Device],
 ) -> None:
-    for image in images:
-        lacking = [s for s in settings if ledger.get(s, image) is None]
-        meter.known(sum(ledger.recalled(s, image) for s in settings))
-        for setting, counts in scorer.count(image, lacking) if lacking else ():
+    """Measures what is lacking: this process's images, then those of the others are awaited."""
+    meter.known(sum(ledger.recalled(s, image) for image in images for s in settings))
+    lacking = {image: [s for s in settings if ledger.get(s, image) is None] for image in images}
+    todo = [(image, some) for image, some in lacking.items() if some and job.owns(image)]
+
+    def count(image_and_settings: tuple[int, list]) -> Iterable[tuple[Candidate | None, dict]]:
+        results = scorer.count(*image_and_settings)
+        return results if len(devices) == 1 else list(results)  # of one device each is kept as it comes
+
+    for (image, _), results in in_order(count, todo, devices):
+        for setting, counts in results:
             ledger.add(setting, image, counts)
             if meter.tick():
                 say(f"{what}; {meter.done} of about {meter.total} runs, {meter.left}")
+    if job.count == 1:
+        return
+
+    def all_measured() -> bool:
+        ledger.refresh()
+        return all(ledger.get(s, image) is not None for image, some in lacking.items() for s in some)
+
+    job.wait_until(all_measured)
+    meter.known(sum(len(some) for image, some in lacking.items() if not job.owns(image)))
 
 
 def _spread(count: int) -> list[int]:

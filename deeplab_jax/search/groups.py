@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from deeplab_jax.search.grid import Ledger, Setting, score
+from deeplab_jax.search.grid import Candidate, Ledger, score
 
 
 class GroupGain(NamedTuple):
@@ -20,7 +20,7 @@ class GroupGain(NamedTuple):
 
 
 def gains_on_unseen(
-    ledger: Ledger, settings: Sequence[Setting], groups: Sequence[str | None], objective: str
+    ledger: Ledger, settings: Sequence[Candidate], groups: Sequence[str | None], objective: str
 ) -> list[GroupGain]:
     """For each group the gain of the setting that is best on the images of all other groups.
 

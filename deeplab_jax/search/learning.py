@@ -12,7 +12,7 @@ import optax
 from deeplab_jax.crf.kernels import choose_bilateral
 from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.mean_field import mean_field
-from deeplab_jax.search.grid import Setting
+from deeplab_jax.search.grid import Candidate
 from deeplab_jax.search.scores import ScoreStore, padded, shared_shapes
 
 LEARNING_RATE = 0.1  # of Adam, at the start; falls to 0 as a cosine
@@ -22,14 +22,14 @@ STRIDE = 2  # learning sees every other row and column
 
 def learn_weights(
     store: ScoreStore,
-    start: Setting,
+    start: Candidate,
     *,
     passes: int,
     bilateral: str = "auto",
     size_multiple: int = 32,
     seed: int = 0,
     say: Callable[[str], None] = print,
-) -> Setting:
+) -> Candidate:
     """The weights, none negative, with which the marginals make the labels likeliest; the widths stay as they are.
 
     Thin classes lose to a smoothing that helps large ones; with weights of their own both can gain. The mean negative
@@ -80,7 +80,7 @@ def _loss_and_gradient(
     label: jax.Array,
     mask: jax.Array,
     *,
-    start: Setting,
+    start: Candidate,
     bilateral: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     def loss(weights: dict[str, jax.Array]) -> jax.Array:
@@ -102,7 +102,7 @@ def _loss_and_gradient(
     return jax.value_and_grad(loss)(weights)
 
 
-def with_weights(start: Setting, weights: Mapping[str, tuple[float, ...]]) -> Setting:
+def with_weights(start: Candidate, weights: Mapping[str, tuple[float, ...]]) -> Candidate:
     """`start` with weights per class, in place of what made thin classes differ."""
     bilateral, gaussian = (tuple(weights[name]) for name in WEIGHTS)
     return start._replace(bilateral_weight=bilateral, gaussian_weight=gaussian, thin_factor=1.0, thin=())

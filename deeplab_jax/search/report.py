@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax.files import write_atomically, write_text
-from deeplab_jax.search.grid import Result, Row, Setting
+from deeplab_jax.search.grid import Candidate, Result, Row
 
 _COLUMNS = ("w1", "s_alpha", "s_beta", "w2", "s_gamma", "normalization", "thin", "images", "mean IoU", "in trimap", "")
 _NAMES = {
@@ -16,10 +16,10 @@ _NAMES = {
     "trimap": "mean IoU in the trimap",
     "both": "mean IoU, half of it in the trimap",
 }
-_SHOWN = Setting._fields[:-1]  # which classes are thin is the same in all rows
+_SHOWN = Candidate._fields[:-1]  # which classes are thin is the same in all rows
 
 
-def table(rows: Sequence[Row], notes: Mapping[Setting | None, str], limit: int | None = None) -> str:
+def table(rows: Sequence[Row], notes: Mapping[Candidate | None, str], limit: int | None = None) -> str:
     """The rows as text, aligned; percent. `notes` names settings ("network alone", ...), which are always shown."""
     shown = [row for n, row in enumerate(rows) if limit is None or n < limit or row.setting in notes]
     lines: list[tuple[str, ...]] = [_COLUMNS]
@@ -31,7 +31,7 @@ def table(rows: Sequence[Row], notes: Mapping[Setting | None, str], limit: int |
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
 
 
-def _shown(setting: Setting | None, nothing: str) -> tuple:
+def _shown(setting: Candidate | None, nothing: str) -> tuple:
     return setting[: len(_SHOWN)] if setting else (nothing,) * len(_SHOWN)
 
 
@@ -42,7 +42,7 @@ def _cell(value: float | str | tuple[float, ...]) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def write(folder: Path, result: Result, objective: str, notes: Mapping[Setting | None, str]) -> None:
+def write(folder: Path, result: Result, objective: str, notes: Mapping[Candidate | None, str]) -> None:
     """Writes `table.txt`, `table.csv` (all rows) and `heatmap.png` into `folder`.
 
     Raises:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import jax
@@ -24,7 +24,9 @@ from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.metrics import trimap
 from deeplab_jax.metrics.confusion import confusion_matrix
-from deeplab_jax.search.grid import Counts, Setting
+from deeplab_jax.runs.devices import in_order
+from deeplab_jax.runs.job import Job
+from deeplab_jax.search.grid import Candidate, Counts
 
 
 class ScoreStore:
@@ -35,16 +37,22 @@ class ScoreStore:
       dataset: the images.
       indices: which of them; `complete` takes those off that cannot be decoded and are to be skipped.
       about: what the scores were computed with; scores of something else are computed again.
+      job: the processes that share the images; they see one folder.
     """
 
-    def __init__(self, folder: Path, dataset, indices: Sequence[int], about: Mapping):
-        self.folder, self.dataset, self.indices = folder, dataset, list(indices)
+    def __init__(self, folder: Path, dataset, indices: Sequence[int], about: Mapping, job: Job | None = None):
+        self.folder, self.dataset, self.indices, self.job = folder, dataset, list(indices), job or Job()
         text = json.dumps(about, sort_keys=True) + "\n"
         head = folder / "about.json"
-        if not head.is_file() or head.read_text() != text:
+
+        def is_mine() -> bool:
+            return head.is_file() and head.read_text() == text
+
+        if self.job.is_first and not is_mine():
             for old in folder.glob("*.npy"):
                 old.unlink()
             write_text(head, text)
+        self.job.wait_until(is_mine)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,29 +61,40 @@ class ScoreStore:
         return self._file(self.indices[i])
 
     def complete(self, segmenter: Callable[[], Segmenter], say: Callable[[str], None] = print) -> None:
-        """Computes the scores that are missing; `segmenter` is made only if there are any.
+        """Computes the scores that are missing, on all devices of `segmenter`, which is made only if there are any.
 
         Raises:
           UserError: an image cannot be decoded and is not to be skipped, or none can.
         """
-        network = None
-        missing = [index for i, index in enumerate(self.indices) if not self.path(i).is_file()]
+        missing = [(i, index) for i, index in enumerate(self.indices) if not self.path(i).is_file()]
         meter = Meter(len(self))
         meter.known(len(self) - len(missing))
         damaged = set()
-        for index in missing:
-            example = reading.read(self.dataset, index)
-            if example is None:
-                damaged.add(index)
-                continue
-            if network is None:
-                network = segmenter()
-                network.plan(reading.known_sizes(self.dataset, self.indices))
-            scores = network.scores([example.image])[0].astype(np.float16)
-            write_atomically(self._file(index), partial(np.save, arr=scores))
-            if meter.tick():
-                left = f", {meter.left}" if meter.done < meter.total else ""
-                say(f"network: {meter.done} of {meter.total} images{left}")
+
+        def decoded() -> Iterator[tuple[int, np.ndarray]]:
+            """This process's images; which are damaged each finds out for all."""
+            for i, index in missing:
+                example = reading.read(self.dataset, index)
+                if example is None:
+                    damaged.add(index)
+                elif self.job.owns(i):
+                    yield index, example.image
+
+        def compute(image: tuple[int, np.ndarray]) -> None:
+            scores = network.scores([image[1]])[0].astype(np.float16)
+            write_atomically(self._file(image[0]), partial(np.save, arr=scores))
+
+        images = decoded()
+        first = next(images, None)
+        if first is not None:
+            network = segmenter()
+            network.plan(reading.known_sizes(self.dataset, self.indices))
+            for _ in in_order(compute, chain([first], images), network.devices):
+                if meter.tick():
+                    left = f", {meter.left}" if meter.done < meter.total else ""
+                    say(f"network: {meter.done} of {meter.total} images{left}")
+        whole = [index for _, index in missing if index not in damaged]
+        self.job.wait_until(lambda: all(self._file(index).is_file() for index in whole))
         self.indices = [index for index in self.indices if index not in damaged]
         if damaged:
             say(f"{len(damaged)} images cannot be decoded and are left out; {len(self)} remain")
@@ -147,7 +166,7 @@ class CRFScorer:
     def __len__(self) -> int:
         return len(self.store)
 
-    def count(self, image: int, settings: Sequence[Setting | None]) -> Iterator[tuple[Setting | None, dict]]:
+    def count(self, image: int, settings: Sequence[Candidate | None]) -> Iterator[tuple[Candidate | None, dict]]:
         """Yields (setting, {"mean_iou": counts, "trimap": counts}); settings of the same widths share one lattice."""
         log_probs, photograph, label = self.store[image]
         height, width, classes = log_probs.shape

@@ -6,19 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from deeplab_jax import data
 from deeplab_jax.crf.filters import check_name
 from deeplab_jax.crf.layer import WEIGHTS
-from deeplab_jax.crf.params import FIELDS, Preset, params_from_config, write_preset
+from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.setting import Setting, setting_from_config, write_preset
 from deeplab_jax.data.reading import read
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs.checkpoints import load_workdir
+from deeplab_jax.runs.job import Job
 from deeplab_jax.search import groups, report, scores
-from deeplab_jax.search.grid import Axes, Ledger, Setting, search, thin_flags
+from deeplab_jax.search.grid import Axes, Candidate, Ledger, search, thin_flags
 from deeplab_jax.search.learning import learn_weights, with_weights
 
 
@@ -38,7 +41,8 @@ def search_workdir(
     iterations: int = 10,
     bilateral: str = "auto",
     say=print,
-) -> tuple[Preset, str]:
+    job: Job | None = None,
+) -> tuple[Setting, str]:
     """Searches for the run in `workdir` on images of `config`'s data, and writes the results there.
 
     Args:
@@ -57,6 +61,8 @@ def search_workdir(
       iterations: of the mean field.
       bilateral: its filter.
       say: takes a line of progress.
+      job: the processes that share the images, in a `meeting`; the first one writes the results. Each uses all of its
+        local devices.
 
     Returns:
       (the best as a preset, the table's best lines; below them, where the images are of several groups, what the CRF
@@ -66,9 +72,9 @@ def search_workdir(
       UserError: the data or the workdir cannot be read, the images have no labels, no class has a name in `thin`, or
         `config.crf` names no known parameters or filter.
     """
-    workdir = Path(workdir)
+    workdir, job = Path(workdir), job or Job()
     try:
-        params, normalization = params_from_config(config.crf)
+        configured = setting_from_config(config.crf)
         check_name(bilateral)
     except ValueError as e:
         raise UserError(f"config.crf: {e}") from e
@@ -90,28 +96,29 @@ def search_workdir(
         run_config.eval.update({"scales": config.eval.scales, "mirror": config.eval.mirror, "tile": config.eval.tile})
 
     def segmenter():
-        return create_segmenter(run_config, variables, meta["class_names"], np.asarray(meta["palette"], np.uint8))
+        palette = np.asarray(meta["palette"], np.uint8)
+        return create_segmenter(run_config, variables, meta["class_names"], palette, devices=jax.local_devices())
 
     about = {"step": meta["step"], "data": dataset.fingerprint, "split": split, "scales": list(config.eval.scales),
              "mirror": config.eval.mirror, "tile": config.eval.tile, "seed": config.seed}  # fmt: skip
     if split == "holdout" and config.data.holdout_by:
         about["holdout_by"] = config.data.holdout_by
     folder = workdir / "crf_search"
-    store = scores.ScoreStore(folder / "scores", dataset, indices, about)
+    store = scores.ScoreStore(folder / "scores", dataset, indices, about, job)
     store.complete(segmenter, say)
     scorer = scores.CRFScorer(store, objective, iterations, bilateral, trimap_width, config.eval.size_multiple)
     about |= {"images": indices, "iterations": iterations, "bilateral": bilateral, "trimap_width": trimap_width}
-    ledger = Ledger(folder / "results.jsonl", about)
-    values = [np.asarray(getattr(params, name), np.float64) for name in FIELDS]
+    ledger = Ledger(folder / "results.jsonl", about, job.index)
+    values = [np.asarray(getattr(configured.params, name), np.float64) for name in FIELDS]
     now = None
     if not any(v.ndim for v in values):
         w1, xy, rgb, w2, smooth = map(float, values)
-        now = Setting(w1, xy, rgb, w2, smooth, normalization)
+        now = Candidate(w1, xy, rgb, w2, smooth, configured.normalization)
     references = [now] if now else []  # weights per class and widths per axis are not compared
     learning = partial(
         learn_weights, store, passes=learn, bilateral=bilateral, size_multiple=config.eval.size_multiple, say=say
     )
-    improve = _remembered(learning, folder / "learned.json", about | {"learn": learn})
+    improve = _remembered(learning, folder / "learned.json", about | {"learn": learn}, job)
     try:
         result = search(
             scorer,
@@ -122,6 +129,8 @@ def search_workdir(
             exhaustive=exhaustive,
             improve=improve if learn else None,
             say=say,
+            job=job,
+            devices=jax.local_devices(),
         )
     finally:
         ledger.close()
@@ -132,19 +141,23 @@ def search_workdir(
     if any(result.best.thin):
         learned = f"{', '.join(thin)} x {result.best.thin_factor:g}, "
     source = f"crf_search: {learned}{objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
-    preset = Preset(result.best.params, iterations, result.best.normalization, source)
-    report.write(folder, result, objective, notes)
+    preset = Setting(result.best.params, iterations, result.best.normalization, source)
     everywhere = [row.setting for row in result.rows if row.setting is not None and row.images == len(store)]
     names = [dataset.group_of(dataset[i].name) for i in store.indices]
     unseen = groups.sentence(groups.gains_on_unseen(ledger, everywhere, names, objective), objective)
-    if unseen:
-        write_text(folder / "groups.txt", unseen + "\n")
-    write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))
+    if job.is_first:
+        ledger.gather()
+        report.write(folder, result, objective, notes)
+        if unseen:
+            write_text(folder / "groups.txt", unseen + "\n")
+        write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))
     table = report.table(result.rows, notes, limit=10)
     return preset, f"{table}\n\n{unseen}" if unseen else table
 
 
-def search_as_configured(config, workdir: str | Path, images: int = 0, say=print) -> tuple[Preset, str]:
+def search_as_configured(
+    config, workdir: str | Path, images: int = 0, say=print, job: Job | None = None
+) -> tuple[Setting, str]:
     """`search_workdir` as `config.search` and `config.crf` say, on `images` images; 0 = `config.search.images`."""
     crf, wanted = config.crf, config.search
     grid = {name: tuple(values) for name, values in wanted.grid.items()}
@@ -160,21 +173,34 @@ def search_as_configured(config, workdir: str | Path, images: int = 0, say=print
         iterations=crf.iterations or 10,
         bilateral=crf.bilateral,
         say=say,
+        job=job,
     )
 
 
-def _remembered(learn: Callable[[Setting], Setting], path: Path, about: Mapping) -> Callable[[Setting], Setting]:
-    """`learn`, but what it made of the same setting under the same circumstances is taken from `path`."""
+def _remembered(
+    learn: Callable[[Candidate], Candidate], path: Path, about: Mapping, job: Job
+) -> Callable[[Candidate], Candidate]:
+    """`learn`, but what it made of the same setting under the same circumstances is taken from `path`.
 
-    def once(start: Setting) -> Setting:
+    Of several processes the first one learns.
+    """
+
+    def once(start: Candidate) -> Candidate:
         asked = json.loads(json.dumps({**about, "start": start}))
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file: learned again
-            known = json.loads(path.read_text())
-            if known["about"] == asked:
-                return with_weights(start, known["weights"])
-        found = learn(start)
-        weights = {name: getattr(found, name) for name in WEIGHTS}
-        write_text(path, json.dumps({"about": asked, "weights": weights}))
+
+        def remembered() -> Candidate | None:
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file: learned again
+                known = json.loads(path.read_text())
+                if known["about"] == asked:
+                    return with_weights(start, known["weights"])
+            return None
+
+        if job.is_first and remembered() is None:
+            weights = {name: getattr(learn(start), name) for name in WEIGHTS}
+            write_text(path, json.dumps({"about": asked, "weights": weights}))
+        job.wait_until(lambda: remembered() is not None)
+        found = remembered()
+        assert found is not None
         return found
 
     return once

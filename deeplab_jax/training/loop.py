@@ -57,10 +57,7 @@ def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> Non
     except jax.errors.JaxRuntimeError as e:
         if not processes.lost_peer(e):
             raise
-        raise processes.LostPeerError(
-            f"process {jax.process_index()} of {jax.process_count()}: another process of the job ended "
-            f"({str(e).splitlines()[0][:200]}); see its messages; the same command goes on from the newest checkpoint"
-        ) from e
+        raise processes.lost_peer_error(e) from e
 
 
 @contextlib.contextmanager
@@ -114,6 +111,7 @@ class Run:
         self.pictures = Pictures(self.config, self.reporter, setup.meta, setup.dataset, setup.done)
         self.pending: list[tuple[int, dict]] = []  # steps whose metrics are still on the devices
         self.saved = setup.done
+        self.full = False  # whether it was said that the disk does not take checkpoints
         self.state = replicate(setup.state)
 
     def train(self) -> None:
@@ -131,7 +129,10 @@ class Run:
         # The next batch is on its way to the devices while they work on this one.
         ahead = prefetch(batches, lambda batch: to_devices(batch, config.optimizer.accumulate), size=1)
         for step in range(done + 1, config.num_steps + 1):
-            self.state, metrics = self.setup.step_fn(self.state, next(ahead))
+            batch = next(ahead)
+            if step in self.first_of_a_size:
+                self.compile(batch)
+            self.state, metrics = self.setup.step_fn(self.state, batch)
             self.pending.append((step, metrics))
             if step in self.first_of_a_size:
                 jax.block_until_ready(metrics)
@@ -148,6 +149,16 @@ class Run:
         if skipped:
             say(f"{skipped} steps were skipped for a non-finite gradient or update")
         self.reporter.close()
+
+    def compile(self, batch: dict) -> None:
+        """Compiles the step for batches of this size, where there are several processes.
+
+        All are done before any of them takes it: on a busy machine one may need much longer than another, whose devices
+        would give it up. The step itself then finds what was compiled.
+        """
+        if jax.process_count() > 1:
+            self.setup.step_fn.lower(self.state, batch).compile()
+            processes.barrier("compiled")
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is written after `step`, whatever signals say."""
@@ -179,11 +190,13 @@ class Run:
             self.pictures(step, host_state)
             try:
                 self.checkpoints.save(step, flatten_state(host_state), self.setup.meta | {"step": step})
+                self.full = False
             except CheckpointWriteError as e:
                 if step >= self.config.num_steps or self.stop.arrived:
                     raise
-                say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {self.saved}")
-                written = False
+                if not self.full:
+                    say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {self.saved}")
+                written, self.full = False, True
         self.reporter.flush()
         if processes.from_first(written):
             self.saved = step
@@ -202,6 +215,7 @@ class Run:
         self.reporter.close()
         name = self.stop.name or "a signal to another process"
         say(f"{name}: saved step {self.saved} and stopping; the same command goes on from there")
+        processes.leave()
         raise Terminated(self.stop.arrived or 15)
 
 

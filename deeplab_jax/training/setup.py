@@ -14,8 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.console import say
-from deeplab_jax.crf.filters import check_name
-from deeplab_jax.crf.params import params_from_config
+from deeplab_jax.crf.setting import setting_from_config
 from deeplab_jax.data import open_dataset, require_two_classes
 from deeplab_jax.data.class_weights import class_weights_for
 from deeplab_jax.data.dataset import SegmentationDataset
@@ -53,7 +52,7 @@ class Setup:
     dataset: SegmentationDataset
     state: TrainState
     done: int
-    step_fn: Callable
+    step_fn: jax.stages.Wrapped
     schedule: Callable
     meta: dict
     present: list[int]
@@ -115,8 +114,7 @@ def check(config: ConfigDict) -> None:
     if config.search.objective not in OBJECTIVES:
         raise UserError(f"config.search.objective={config.search.objective}: must be among {', '.join(OBJECTIVES)}")
     try:
-        params_from_config(config.crf)
-        check_name(config.crf.bilateral)
+        setting_from_config(config.crf)
     except ValueError as e:
         raise UserError(f"config.crf: {e}") from e
     model = config.model

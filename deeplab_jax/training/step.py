@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def create_train_step(
     optimizer: optax.GradientTransformation,
     class_weights: np.ndarray | None,
     devices: Sequence[jax.Device] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+) -> jax.stages.Wrapped:
     """Builds `step(state, batch) -> (state, metrics)`, mapped over this process's devices; the state is donated.
 
     Loss and gradient are global sums over the global number of valid positions: over devices, processes and

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deeplab_jax.config import nearest
-from deeplab_jax.crf.params import Preset, read_preset, write_preset
+from deeplab_jax.crf.setting import Setting, read_preset, write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.weights import files, transfer
@@ -41,7 +41,7 @@ class Boxed(NamedTuple):
     variables: dict
     class_names: tuple[str, ...]
     palette: np.ndarray
-    preset: Preset
+    preset: Setting
     digest: str
 
 
@@ -118,7 +118,7 @@ def write(
     variables: Mapping[str, Any],
     class_names: tuple[str, ...],
     palette: np.ndarray,
-    preset: Preset,
+    preset: Setting,
     settings: Mapping[str, str],
     digest: str,
 ) -> int:

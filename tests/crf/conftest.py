@@ -20,6 +20,13 @@ def image_kernel_matrices(image, params):
     return bilateral, gaussian_kernel(xy / np.asarray(params.gaussian_xy_std))
 
 
+def separable_kernel(kernel, width):
+    """The mean of filtering rows, then columns, and columns, then rows."""
+    y, x = np.divmod(np.arange(len(kernel)), width)
+    rows, columns = kernel * (y[:, None] == y), kernel * (x[:, None] == x)
+    return 0.5 * (rows @ columns + columns @ rows)
+
+
 def normalized(kernel, normalization, include_self=True):
     sums = kernel.sum(1)
     if not include_self:
@@ -52,10 +59,11 @@ def mean_field_definition(unary, kernels, iterations, normalization, compatibili
 
 @pytest.fixture(scope="session")
 def definition():
-    """Functions of the definition: kernel, image_kernels, normalized, mean_field, softmax."""
+    """Functions of the definition: kernel, image_kernels, separable, normalized, mean_field, softmax."""
     return SimpleNamespace(
         kernel=gaussian_kernel,
         image_kernels=image_kernel_matrices,
+        separable=separable_kernel,
         normalized=normalized,
         mean_field=mean_field_definition,
         softmax=softmax,

@@ -47,10 +47,16 @@ def check(ours, wanted):
     assert np.abs(ours - wanted).mean() < permutohedral.TOLERANCE
 
 
-@pytest.mark.parametrize("iterations", [1, pytest.param(6, marks=pytest.mark.long)])
+@pytest.mark.parametrize("iterations", [pytest.param(1, marks=pytest.mark.long), 6])
 def test_marginals_equal_those_of_computing_everything_anew(scene, reference, iterations):
+    """And lattices in turn come close to all of them in each iteration, as in the plain call."""
     ours = traced(scene, iterations)
     check(ours, reference[0][iterations])
+    if iterations == 6:
+        assert np.abs(ours - reference[1]).mean() < 0.01
+        assert (ours.argmax(-1) != reference[1].argmax(-1)).mean() < 0.02
+        plain = mean_field(scene.unary, scene.image, PARAMS, 6, bilateral="permutohedral")
+        assert 1e-4 < np.abs(ours - plain).mean() < 0.03  # the plain call has a lattice nearer to the definition
 
 
 def test_all_marginals_are_those_of_each_number_of_iterations(scene, reference):
@@ -58,12 +64,6 @@ def test_all_marginals_are_those_of_each_number_of_iterations(scene, reference):
     assert ours.shape == (7, *scene.unary.shape)
     for one, wanted in zip(ours, reference[0], strict=True):
         check(one, wanted)
-
-
-def test_lattices_in_turn_come_close_to_all_of_them_in_each_iteration(scene, reference):
-    turns = traced(scene, 6)
-    assert np.abs(turns - reference[1]).mean() < 0.01
-    assert (turns.argmax(-1) != reference[1].argmax(-1)).mean() < 0.02
 
 
 @pytest.mark.parametrize("return_all", [False, pytest.param(True, marks=pytest.mark.long)])
@@ -79,7 +79,7 @@ def test_gradients_are_those_of_the_exact_sum(scene, return_all):
             return -jnp.log(jnp.take_along_axis(q, scene.truth[..., None] + jnp.zeros_like(q, int)[..., :1], -1)).mean()
 
         arguments = jnp.asarray(scene.unary), jnp.float32(4.0), jnp.float32(3.0), jnp.float32(1 - np.eye(4))
-        return jax.grad(of, (0, 1, 2, 3))(*arguments)
+        return jax.jit(jax.grad(of, (0, 1, 2, 3)))(*arguments)
 
     for ours, exact in zip(loss("permutohedral"), loss("exact"), strict=True):
         assert np.abs(exact).max() > 0
@@ -93,18 +93,19 @@ def test_only_changes_beyond_the_tolerance_are_splatted():
     both = jax.jit(permutohedral.build)(rng.uniform(0, 3, (300, 3)).astype(np.float32))
     factor = rng.uniform(size=(300, 1)).astype(np.float32)
     state = permutohedral.start(both, 5, 1)
+    advance, apply = jax.jit(permutohedral.advance), jax.jit(permutohedral.apply)
     for n in range(permutohedral.LATTICES):
         alone = one_lattice(both, n)
         values = rng.uniform(0.1, 1, (300, 5)).astype(np.float32)
-        state, out = permutohedral.advance(both, state, values, factor, n)
-        np.testing.assert_allclose(out, permutohedral.apply(alone, values * factor), rtol=1e-4)
+        state, out = advance(both, state, values, factor, n)
+        np.testing.assert_allclose(out, apply(alone, values * factor), rtol=1e-4)
         moved = values.copy()
         moved[::3] += permutohedral.TOLERANCE / 2
         moved[1::7] += 1
-        state, out = permutohedral.advance(both, state, moved, factor, n)
+        state, out = advance(both, state, moved, factor, n)
         sent = np.where((np.abs(moved - values) > permutohedral.TOLERANCE).any(1, keepdims=True), moved, values)
         np.testing.assert_allclose(state.values[n], sent, rtol=1e-6)
-        np.testing.assert_allclose(out, permutohedral.apply(alone, sent * factor), rtol=1e-4)
+        np.testing.assert_allclose(out, apply(alone, sent * factor), rtol=1e-4)
 
 
 def one_lattice(both, n):

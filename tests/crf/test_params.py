@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from deeplab_jax.crf import PRESETS, CRFParams, Preset, params_from_config, read_preset, write_preset
+from deeplab_jax.crf import PRESETS, CRFParams, Setting, read_preset, setting_from_config, write_preset
 
 
 def values(params):
@@ -39,12 +40,16 @@ def test_published_parameters(name, expected):
 
 
 def test_preset_files_keep_every_number(tmp_path):
-    preset = Preset(CRFParams(np.array([1.0, 2.0]), (5.0, 6.0), 3.5, 0.25, 1.0), 7, "symmetric", "a search")
+    preset = Setting(CRFParams(np.array([1.0, 2.0]), (5.0, 6.0), 3.5, 0.25, 1.0), 7, "symmetric", "a search")
     write_preset(tmp_path / "p.json", preset)
     back = read_preset(tmp_path / "p.json")
     for a, b in zip(values(preset.params), values(back.params)):
         np.testing.assert_array_equal(a, b)
-    assert (back.iterations, back.normalization, back.source) == (7, "symmetric", "a search")
+    assert (back.iterations, back.normalization, back.source, back.bilateral) == (7, "symmetric", "a search", None)
+    assert set(json.loads((tmp_path / "p.json").read_text())) == {
+        "bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std", "iterations",
+        "normalization", "source",
+    }  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
 
 
@@ -57,6 +62,10 @@ def test_preset_files_keep_every_number(tmp_path):
         ('"bilateral_xy_std": 0', "bilateral_xy_std=0.0 must be greater than 0"),
         ('"bilateral_xy_std": 1, "iterations": -1', "iterations=-1 must be at least 0 and at most 10000"),
         ('"bilateral_xy_std": 1, "normalization": "both"', "normalization='both' must be one of"),
+        ('"bilateral_xy_std": 1, "normalization": ["after"]', r"normalization=.*must be one of"),
+        ('"bilateral_xy_std": 1, "source": 5', "source must be text"),
+        ('"bilateral_xy_std": 1, "bilateral": 5', "bilateral must be text"),
+        ('"bilateral_xy_std": 1, "bilateral": "box"', "bilateral='box' must be one of auto, permutohedral"),
     ],
 )
 def test_preset_files_that_cannot_be_used_are_named(tmp_path, text, message):
@@ -68,23 +77,29 @@ def test_preset_files_that_cannot_be_used_are_named(tmp_path, text, message):
     assert "p.json" in str(error.value)
 
 
-def test_params_from_config(tmp_path):
+def test_setting_from_config(tmp_path):
     five = dict(
         zip(("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight"), (1.0, 2.0, 3.0, 4.0))
     )
-    config = SimpleNamespace(preset="", normalization="before", gaussian_xy_std=5.0, **five)
-    params, normalization = params_from_config(config)
-    assert (values(params), normalization) == ((1, 2, 3, 4, 5), "before")
+    chosen = {"preset": "", "iterations": 7, "normalization": "before", "bilateral": "exact"}
+    config = SimpleNamespace(**chosen, gaussian_xy_std=5.0, **five)
+    setting = setting_from_config(config)
+    assert values(setting.params) == (1, 2, 3, 4, 5)
+    assert setting.options == {"iterations": 7, "normalization": "before", "bilateral": "exact"}
     config.preset = "v2_vgg16"
-    assert params_from_config(config) == (PRESETS["v2_vgg16"].params, "before")
+    setting = setting_from_config(config)
+    assert setting.params == PRESETS["v2_vgg16"].params and setting.source == PRESETS["v2_vgg16"].source
+    assert setting.options == {"iterations": 7, "normalization": "before", "bilateral": "exact"}
     config.preset = "deeplab_pytorch"  # found with another normalization than all others, which it brings
-    assert params_from_config(config)[1] == "symmetric"
+    assert setting_from_config(config).normalization == "symmetric"
     config.preset = str(tmp_path / "found.json")
-    write_preset(config.preset, Preset(CRFParams(), normalization="none"))
-    assert params_from_config(config)[1] == "none"
+    write_preset(config.preset, Setting(CRFParams(), normalization="none"))
+    assert setting_from_config(config).options == {"iterations": 7, "normalization": "none", "bilateral": "exact"}
+    write_preset(config.preset, Setting(CRFParams(), bilateral="separable"))
+    assert setting_from_config(config).bilateral == "separable"
     config.preset = "v3"
     with pytest.raises(ValueError, match="preset='v3' is neither"):
-        params_from_config(config)
+        setting_from_config(config)
 
 
 def test_at_stride_divides_positions_only():

@@ -25,6 +25,11 @@ def _distinct_vertices(features):
     return count
 
 
+@pytest.fixture
+def optimized():
+    """The photograph's lattice too takes longer to compile than to run."""
+
+
 @pytest.fixture(scope="module")
 def case():
     rng = np.random.default_rng(0)
@@ -34,15 +39,28 @@ def case():
 
 def test_close_to_all_pairs(case):
     features, values, lattice = case
-    exact = _pairs(features) @ values
-    out = np.asarray(permutohedral.apply(lattice, values))
+    pairs, apply = _pairs(features), jax.jit(permutohedral.apply)
+    exact, out = pairs @ values, np.asarray(apply(lattice, values))
     assert np.linalg.norm(out - exact) / np.linalg.norm(exact) < 0.12
+    sums = np.asarray(apply(lattice, np.ones_like(values)))
+    assert abs(np.median(sums[:, 0] / pairs.sum(1)) - 1) < 0.03  # the scale of dense points in three dimensions
 
 
-@pytest.mark.parametrize(("dimensions", "points", "side"), [(1, 2000, 20), (2, 4000, 10), (3, 6000, 7)])
+def filtered(features, values):
+    return permutohedral.apply(permutohedral.build(features), values)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "points", "side"),
+    [
+        pytest.param(1, 2000, 20, marks=pytest.mark.long),
+        (2, 4000, 10),
+        pytest.param(3, 6000, 7, marks=pytest.mark.long),
+    ],
+)
 def test_scale_of_dense_points(dimensions, points, side):
     features = np.random.default_rng(dimensions).uniform(0, side, (points, dimensions)).astype(np.float32)
-    out = np.asarray(permutohedral.apply(jax.jit(permutohedral.build)(features), np.ones((points, 1), np.float32)))
+    out = np.asarray(jax.jit(filtered)(features, np.ones((points, 1), np.float32)))
     exact = _pairs(features).sum(1)
     assert abs(np.median(out[:, 0] / exact) - 1) < 0.03
 
@@ -96,25 +114,22 @@ def test_every_capacity_gives_the_same(case):
     )
 
 
-def test_chunks_do_not_overlap():
+def test_chunks_do_not_overlap(monkeypatch):
     """Points just beyond a chunk: none counts twice."""
+    monkeypatch.setattr(permutohedral, "CHUNK", 64)
     points = permutohedral._chunk(10**6, 1) + 5
+    assert points == 69
     lattice = jax.jit(permutohedral.build)(jnp.zeros((points, 2)))
-    out = np.asarray(permutohedral.apply(lattice, jnp.ones((points, 1))))
-    single = jax.jit(permutohedral.build)(jnp.zeros((1, 2)))
-    alone = np.asarray(permutohedral.apply(single, jnp.ones((1, 1))))[0, 0] / float(single.scale)
+    out = np.asarray(jax.jit(lambda ones: permutohedral.apply(lattice, ones))(jnp.ones((points, 1))))
+    alone = (np.stack(lattice.weights)[..., 0] ** 2).sum()
     np.testing.assert_allclose(out / float(lattice.scale), points * alone, rtol=1e-4)
 
 
 def test_vmap_is_the_loop():
     rng = np.random.default_rng(3)
-    features = rng.uniform(0, 5, (2, 60, 4)).astype(np.float32)
+    features = rng.uniform(0, 5, (2, 60, 2)).astype(np.float32)
     values = rng.uniform(size=(2, 60, 3)).astype(np.float32)
-
-    def one(f, v):
-        return permutohedral.apply(jax.jit(permutohedral.build)(f), v)
-
-    together = jax.vmap(one)(features, values)
+    together, one = jax.jit(jax.vmap(filtered))(features, values), jax.jit(filtered)
     for n in range(2):
         np.testing.assert_allclose(together[n], one(features[n], values[n]), rtol=1e-5)
 

@@ -4,11 +4,12 @@ import json
 import logging
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from deeplab_jax import data
-from deeplab_jax.crf import CRFParams
+from deeplab_jax.crf import CRFParams, Setting
 from deeplab_jax.data import audit, reading
 from deeplab_jax.data.class_weights import class_weights_for, count_pixels
 from deeplab_jax.data.contact_sheet import contact_sheet
@@ -44,7 +45,7 @@ def damaged(config, tmp_path):
 
 
 def segmenter() -> Segmenter:
-    return Segmenter(ColorNetwork(), network_variables(), CRFParams(), "after", "separable", NAMES, PALETTE)
+    return Segmenter(ColorNetwork(), network_variables(), Setting(CRFParams(), bilateral="separable"), NAMES, PALETTE)
 
 
 def test_class_weights_leave_the_damaged_out(damaged, caplog):
@@ -112,7 +113,8 @@ def test_scores_of_a_search_leave_the_damaged_out(damaged, tmp_path):
 
     def network():
         made.append(1)
-        return SimpleNamespace(plan=len, scores=lambda images: [np.zeros((*images[0].shape[:2], 4), np.float32)])
+        scores = lambda images: [np.zeros((*images[0].shape[:2], 4), np.float32)]  # noqa: E731
+        return SimpleNamespace(plan=len, scores=scores, devices=jax.local_devices()[:1])
 
     for n in range(2):  # the second time, all that can be computed is there
         store = ScoreStore(tmp_path / "scores", dataset, [0, 1, 2, 3], {"step": 1})

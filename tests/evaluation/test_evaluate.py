@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.crf import CRFParams
+from deeplab_jax.crf import CRFParams, Setting
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import evaluate as module
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
@@ -24,7 +24,9 @@ SIZES = ((40, 50), (65, 33), (70, 40), (40, 50), (64, 60))
 
 
 def segmenter(**options) -> Segmenter:
-    return Segmenter(ColorNetwork(), network_variables(), CRFParams(), "after", "separable", NAMES, PALETTE, **options)
+    return Segmenter(
+        ColorNetwork(), network_variables(), Setting(CRFParams(), bilateral="separable"), NAMES, PALETTE, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +229,7 @@ class Stepped(Segmenter):
 
 
 def stepped() -> Stepped:
-    return Stepped(ColorNetwork(), network_variables(), CRFParams(), "after", "separable", NAMES, PALETTE)
+    return Stepped(ColorNetwork(), network_variables(), Setting(CRFParams(), bilateral="separable"), NAMES, PALETTE)
 
 
 def halves() -> Memory:
@@ -286,7 +288,7 @@ def test_the_filter_that_auto_chose_is_recorded(monkeypatch):
         ([small], "exact"), ([large, large], "permutohedral"), ([small, large], "permutohedral,exact"),
     ):  # fmt: skip
         used.clear()
-        auto = Segmenter(ColorNetwork(), network_variables(), CRFParams(), "after", "auto", NAMES, PALETTE)
+        auto = Segmenter(ColorNetwork(), network_variables(), Setting(CRFParams()), NAMES, PALETTE)
         results = evaluate(auto, Memory(examples), config(crf_iterations=(0, 1)), progress=False)
         assert [r["bilateral"] for r in results] == ["none", recorded]
         assert set(used) == set(recorded.split(","))

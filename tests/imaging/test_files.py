@@ -132,4 +132,4 @@ def test_what_pillow_itself_refuses_is_too_large_too(tmp_path, monkeypatch):
     for limit, words in ((50_000, "has 0.09 megapixels, more"), (30_000, "more than twice the limit")):
         Image.MAX_IMAGE_PIXELS = None
         with pytest.raises(UserError, match=words):
-            files.read_photograph(tmp_path / "a.png", max_pixels=limit)
+            files.read_photograph(tmp_path / "a.png", refuse_above=limit)

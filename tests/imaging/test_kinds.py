@@ -197,7 +197,7 @@ def test_500_damaged_files_give_a_sentence():
             del data[int(rng.integers(len(data))) :]
         for read in (masks.read_label, photographs.read_photograph):
             try:
-                read(bytes(data), "a.x", **({} if read is masks.read_label else {"max_pixels": 10_000}))
+                read(bytes(data), "a.x", **({} if read is masks.read_label else {"refuse_above": 10_000}))
             except UserError as e:
                 refused += 1
                 assert str(e).startswith("a.x: ") and "\n" not in str(e)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import load_config
-from deeplab_jax.crf import CRFParams, mean_field
+from deeplab_jax.crf import CRFParams, Setting, mean_field
 from deeplab_jax.crf.mean_field import _mean_field
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import tiling
@@ -22,7 +22,7 @@ NAMES = ("sky", "tree", "road", "car")
 
 def segmenter(network=None, bilateral="exact", **options) -> Segmenter:
     network = network or ColorNetwork()
-    return Segmenter(network, network_variables(), PARAMS, "after", bilateral, NAMES, PALETTE, **options)
+    return Segmenter(network, network_variables(), Setting(PARAMS, bilateral=bilateral), NAMES, PALETTE, **options)
 
 
 def stretched(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -178,7 +178,8 @@ def test_tiles_of_a_real_network_equal_the_whole_image_away_from_their_borders()
     options = {"size_extra": model.architecture.size_extra}
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
     one, cut = (
-        Segmenter(model, weights, PARAMS, "after", "exact", NAMES, PALETTE, tile=tile, **options) for tile in (0, side)
+        Segmenter(model, weights, Setting(PARAMS, bilateral="exact"), NAMES, PALETTE, tile=tile, **options)
+        for tile in (0, side)
     )
     whole, tiled = (np.exp(s.scores([image])[0]) for s in (one, cut))
     assert {kind[:4] for kind in cut.programs} == {("network", 1, height, side)}

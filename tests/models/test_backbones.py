@@ -28,7 +28,7 @@ def test_it_is_built_described_and_trained(toy):
     setup.check(toy)  # frozen batch norm needs no start where there is none
     model = create_model(toy.model, 4)
     image = np.random.default_rng(0).integers(0, 256, (1, 33, 41, 3)).astype(np.uint8)
-    variables = model.init(jax.random.key(0), image)
+    variables = jax.jit(model.init)(jax.random.key(0), image)
 
     def loss(params):
         return jnp.square(model.apply({"params": params}, image)[0]).sum()

@@ -134,16 +134,17 @@ def test_stored_statistics_normalize_what_the_convolution_gives(frozen, train):
     p, stats = variables["params"]["norm"], variables["batch_stats"]["norm"]
     expected = (y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * p["scale"] + p["bias"]
     model = Normalized(layers.BatchNorm(frozen, name="norm"), rate=2)
-    np.testing.assert_allclose(model.apply(variables, x, train), expected, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(model.apply, static_argnums=2)(variables, x, train), expected, atol=1e-4)
 
 
 def test_frozen_batch_norm_takes_no_gradient_and_ignores_the_batch():
     x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
     variables = normalized_variables(x)
     model = Normalized(layers.BatchNorm(frozen=True, name="norm"))
-    whole = model.apply(variables, x, True)
-    np.testing.assert_allclose(whole[:1], model.apply(variables, x[:1], True), atol=1e-5)
-    grads = jax.grad(lambda v: jnp.sum(model.apply(v, x, True) ** 2))(variables)
+    apply = jax.jit(model.apply, static_argnums=2)
+    whole = apply(variables, x, True)
+    np.testing.assert_allclose(whole[:1], apply(variables, x[:1], True), atol=1e-5)
+    grads = jax.jit(jax.grad(lambda v: jnp.sum(model.apply(v, x, True) ** 2)))(variables)
     kernel = grads["params"].pop("conv")["kernel"]
     assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
@@ -152,18 +153,19 @@ def test_frozen_batch_norm_takes_no_gradient_and_ignores_the_batch():
         y = (convolution.plain_conv(x, kernel, 1, 1) - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5)
         return jnp.sum((y * p["scale"] + p["bias"]) ** 2)
 
-    expected = jax.grad(plain)(variables["params"]["conv"]["kernel"])
+    expected = jax.jit(jax.grad(plain))(variables["params"]["conv"]["kernel"])
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_trained_batch_norm_is_synchronized():
     x = jax.random.normal(jax.random.key(0), (4, 2, 5, 3, 2)) * jnp.arange(1.0, 5)[:, None, None, None, None]
     model = Normalized(layers.BatchNorm(frozen=False, name="norm"))
-    variables = model.init(jax.random.key(1), x[0], True)
-    whole, state = model.apply(variables, x.reshape(8, 5, 3, 2), True, mutable=["batch_stats"])
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(1), x[0], True)
+    apply = jax.jit(lambda variables, x: model.apply(variables, x, True, mutable=["batch_stats"]))
+    whole, state = apply(variables, x.reshape(8, 5, 3, 2))
     parallel = Normalized(layers.BatchNorm(frozen=False, axis_name="devices", name="norm"))
     run = jax.vmap(lambda x: parallel.apply(variables, x, True, mutable=["batch_stats"]), axis_name="devices")
-    parts, states = run(x)
+    parts, states = jax.jit(run)(x)
     np.testing.assert_allclose(parts.reshape(whole.shape), whole, atol=1e-5)
     for one, all_ in zip(jax.tree.leaves(state), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(all_, jnp.broadcast_to(one, all_.shape), rtol=1e-5, atol=1e-6)

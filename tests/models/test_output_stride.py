@@ -17,9 +17,9 @@ def features(trunk, architecture, x, variables=None):
 @pytest.mark.parametrize(
     ("backbone", "stride_on", "size"),
     [
-        ("resnet101", "1x1", (65, 97)),
         ("resnet101", "1x1", (66, 92)),
-        ("resnet101", "3x3", (65, 97)),
+        pytest.param("resnet101", "1x1", (65, 97), marks=pytest.mark.long),
+        pytest.param("resnet101", "3x3", (65, 97), marks=pytest.mark.long),
         ("resnet101", "3x3", (66, 92)),
         ("resnet_small", "3x3", (66, 97)),
     ],

@@ -48,25 +48,18 @@ def test_a_lost_peer_is_told_from_other_errors(monkeypatch):
     assert not processes.lost_peer(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"))
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_one_process_searches_and_all_read_what_it_found(monkeypatch, tmp_path, first):
-    events = []
+def test_all_processes_search_and_read_what_the_first_found(monkeypatch, tmp_path):
     preset = Preset(CRFParams(4.0, 50.0, 3.0, 3.0, 1.5), 7, "before", "found")
+    jobs = []
 
-    def search(config, workdir):
-        events.append("searched")
+    def search(config, workdir, job):
+        jobs.append((job.index, job.count))
         write_preset(workdir / "crf_preset.json", preset)
+        return "table"
 
-    def wait(name):
-        events.append("waited")
-        if not first:  # process 0 has written by now
-            write_preset(tmp_path / "crf_preset.json", preset)
-
-    monkeypatch.setattr(processes, "is_first", lambda: first)
-    monkeypatch.setattr(processes, "wait_long", wait)
-    monkeypatch.setattr(evaluation, "_search_alone", search)
+    monkeypatch.setattr(evaluation, "_search_together", search)
     found = evaluation._search(None, tmp_path)
-    assert events == (["searched", "waited"] if first else ["waited"])
+    assert jobs == [(0, 1)] and not (tmp_path / "crf_search").exists()
     assert (found.iterations, found.normalization, found.source) == (7, "before", "found")
     np.testing.assert_allclose(found.params.bilateral_xy_std, 50.0)
 

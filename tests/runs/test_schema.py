@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax.crf.params import FIELDS, read_preset
+from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.setting import read_preset
 from deeplab_jax.files import read_json
 from deeplab_jax.inference import manifest
 from deeplab_jax.runs import schema

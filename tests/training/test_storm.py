@@ -52,6 +52,35 @@ def test_storm(runs, tmp_path, request):
         shutil.rmtree(workdir)
 
 
+FILLED = ("num_steps=300", "checkpoint.every=5", "eval.every=0", "log.every=2")
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_for_a_while(runs, small_disk, tmp_path):
+    """Checkpoints and rows meet it; each is reported once, and the run ends as one whose disk had room."""
+    whole, workdir = tmp_path / "whole", small_disk / "run"
+    runs.run(whole, *FILLED, flags=["--mode=train"])
+    process = runs.start(workdir, *FILLED, flags=["--mode=train"])
+    wait_for_steps(workdir, process)
+    with filled(small_disk):
+        time.sleep(5)
+        assert not [p for p in workdir.rglob("*") if "tmp" in p.name or p.name.startswith(".metrics")]
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    print(err)
+    assert "Traceback" not in err
+    assert err.count("metrics.jsonl: cannot be written (no space left on device)") <= 1  # its last block may have room
+    assert err.count("TensorBoard logs cannot be written (no space left on device)") <= 1
+    refused = [line for line in err.splitlines() if "could not be written (no space left" in line]
+    assert len(refused) == 1 and str(workdir / "checkpoints") in refused[0], refused
+    newest = [Checkpoints(w, read_only=True).newest_whole() for w in (whole, workdir)]
+    assert newest == [300, 300]
+    states = [Checkpoints(w, read_only=True).restore(300)[0] for w in (whole, workdir)]
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+    assert (whole / "metrics.jsonl").read_bytes() == (workdir / "metrics.jsonl").read_bytes()
+
+
 def strike(runs, workdir: Path, fault: str, rng: np.random.Generator) -> None:
     """Starts the run, and lets a fault meet it somewhere; what damages files does so after a kill."""
     process = runs.start(workdir, *STEPS)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging.decoding import MAX_PIXELS
 from deeplab_jax.imaging.palettes import VOID
+from deeplab_jax.limits import REFUSE_ABOVE
 
 _FARTHEST = 1e9  # of a corner, in pixels
 
@@ -49,7 +49,7 @@ def checked_size(where: object, height: object, width: object) -> tuple[int, int
         h, w = int(height), int(width)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError) as e:
         raise UserError(f"{where}: gives no height and width of an image; export it again") from e
-    if h < 1 or w < 1 or h * w > MAX_PIXELS:
+    if h < 1 or w < 1 or h * w > REFUSE_ABOVE:
         raise UserError(f"{where}: gives an image of {w}x{h} pixels; export it again")
     return h, w
 

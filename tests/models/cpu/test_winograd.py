@@ -44,11 +44,17 @@ def test_conv_and_its_gradients_are_the_plain_ones(size, rate, m):
     assert winograd.tile_side(*size, rate) == m
     x, w = normal(0, (2, *size, 8)), normal(1, (3, 3, 8, 5))
     dy = normal(2, (2, *size, 5))
-    expected, pullback = jax.vjp(lambda x, w: convolution.plain_conv(x, w, 1, rate), x, w)
-    np.testing.assert_allclose(winograd.conv(x, w, rate), expected, atol=2e-4)
-    ours, pull = jax.vjp(lambda x, w: convolution.winograd_conv(x, w, rate), x, w)
+
+    @jax.jit
+    def run(x, w, dy):
+        plain = jax.vjp(lambda x, w: convolution.plain_conv(x, w, 1, rate), x, w)
+        ours = jax.vjp(lambda x, w: convolution.winograd_conv(x, w, rate), x, w)
+        return winograd.conv(x, w, rate), *((y, pull(dy)) for y, pull in (plain, ours))
+
+    without_gradient, (expected, wanted), (ours, found) = run(x, w, dy)
+    np.testing.assert_allclose(without_gradient, expected, atol=2e-4)
     np.testing.assert_allclose(ours, expected, atol=2e-4)
-    for a, b in zip(pull(dy), pullback(dy), strict=True):
+    for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-4)
 
 
@@ -58,7 +64,7 @@ def test_rounding_stays_small():
     x, w = rng.normal(size=(1, 41, 41, 256)), rng.normal(size=(3, 3, 256, 16))
     padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
     exact = sum(padded[:, 2 * i : 2 * i + 41, 2 * j : 2 * j + 41] @ w[i, j] for i in range(3) for j in range(3))
-    ours = winograd.conv(jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32), 2)
+    ours = jax.jit(lambda x, w: winograd.conv(x, w, 2))(jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32))
     assert np.abs(ours - exact).max() < 2e-5 * np.abs(exact).max()
 
 

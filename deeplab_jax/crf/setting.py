@@ -1,0 +1,177 @@
+"""A setting of the CRF, which presets, config and flags all become: the published ones, and files that hold one."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.crf.filters import check_name
+from deeplab_jax.crf.params import FIELDS, NORMALIZATIONS, CRFParams, check_iterations, check_params
+from deeplab_jax.files import read_json, replace_together
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """All that a run of the CRF needs besides its input; parameters mean little without the other three.
+
+    >>> setting = PRESETS["v2_resnet101"]
+    >>> setting.params.bilateral_xy_std, setting.options
+    (67.0, {'iterations': 10, 'normalization': 'after', 'bilateral': 'auto'})
+
+    Attributes:
+      params: the kernels.
+      iterations: of the mean field, for which the parameters were chosen.
+      normalization: "none", "before", "after" or "symmetric".
+      source: where the numbers come from.
+      bilateral: the appearance kernel's filter; None = not chosen here, which leaves it to the model, else "auto".
+    """
+
+    params: CRFParams
+    iterations: int = 10
+    normalization: str = "after"
+    source: str = ""
+    bilateral: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `mean_field` takes by keyword: `mean_field(unary, image, setting.params, **setting.options)`."""
+        return {
+            "iterations": self.iterations,
+            "normalization": self.normalization,
+            "bilateral": self.bilateral or "auto",
+        }
+
+
+Preset = Setting  # the name of a published or searched one in `deeplab_jax.crf`
+
+
+_V1 = "Chen et al., ICLR 2015; released run scripts"
+_V2 = "Chen et al., TPAMI 2018; released run scripts"
+_SECOND_HAND = ", read second-hand"
+
+PRESETS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "deeplab_v1": Setting(CRFParams(5.0, 50.0, 10.0, 3.0, 3.0), source=_V1),
+        "v1_msc": Setting(CRFParams(3.0, 95.0, 3.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_largefov": Setting(CRFParams(4.0, 121.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_msc_largefov": Setting(CRFParams(4.0, 83.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_coco_largefov": Setting(CRFParams(5.0, 69.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v1_msc_coco_largefov": Setting(CRFParams(4.0, 59.0, 5.0, 3.0, 3.0), source=_V1 + _SECOND_HAND),
+        "v2_vgg16": Setting(CRFParams(4.0, 65.0, 3.0, 2.0, 2.0), source=_V2),
+        "v2_resnet101": Setting(CRFParams(4.0, 67.0, 3.0, 3.0, 1.0), source=_V2),
+        "deeplab_pytorch": Setting(
+            CRFParams(4.0, 67.0, 3.0, 3.0, 1.0),
+            normalization="symmetric",
+            source="kazuto1011/deeplab-pytorch, configs/voc12.yaml, through pydensecrf on the untouched photograph",
+        ),
+        "crfasrnn": Setting(
+            CRFParams(5.0, 160.0, 3.0, 3.0, 3.0), source="Zheng et al., ICCV 2015 (5 iterations in training)"
+        ),
+    }
+)
+
+
+def write_preset(path: str | os.PathLike, setting: Setting) -> None:
+    """Writes a setting as JSON, atomically: the parameters and the other fields, the filter where one is chosen."""
+    path = Path(path)
+    fields: dict[str, Any] = {name: np.asarray(getattr(setting.params, name), np.float64).tolist() for name in FIELDS}
+    fields |= {"iterations": setting.iterations, "normalization": setting.normalization, "source": setting.source}
+    if setting.bilateral:
+        fields["bilateral"] = setting.bilateral
+    text = json.dumps(fields, indent=2) + "\n"
+    replace_together({path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
+
+
+def read_preset(path: str | os.PathLike) -> Setting:
+    """Reads what `write_preset` wrote; all but the five parameters may be missing.
+
+    Raises:
+      ValueError: the file is missing, is not JSON, or has a missing, unknown or unusable field (named).
+    """
+    try:
+        fields = read_json(path)
+    except FileNotFoundError as e:
+        raise ValueError(f"{path}: cannot be read as a CRF preset (no such file)") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: cannot be read as a CRF preset (it {e})") from e
+    optional = {"iterations", "normalization", "source", "bilateral"}
+    if not isinstance(fields, dict) or not set(FIELDS) <= set(fields) <= {*FIELDS, *optional}:
+        raise ValueError(
+            f"{path}: a CRF preset has the fields {', '.join(FIELDS)} and may have {', '.join(sorted(optional))}"
+        )
+    values = {name: _numbers(fields.pop(name), f"{path}: {name}") for name in FIELDS}
+    setting = Setting(CRFParams(**values), **fields)
+    check_iterations(setting.iterations, where=f"{path}: ")
+    if setting.normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"{path}: normalization={str(setting.normalization)[:60]!r} must be one of {', '.join(NORMALIZATIONS)}"
+        )
+    for name in ("source", "bilateral"):
+        if name in fields and not isinstance(fields[name], str):
+            raise ValueError(f"{path}: {name} must be text")
+    if setting.bilateral is not None:
+        try:
+            check_name(setting.bilateral[:60])
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
+    check_params(setting.params, where=f"{path}: ")
+    return setting
+
+
+def _numbers(value: object, where: str) -> float | np.ndarray:
+    """A number, or lists of numbers of equal lengths, as float64; texts and true or false are none."""
+
+    def plain(item: object) -> bool:
+        if isinstance(item, list):
+            return all(map(plain, item))
+        return isinstance(item, int | float) and not isinstance(item, bool)
+
+    try:
+        if not plain(value):
+            raise TypeError
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise ValueError(f"{where}={str(value)[:60]} is not a number") from e
+    return float(array) if array.ndim == 0 else array
+
+
+def preset_named(name: str) -> Setting:
+    """A setting by its name in `PRESETS` or by the path of a preset file (`.json`); raises ValueError otherwise."""
+    if name in PRESETS:
+        return PRESETS[name]
+    if str(name).endswith(".json"):
+        return read_preset(name)
+    raise ValueError(f"preset={name!r} is neither a .json file nor one of {', '.join(PRESETS)}")
+
+
+def setting_from_config(config: Any) -> Setting:
+    """The setting that `config.crf` asks for.
+
+    Args:
+      config: anything with the attributes `preset`, `iterations`, `normalization`, `bilateral` and the five fields of
+        `CRFParams`. `preset` is a name in `PRESETS`, a preset file, or "" for the five fields. A preset file, and a
+        preset found with another normalization than "after", bring their own, which belongs to their numbers, and a
+        file its filter; all else is the config's.
+
+    Raises:
+      ValueError: an unknown preset, an unreadable preset file, or a value that cannot be used.
+    """
+    if config.normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization={config.normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
+    check_name(config.bilateral)
+    own = {"iterations": config.iterations, "normalization": config.normalization, "bilateral": config.bilateral}
+    if not config.preset:
+        params = CRFParams(**{name: getattr(config, name) for name in FIELDS})
+        check_params(params)
+        return Setting(params, **own)
+    preset = preset_named(config.preset)
+    if config.preset not in PRESETS or preset.normalization != "after":
+        del own["normalization"]
+    if preset.bilateral:
+        del own["bilateral"]
+    return dataclasses.replace(preset, **own)

@@ -1,0 +1,104 @@
+"""What a search has measured: counts by setting and image, kept in files so that a stopped search goes on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from deeplab_jax.files import write_text
+
+
+class Counts(NamedTuple):
+    """Per class: pixels right, pixels of the truth, pixels predicted; of all valid pixels or of a trimap."""
+
+    hit: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> "Counts":
+        """From a confusion matrix [C, C], rows the truth."""
+        return cls(np.diagonal(matrix).copy(), matrix.sum(1), matrix.sum(0))
+
+
+class Keyed(Protocol):
+    """A setting of the search (`grid.Candidate`), by the text that tells it from others."""
+
+    @property
+    def key(self) -> str: ...
+
+
+class Ledger:
+    """Results by (setting, image), one JSON line each, appended as they come; a torn last line is left out.
+
+    Args:
+      path: the file.
+      about: what the results hold for (checkpoint, images, ...); a ledger about something else is emptied.
+      index: of this process, where several search: those after the first keep files of their own beside `path`.
+    """
+
+    def __init__(self, path: Path, about: Mapping, index: int = 0):
+        self.results: dict[tuple[str, int], dict[str, Counts]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._first, self._path = path, path.with_stem(f"{path.stem}-{index}") if index else path
+        self._head = json.dumps(about, sort_keys=True) + "\n"
+        good = self._read(self._path)
+        write_text(self._path, self._head + "".join(good))
+        self.refresh()
+        self._old = set(self.results)
+        self._file = self._path.open("a")
+
+    def refresh(self) -> None:
+        """Reads what other processes have measured."""
+        for path in [self._first, *self._first.parent.glob(f"{self._first.stem}-*{self._first.suffix}")]:
+            if path != self._path:
+                self._read(path)
+
+    def gather(self) -> None:
+        """Puts the results of all processes into the first one's file, as if it had measured them."""
+        self.refresh()
+        self.close()
+        lines = "".join(self._line(key, image, counts) for (key, image), counts in self.results.items())
+        write_text(self._first, self._head + lines)
+        for path in self._first.parent.glob(f"{self._first.stem}-*{self._first.suffix}"):
+            path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> list[str]:
+        """Takes the results of a file about the same; returns their lines."""
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        good = []
+        for line in lines[1:] if lines and lines[0] == self._head else ():
+            try:
+                key, image, counts = json.loads(line)
+                if key is not None and line.endswith("\n"):
+                    self.results[key, image] = {k: Counts(*map(np.asarray, v)) for k, v in counts.items()}
+                    good.append(line)
+            except (ValueError, TypeError):
+                continue
+        return good
+
+    @staticmethod
+    def _line(key: str, image: int, counts: dict[str, Counts]) -> str:
+        return json.dumps([key, image, {kind: [column.tolist() for column in c] for kind, c in counts.items()}]) + "\n"
+
+    def add(self, setting: Keyed | None, image: int, counts: dict[str, Counts]) -> None:
+        """Keeps one result."""
+        key = setting.key if setting else ""
+        self.results[key, image] = counts
+        self._file.write(self._line(key, image, counts))
+        self._file.flush()
+
+    def get(self, setting: Keyed | None, image: int) -> dict[str, Counts] | None:
+        return self.results.get((setting.key if setting else "", image))
+
+    def recalled(self, setting: Keyed | None, image: int) -> bool:
+        """Whether an earlier search measured this; True once, so that what is recalled again is not counted again."""
+        key = (setting.key if setting else "", image)
+        known = key in self._old
+        self._old.discard(key)
+        return known
+
+    def close(self) -> None:
+        self._file.close()
