@@ -125,6 +125,7 @@ def test_pieces_cover_the_photograph_once(size):
     assert len({(y.stop - y.start, x.stop - x.start) for (y, x), _ in cut}) == 1  # one shape: one program
 
 
+@pytest.mark.runs_long
 def test_pieces_give_the_labels_of_the_whole():
     size = (96, 128)
     image, p = photograph(size, 3), probabilities(size, 4, 5)
@@ -331,6 +332,8 @@ def test_command(folder):
     ("flags", "words"),
     [
         (["--bilateral_rgb_std=0"], "--bilateral_rgb_std=0.0 must be greater than 0"),
+        (["--max_megapixels=nan"], "--max_megapixels=nan: give a number from 0"),
+        (["--max_megapixels=1e400"], "--max_megapixels=inf: give a number from 0"),
         (["--preset=nonsense"], "--preset='nonsense' is neither"),
     ],
 )

@@ -31,6 +31,10 @@ TINY = (
 )
 
 
+# No TensorBoard log: importing TensorFlow for it takes a third of a short run's time.
+LEAN = {"PYTHONPATH": f"{Path(__file__).parents[1] / 'without_tensorflow'}{os.pathsep}{Path(__file__).parents[2]}"}
+
+
 class Runs:
     """Starts `deeplab_jax.main` on a tiny config."""
 
@@ -85,8 +89,14 @@ def small_disk(tmp_path):
 def whole_run(runs, tmp_path_factory) -> Path:
     """The workdir of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    runs.run(workdir)
+    runs.run(workdir, env=LEAN)
     return workdir
+
+
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of a process with this many devices, and otherwise the flags of this one."""
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+    return {"XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={count}"])}
 
 
 def same_result(a: Path, b: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
+from tests.training.conftest import LEAN, with_devices
 
 SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5")
 
@@ -30,14 +31,14 @@ def same_parameters(a, b):
 @pytest.fixture(scope="module")
 def one_device(runs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    runs.run(workdir, *SHORT)
+    runs.run(workdir, *SHORT, env=LEAN)
     return workdir
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("devices", [2, 4])
 def test_several_devices_give_the_same_parameters(runs, one_device, tmp_path, devices):
-    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = with_devices(devices)
     runs.run(tmp_path / "run", *SHORT, flags=["--mode=train"], env=env)
     same_parameters(parameters(one_device), parameters(tmp_path / "run"))
 
@@ -47,7 +48,7 @@ def start_job(runs, workdir, *overrides, processes=2, devices=2, flags=(), env=N
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     flags = [*flags, f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
-    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | (env or {})
+    env = with_devices(devices) | (env or {})
     return [runs.start(workdir, *overrides, flags=[*flags, f"--process_id={i}"], env=env) for i in range(processes)]
 
 
@@ -61,7 +62,8 @@ def finish(processes) -> list[str]:
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.long)])
 def test_several_processes_give_the_same_parameters_and_counts(runs, one_device, tmp_path, processes, devices):
     # A checkpoint at every step: process 0 also deletes the old ones, alone.
-    finish(start_job(runs, tmp_path / "run", *SHORT, "checkpoint.every=1", processes=processes, devices=devices))
+    how = {"processes": processes, "devices": devices, "env": LEAN}
+    finish(start_job(runs, tmp_path / "run", *SHORT, "checkpoint.every=1", **how))
     assert Checkpoints(tmp_path / "run").steps() == [3, 4]
     same_parameters(parameters(one_device), parameters(tmp_path / "run"))
     results = [json.loads((w / "eval" / "val.json").read_text()) for w in (one_device, tmp_path / "run")]
@@ -138,7 +140,7 @@ overrides = ["batch_size=4", "model.widths=8,8,8,8", "model.head_width=8", "crf.
              "model.allow_random_frozen=true", "optimizer.warmup_steps=0"]
 config = load_config("shapes", overrides)
 model = create_model(config.model, 7)
-variables = model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
+variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
 rng = np.random.default_rng(0)
 image = rng.integers(0, 256, (4, 33, 33, 3)).astype(np.uint8)
 label = rng.integers(0, 7, (4, 33, 33)).astype(np.uint8)
@@ -161,7 +163,7 @@ def reference(trainable):
     sums = losses.loss_sums(dict(s=jax.nn.log_softmax(logits)), batch["label"], "scores")
     return sums["s"] / losses.valid_count(label[:, ::8, ::8])
 from deeplab_jax.training.optimizer import split_params
-expected = jax.grad(reference)(split_params(variables["params"], config)[0])
+expected = jax.jit(jax.grad(reference))(split_params(variables["params"], config)[0])
 for accumulate in (1, 2):
     got, metrics = gradient(accumulate, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-6), got, expected)
@@ -171,6 +173,6 @@ assert not metrics["updated"] and metrics["loss"] == 0
 assert all(not np.any(x) for x in jax.tree.leaves(got))
 print("equal on", jax.device_count(), "devices")
 """
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | with_devices(2) | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "equal on 2 devices", done.stderr

@@ -220,11 +220,12 @@ def test_resume_from_a_moved_data_folder(runs, tmp_path, capfd):
     rng = np.random.default_rng(0)
     data = tmp_path / "here"
     for i in range(8):
-        label = np.kron(rng.integers(0, 3, (4, 4)), np.ones((10, 12))).astype(np.uint8)
-        for kind, array in (("images", label[..., None] * 60 + rng.integers(0, 60, (40, 48, 3))), ("masks", label)):
+        label = np.kron(rng.integers(0, 7, (4, 4)), np.ones((10, 12))).astype(np.uint8)
+        for kind, array in (("images", label[..., None] * 25 + rng.integers(0, 60, (40, 48, 3))), ("masks", label)):
             (data / kind).mkdir(parents=True, exist_ok=True)
             PIL.Image.fromarray(array.astype(np.uint8)).save(data / kind / f"{i}.png")
-    (data / "classes.txt").write_text("ground\nhill\nsky\n")
+    # As many classes as `shapes` has: the programs are those of the other tests.
+    (data / "classes.txt").write_text("ground\nhill\nsky\ntree\nlake\nroad\nhouse\n")
 
     def train(folder, workdir):
         where = [f"data.images={folder}/images", f"data.masks={folder}/masks", f"data.classes={folder}/classes.txt"]

@@ -10,6 +10,7 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
+from tests.training.conftest import LEAN, with_devices
 
 # Where to die: before the n-th call of a function (of those with a path that holds a word, if one is given). The
 # process kills itself with SIGKILL, so nothing is tidied up.
@@ -39,7 +40,7 @@ cli.run(main.main, ["main", *sys.argv[1:]])
 
 def run_and_die(runs, workdir, module, function, word, call):
     code = KILLER.format(module=module, function=function, word=word, call=call)
-    process = runs.start(workdir, program=["-c", code])
+    process = runs.start(workdir, program=["-c", code], env=LEAN)
     _, err = process.communicate(timeout=400)
     assert process.returncode == -signal.SIGKILL, err
 
@@ -78,7 +79,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, mome
         rows = read_record(workdir / "metrics.jsonl")
         assert Checkpoints(workdir, read_only=True).steps() == [3, 6]
         assert not any("select/mean_iou" in row for row in rows)
-    runs.run(workdir)
+    runs.run(workdir, env=LEAN)
     assert not [*(workdir / "checkpoints").glob("*-tmp*"), *(workdir / "digests").glob(".*")]
     runs.same_result(whole_run, workdir)
 
@@ -126,8 +127,7 @@ def test_resume_with_other_devices_and_workers(runs, whole_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    _, err = runs.run(workdir, "data.workers=4", flags=["--mode=train"], env=two)
+    _, err = runs.run(workdir, "data.workers=4", flags=["--mode=train"], env=with_devices(2))
     assert "resuming at step 9" in err
     states = [Checkpoints(w).restore(12)[0] for w in (whole_run, workdir)]
     for name, value in states[0].items():

@@ -106,18 +106,31 @@ def test_resnet101_aspp_at_321(resnet101):
     assert difference(np.asarray(apply(variables, image)), theirs) < TOLERANCE
 
 
-def test_vgg_largefov_legacy_caffemodel(tmp_path):
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
     """vgg16_20M's form: `layers`, blobs of four numbers. v1's network has the average pool5a."""
+    tmp = tmp_path_factory.mktemp("vgg")
     w = reference.random_vgg()
-    writers.write_caffe_vgg(tmp_path / "vgg16_20M.caffemodel", w, legacy=True, classifier="fc8_pascal")
-    apply, variables = converted(tmp_path / "vgg16_20M.caffemodel", model_config(**VGG, pool5a=True), tmp_path)
+    writers.write_caffe_vgg(tmp / "vgg16_20M.caffemodel", w, legacy=True, classifier="fc8_pascal")
+    apply, variables = converted(tmp / "vgg16_20M.caffemodel", model_config(**VGG, pool5a=True), tmp)
     weights = reference.tensors(w)
 
     def run(x, wrong):
         return reference.vgg(reference.caffe_input(x), weights, (12,), pool5a=True, wrong=wrong)
 
-    knobs = check_network(apply, variables, run)
-    assert "pool5a.kind" in knobs
+    return apply, variables, run
+
+
+def test_vgg_largefov_legacy_caffemodel(vgg):
+    only = ("pool5a.kind", "pool1.kind", "pool4.stride", "conv5_1.dilation", "fc6.dilation")
+    knobs = check_network(*vgg, only=only)
+    assert len(knobs) > len(only)
+
+
+@pytest.mark.long
+def test_every_setting_of_vgg_largefov_is_noticed_and_321_pixels_too(vgg):
+    apply, variables, run = vgg
+    check_network(*vgg)
     image = photograph(321)
     assert difference(np.asarray(apply(variables, image)), run(image, None)[0]) < TOLERANCE
 
