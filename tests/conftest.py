@@ -27,6 +27,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
+collect_ignore = ["without_tensorflow"]  # no tests: what is put in the place of TensorFlow in some processes
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder that DEEPLAB_TEST_DATA names; a test that needs it and does not find it is skipped."""
