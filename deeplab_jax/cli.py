@@ -1,5 +1,6 @@
 """What every command shares: flags, one sentence for a user's mistake, exit status 1."""
 
+import errno
 import os
 import sys
 import traceback
@@ -100,7 +101,9 @@ def _end(error: BaseException) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except Exception:
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG:
+            _fail(f"{str(e.filename)[:60]}...: the name is too long; choose a shorter one", e)
         if not _waited_for():
             raise
         traceback.print_exc()

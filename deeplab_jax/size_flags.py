@@ -26,10 +26,12 @@ def refuse_above(values: flags.FlagValues) -> int:
     """The number of pixels above which photographs are refused.
 
     Raises:
-      UserError: it is given under both names.
+      UserError: it is given under both names, or is no number up to a million megapixels.
     """
     if values.max_megapixels is None:
         return values.refuse_above
     if values["refuse_above"].present:
         raise UserError("--max_megapixels: is the older name of --refuse_above; give one of them")
+    if not values.max_megapixels <= 1e6:  # neither is NaN
+        raise UserError(f"--max_megapixels={values.max_megapixels:g}: give a number from 0 to 1000000")
     return int(values.max_megapixels * 1_000_000)

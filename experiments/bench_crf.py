@@ -5,7 +5,8 @@
 compare: ours with and without label pruning and pydensecrf2 (`pip install pydensecrf2`; left out where missing) in turn
 on one image, lattice and set-up included, compilation excluded and reported apart; labels against the exact marginals.
 gradient: forward and backward against forward. growth: seconds and memory for 0.25..4 megapixels and 2..64 labels, with
-a plot. Memory is what the compiled program needs for arguments, results and all between, as XLA plans it.
+a plot. cold: CPU seconds of processes from nothing that refine twenty photographs of twenty sizes (`crf_cold`).
+Memory is what the compiled program needs for arguments, results and all between, as XLA plans it.
 Writes bench_crf.json and bench_crf.png to --out, and the table to stdout.
 """
 
@@ -25,6 +26,7 @@ from absl import flags
 from deeplab_jax import cli
 from deeplab_jax.crf import CRFParams, mean_field
 from deeplab_jax.errors import UserError
+from experiments import crf_cold
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("case", None, "a .npz with image, unary, parameters and exact_symmetric", required=True)
@@ -150,7 +152,13 @@ def growth(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[str
     return {name: {x: dict(zip(kinds, pair)) for x, pair in row.items()} for name, row in measured.items()}
 
 
-MODES = {"compare": compare, "gradient": gradient, "growth": growth}
+def cold(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, float]:
+    """CPU seconds of processes from nothing; see `crf_cold`."""
+    del out
+    return crf_cold.cold(case)
+
+
+MODES = {"compare": compare, "gradient": gradient, "growth": growth, "cold": cold}
 
 
 def _params(case: dict[str, np.ndarray]) -> CRFParams:

@@ -27,6 +27,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
+collect_ignore = ["without_tensorflow"]  # no tests: what is put in the place of TensorFlow in some processes
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder that DEEPLAB_TEST_DATA names; a test that needs it and does not find it is skipped."""
@@ -75,7 +78,16 @@ def pytest_unconfigure() -> None:
 
 
 # Files of tests that start processes or compile much: begun first, so that no worker is left alone with one at the end.
-LONGEST_FIRST = ("test_devices.py", "test_resume.py", "test_mean_field.py", "test_conversion.py", "test_loop.py")
+LONGEST_FIRST = (
+    "test_devices.py",
+    "test_resume.py",
+    "test_crf_search.py",
+    "test_refine.py",
+    "test_export.py",
+    "test_mean_field.py",
+    "test_interruptions.py",
+    "test_docs.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 import deeplab_jax
+from deeplab_jax.errors import UserError
 from tests.command_line import call
 from tests.toy_workdir import NAMES, photograph
 
@@ -21,6 +24,29 @@ ROOT = Path(__file__).parents[1]
 def run(command: str, *flags: object) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", f"deeplab_jax.{command}", *map(str, flags)]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
+    done = call("predict", "--model=camvid", f"--out={tmp_path}/{'q' * 300}", "a.png")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.endswith(": the name is too long; choose a shorter one\n")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("backbone", "x", "config.model: config.model.backbone='x' is none of"),
+        ("preprocessing", "../etc", "config.model: config.model.preprocessing='../etc' is none of"),
+        ("head", "aspp", "config.model: is not the network that these weights are of"),
+    ],
+)
+def test_a_doctored_network_is_a_sentence(workdir, tmp_path, field, value, sentence):
+    doctored = shutil.copytree(workdir, tmp_path / "w")
+    config = json.loads((doctored / "config.json").read_text())
+    config["model"][field] = value
+    (doctored / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        deeplab_jax.load(doctored)(photograph((17, 17)))
 
 
 def test_export_and_predict_from_the_artifact(workdir, tmp_path):

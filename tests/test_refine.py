@@ -332,6 +332,8 @@ def test_command(folder):
     ("flags", "words"),
     [
         (["--bilateral_rgb_std=0"], "--bilateral_rgb_std=0.0 must be greater than 0"),
+        (["--max_megapixels=nan"], "--max_megapixels=nan: give a number from 0"),
+        (["--max_megapixels=1e400"], "--max_megapixels=inf: give a number from 0"),
         (["--preset=nonsense"], "--preset='nonsense' is neither"),
     ],
 )

@@ -199,3 +199,5 @@ def test_the_page_never_replaces_a_file_of_the_run(workdir):
     with pytest.raises(UserError, match=r"config\.json: writing it would overwrite the input"):
         write_report(workdir, workdir / "eval" / ".." / "config.json")
     assert (workdir / "config.json").read_bytes() == before
+    with pytest.raises(UserError, match=r"best\.json: writing it would overwrite"):  # nor one that is not there yet
+        write_report(workdir, workdir / "best.json")

@@ -32,6 +32,9 @@ DIRECT = (
     (1.30, 0.413),
 )
 AXES = 2.13  # alpha of the axes form
+# In more than three dimensions points fill a sheet of two to four, where the mean kernel sums to more than in all of
+# them: by Monte Carlo over sheets in five, 5 % in the axes form and 2 to 8, with the sheet's direction, in the other.
+SHEET = {"direct": 1.03, "axes": 1.05}
 DENSE = 2.5  # alpha of the dense form: 1 / alpha^2 of the variance is splat and slice's
 
 
@@ -43,13 +46,14 @@ def constants(form: str, dimensions: int) -> tuple[float, float]:
 
 
 def scale(form: str, dimensions: int) -> float:
-    """The factor s that gives filter(1) the sum of the definition where points are dense."""
+    """The factor s that gives filter(1) the definition's sum where points are dense, from D = 4 on within a sheet."""
     alpha, side = constants(form, dimensions)
     cell = (dimensions + 1) ** -0.5 * 6 ** (dimensions / 2) / alpha**dimensions
     if form == "dense":
         return (1 - 1 / alpha**2) ** (-dimensions / 2)
     total = 1 + 2 * (dimensions + 1) * side if form == "direct" else 1.0
-    return (2 * math.pi) ** (dimensions / 2) / cell / total
+    sheet = SHEET[form] if dimensions > 3 else 1.0
+    return (2 * math.pi) ** (dimensions / 2) / cell / total / sheet
 
 
 def basis(dimensions: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deeplab_jax.console import say
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import IMAGE_SUFFIXES
 
@@ -30,7 +31,8 @@ def walk(
     """The files below a folder with these suffixes, in any case, sorted by path.
 
     Symbolic links are followed, but not into a folder that one is already in. Hidden files and folders, those of
-    `SYSTEM_FOLDERS` and folders with an image's suffix are no images.
+    `SYSTEM_FOLDERS` and folders with an image's suffix are no images. A pipe, a device, a socket or a link that leads
+    nowhere is left out, which is said on stderr.
 
     Args:
       exclude: a resolved folder that is not entered.
@@ -64,12 +66,28 @@ def walk(
                 key = (place.st_dev, place.st_ino)
                 if key not in above and (exclude is None or Path(entry.path).resolve() != exclude):
                     enter(entry.path, above | {key})
-            elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
-                found.append(Path(entry.path))
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                if entry.is_file():
+                    found.append(Path(entry.path))
+                else:
+                    _leave_out(entry.path)
 
     root = os.stat(folder)
     enter(os.fspath(folder), frozenset({(root.st_dev, root.st_ino)}))
     return iter(sorted(found))
+
+
+_left_out: set[str] = set()  # those that were named; a folder may be listed several times
+
+
+def _leave_out(path: str) -> None:
+    if path in _left_out:
+        return
+    _left_out.add(path)
+    try:
+        check_file(path)
+    except UserError as e:
+        say(f"warning: {str(e).partition(';')[0]}; left out")
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def create_segmenter(
       **options: further arguments of `Segmenter`, in place of `config.eval`'s.
 
     Raises:
-      UserError: `config.crf` names no known parameters or filter, or `config.data.mirror_swaps` classes that are not
-        there.
+      UserError: `config.model` describes no network, `config.crf` names no known parameters or filter, or
+        `config.data.mirror_swaps` names classes that are not there.
     """
     try:
         setting = crf.setting_from_config(config.crf)
@@ -42,7 +42,10 @@ def create_segmenter(
         params, compatibility = jax.tree.map(np.asarray, crf.learned(learned, setting.params))
         setting = replace(setting, params=params)
     network = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
-    model = create_model(config.model, len(class_names))
+    try:
+        model = create_model(config.model, len(class_names))
+    except ValueError as e:
+        raise UserError(f"config.model: {e}") from e
     defaults = {
         "compatibility": compatibility,
         "scales": config.eval.scales,

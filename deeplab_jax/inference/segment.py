@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.errors import FlaxError
 
 from deeplab_jax.crf.params import FIELDS
 from deeplab_jax.crf.setting import Setting
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason
 from deeplab_jax.inference.base import Segmenting
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import STRIDE
@@ -99,6 +102,17 @@ class Segment(Segmenting):
         """
         iterations = self._count(iterations)
         images = [self._image(image) for image in images]
+        try:
+            return self._many(images, iterations, marginals)
+        except FlaxError as e:
+            raise UserError(
+                f"config.model: is not the network that these weights are of ({reason(e)}); give the config that they "
+                "were trained with"
+            ) from e
+
+    def _many(
+        self, images: Sequence[np.ndarray], iterations: int, marginals: bool
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
         large = [self.pieces(image.shape[:2]) > 1 for image in images]
         whole = [image for image, is_large in zip(images, large) if not is_large]
         results: list[tuple[np.ndarray, np.ndarray | None]] = []

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from deeplab_jax.imaging.overlay import overlay
 _NOTE = "deeplab_jax "
 _SAID_EVERY = 25  # frames
 logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns where pixels are made square
+# ffmpeg is started by a fork that runs it at once: what JAX warns of, threads that wait for locks, cannot happen.
+warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
 _SQUARE = ["-vf", "scale=round(iw*sar):ih,setsar=1"]  # pixels that are not square would lose the picture's shape
 
 

@@ -20,6 +20,7 @@ from deeplab_jax.runs import schema
 from deeplab_jax.runs.record import inspect_record
 from deeplab_jax.version import __version__
 
+_OWN = ("config.json", "config_history.json", "run.json", "best.json", "metrics.jsonl")  # a run's
 _LARGEST = 640  # pixels along the longer side of a picture in the page
 
 
@@ -67,7 +68,8 @@ def write_report(workdir: str | Path, out: str | Path | None = None) -> Path:
     """
     workdir = Path(workdir)
     out = Path(out) if out else workdir / "report.html"
-    listing.check_outputs([out], listing.files_under(workdir, leave_out=".html"))  # earlier pages are replaced
+    own = [workdir / name for name in _OWN]  # also where they are not there yet
+    listing.check_outputs([out], [*own, *listing.files_under(workdir, leave_out=".html")])  # earlier pages are replaced
     write_text(out, build_report(workdir))
     return out
 

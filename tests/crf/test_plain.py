@@ -65,6 +65,7 @@ def test_padding_does_not_choose_the_form(monkeypatch):
 
     monkeypatch.setattr(host_lattice, "build", noted)
     monkeypatch.setattr(host_lattice, "DENSE_UP_TO", 1)
+    monkeypatch.setattr(host_lattice, "FEW_IN_ALL", 1)
     run = lambda u, i, **options: mean_field(u, i, PARAMS, 3, bilateral="permutohedral", **options)  # noqa: E731
     monkeypatch.setattr(host_lattice, "FEW", 0.0)
     run(unary, image)

@@ -15,7 +15,6 @@ from deeplab_jax.data.class_weights import class_weights_for, count_pixels
 from deeplab_jax.data.contact_sheet import contact_sheet
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluate import evaluate, format_results
-from tests.evaluation.submission_reader import read_submission
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.search.scores import ScoreStore, shared_shapes
@@ -23,6 +22,7 @@ from deeplab_jax.training import observation
 from tests.data.miniatures import blocks, write_image, write_label
 from tests.evaluation.fakes import PALETTE, ColorNetwork, Example, Memory, network_variables
 from tests.evaluation.fakes import config as evaluation_config
+from tests.evaluation.submission_reader import read_submission
 
 NAMES = ("sky", "tree", "road", "car")
 

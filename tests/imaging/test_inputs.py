@@ -23,8 +23,15 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def test_what_is_no_file_is_left_out_below_a_folder_and_refused_by_name(folder):
-    assert [item.path.name for item in listing.find_inputs([folder])] == ["a.png", "b.png", "c.png"]
+def test_what_is_no_file_is_left_out_below_a_folder_and_refused_by_name(folder, capsys):
+    (folder / "lost.png").symlink_to("nowhere")
+    for _ in range(2):  # named once
+        assert [item.path.name for item in listing.find_inputs([folder])] == ["a.png", "b.png", "c.png"]
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        f"warning: {folder}/lost.png: no such file or folder; left out",
+        f"warning: {folder}/pipe.png: is a pipe, not a file; left out",
+        f"warning: {folder}/zero.png: is a device, not a file; left out",
+    ]
     with pytest.raises(UserError, match=r"pipe\.png: is a pipe, not a file"):
         listing.find_inputs([folder / "pipe.png"])
     with pytest.raises(UserError, match=r"zero\.png: is a device, not a file"):
