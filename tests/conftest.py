@@ -78,7 +78,16 @@ def pytest_unconfigure() -> None:
 
 
 # Files of tests that start processes or compile much: begun first, so that no worker is left alone with one at the end.
-LONGEST_FIRST = ("test_devices.py", "test_resume.py", "test_mean_field.py", "test_conversion.py", "test_loop.py")
+LONGEST_FIRST = (
+    "test_devices.py",
+    "test_resume.py",
+    "test_crf_search.py",
+    "test_refine.py",
+    "test_export.py",
+    "test_mean_field.py",
+    "test_interruptions.py",
+    "test_docs.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
