@@ -144,6 +144,8 @@ def _parse(text: str, old: object, where: str) -> object:
         if text.lower() in ("true", "1", "yes", "false", "0", "no"):
             return text.lower() in ("true", "1", "yes")
         raise UserError(f"{where}={text}: needs true or false")
+    if isinstance(old, tuple) and not text.strip():
+        return ()
     kind = type(old).__name__
     try:
         value = ast.literal_eval(text)

@@ -20,6 +20,7 @@ def test_shipped_configs_are_found_by_name(name):
         ("data.crop=65,97", "data.crop", (65, 97)),
         ("data.crop=(65, 97)", "data.crop", (65, 97)),
         ("loss.class_weights=sqrt", "loss.class_weights", ("sqrt",)),
+        ("data.stages=", "data.stages", ()),
         ("model.remat=true", "model.remat", True),
         ("data.dir=a=b", "data.dir", "a=b"),
     ],

@@ -56,6 +56,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "log.images_every": (0, _MOST),
 } | {f"crf.{name}": WIDTHS if name.endswith("std") else WEIGHTS for name in FIELDS}
 
+_NOT_EMPTY = ("data.crop", "eval.scales", "eval.crf_iterations")
+
 
 @functools.cache
 def _defaults() -> dict:
@@ -118,6 +120,8 @@ def out_of_range(settings: ConfigDict) -> str:
     for group, values in settings.items():
         fields = {f"{group}.{k}": v for k, v in values.items()} if isinstance(values, ConfigDict) else {group: values}
         for name, value in fields.items():
+            if name in _NOT_EMPTY and not value:
+                return f"config.{name}: needs at least one value"
             low, high = RANGES.get(name, (-math.inf, math.inf))
             for number in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(number, bool) or not isinstance(number, int | float):
