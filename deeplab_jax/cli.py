@@ -35,7 +35,7 @@ def run(
       main: takes the arguments that are not flags (without the program's name), returns an exit status or None.
       argv: the whole command line; default `sys.argv`. `--config NAME` and `--config.a.b=v` are left to
         `config_from_flags`.
-      huge_pages: the process first starts itself anew with an allocator that asks for them (see `startup`). It is for
+      huge_pages: the process first re-executes itself with an allocator that asks for them (see `startup`). It is for
         training, and costs the time of everything imported before.
     """
     try:

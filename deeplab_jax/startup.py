@@ -48,7 +48,7 @@ def set_xla_defaults(training: bool = False) -> None:
 
 
 def restart_with_huge_pages() -> None:
-    """Starts this process anew with an allocator that asks Linux for huge pages, where they are to be asked for.
+    """Re-executes this process with an allocator that asks Linux for huge pages, where they are to be asked for.
 
     A step's maps are given back to the system after each step, and come again page by page: 350,000 page faults in a
     step of ResNet-101 (docs/performance.md). glibc can be told otherwise only before a program starts. The new program

@@ -160,7 +160,7 @@ def _narrow_products(x: jax.Array, dy: jax.Array, side: int, stride: int, rate: 
     padded = jnp.pad(dy, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     reach = range(2 * pad, -1, -rate)
     shifted = jnp.concatenate([padded[:, i : i + height, j : j + width] for i in reach for j in reach], -1)
-    # Without the barrier the copies are made anew inside the product.
+    # Without the barrier the copies are made again inside the product.
     products = lax.dot_general(x, lax.optimization_barrier(shifted), (((0, 1, 2), (0, 1, 2)), ((), ())))
     return products.reshape(x.shape[-1], side**2, -1).swapaxes(0, 1)
 
