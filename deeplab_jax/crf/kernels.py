@@ -31,6 +31,9 @@ def choose_bilateral(bilateral: str, height: int, width: int, platform: str | No
 
     Raises:
       ValueError: an unknown name.
+
+    >>> choose_bilateral("auto", 41, 41, "cpu"), choose_bilateral("auto", 375, 500, "cpu")
+    ('exact', 'permutohedral')
     """
     filters.check_name(bilateral)
     if bilateral == "auto":

@@ -35,6 +35,12 @@ class MeanFieldCRF(nn.Module):
       learn: any of "weights", "compatibility", "stds".
       per_class_weights: one weight per kernel and class in place of one per kernel.
       stride: the image is the photograph sampled by this; position widths are divided by it.
+
+    >>> layer = MeanFieldCRF(num_classes=2, iterations=1)
+    >>> unary, image = np.zeros((4, 5, 2), np.float32), np.full((4, 5, 3), 128.0)
+    >>> variables = layer.init(jax.random.key(0), unary, image)
+    >>> sorted(variables["params"])
+    ['bilateral_weight', 'compatibility', 'gaussian_weight']
     """
 
     num_classes: int
@@ -119,6 +125,10 @@ def learned(variables: dict[str, Any], start: CRFParams) -> tuple[CRFParams, jax
     Args:
       variables: the module's own parameters, `{"params": {...}}` or what is inside.
       start: the parameters that it was made with, for those that were not learned.
+
+    >>> params, compatibility = learned({"bilateral_weight": 3.5}, CRFParams())
+    >>> params.bilateral_weight, params.gaussian_weight, compatibility
+    (3.5, 3.0, None)
     """
     values = variables.get("params", variables)
     fields = {name: values[name] for name in WEIGHTS if name in values}

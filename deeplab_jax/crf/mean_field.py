@@ -74,6 +74,14 @@ def mean_field(
     Raises:
       ValueError: names the argument. Values (NaN in the unary, widths that are not positive) are looked at only when
         they are concrete. An image in 0..1 draws a warning.
+
+    >>> import numpy as np
+    >>> image = np.full((3, 3, 3), 128)  # one colour
+    >>> unary = np.tile(np.float32([0.0, 1.0]), (3, 3, 1))
+    >>> unary[1, 1] = 1.0, 0.0  # the pixel in the middle prefers label 1
+    >>> q = mean_field(unary, image, CRFParams(), iterations=5)
+    >>> np.asarray(q.argmax(-1)).tolist()  # and is outvoted by the others
+    [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
     """
     checks.check_static(iterations, normalization, update, cutoff)
     unary, image = (jnp.asarray(x) for x in (unary, image))
@@ -146,6 +154,13 @@ def mean_field_features(
 
     Raises:
       ValueError: names the argument, as `mean_field` does.
+
+    >>> import numpy as np
+    >>> heights = np.array([[0.0], [0.1], [5.0]])  # two points close to each other, and one far away
+    >>> unary = np.float32([[0.0, 3.0], [0.2, 0.0], [0.2, 0.0]])
+    >>> q = mean_field_features(unary, [(heights, 4.0)], iterations=5)
+    >>> np.asarray(q.argmax(-1)).tolist()  # the second follows the first
+    [0, 0, 1]
     """
     checks.check_static(iterations, normalization, update, cutoff)
     unary = jnp.asarray(unary)

@@ -33,6 +33,9 @@ class CRFParams:
       bilateral_rgb_std: sigma_beta, in units of a 0..255 image.
       gaussian_weight: w2, the smoothness kernel's weight.
       gaussian_xy_std: sigma_gamma, pixels.
+
+    >>> CRFParams(bilateral_xy_std=67.0).at_stride(8).bilateral_xy_std
+    8.375
     """
 
     bilateral_weight: Value = 4.0

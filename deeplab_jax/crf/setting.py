@@ -77,7 +77,15 @@ PRESETS: Mapping[str, Setting] = MappingProxyType(
 
 
 def write_preset(path: str | os.PathLike, setting: Setting) -> None:
-    """Writes a setting as JSON, atomically: the parameters and the other fields, the filter where one is chosen."""
+    """Writes a setting as JSON, atomically: the parameters and the other fields, the filter where one is chosen.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_preset(f"{folder}/mine.json", Setting(CRFParams(bilateral_xy_std=40.0), iterations=5))
+    ...     found = read_preset(f"{folder}/mine.json")
+    >>> found.params.bilateral_xy_std, found.iterations
+    (40.0, 5)
+    """
     path = Path(path)
     fields: dict[str, Any] = {name: np.asarray(getattr(setting.params, name), np.float64).tolist() for name in FIELDS}
     fields |= {"iterations": setting.iterations, "normalization": setting.normalization, "source": setting.source}
@@ -92,6 +100,8 @@ def read_preset(path: str | os.PathLike) -> Setting:
 
     Raises:
       ValueError: the file is missing, is not JSON, or has a missing, unknown or unusable field (named).
+
+    Example: see `write_preset`.
     """
     try:
         fields = read_json(path)
@@ -141,7 +151,11 @@ def _numbers(value: object, where: str) -> float | np.ndarray:
 
 
 def preset_named(name: str) -> Setting:
-    """A setting by its name in `PRESETS` or by the path of a preset file (`.json`); raises ValueError otherwise."""
+    """A setting by its name in `PRESETS` or by the path of a preset file (`.json`); raises ValueError otherwise.
+
+    >>> preset_named("v1_largefov").params.bilateral_xy_std
+    121.0
+    """
     if name in PRESETS:
         return PRESETS[name]
     if str(name).endswith(".json"):
@@ -160,6 +174,10 @@ def setting_from_config(config: Any) -> Setting:
 
     Raises:
       ValueError: an unknown preset, an unreadable preset file, or a value that cannot be used.
+
+    >>> from deeplab_jax.config import load_config
+    >>> setting_from_config(load_config("shapes").crf).iterations
+    5
     """
     if config.normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization={config.normalization!r} must be one of {', '.join(NORMALIZATIONS)}")

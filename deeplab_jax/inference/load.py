@@ -51,6 +51,11 @@ def load(
 
     Raises:
       UserError: it is neither, or has no whole checkpoint, or an option does not fit.
+
+    >>> segment = load("camvid", crf_iterations=5)
+    >>> segment.class_names[:3]
+    ('sky', 'building', 'pole')
+    >>> result = segment(photograph)  # doctest: +SKIP
     """
     cut_above, refuse_above = options.pop("tile_above", cut_above), options.pop("max_pixels", refuse_above)
     chosen: dict[str, Any] = {"crf_iterations": crf_iterations, "crf": crf, "cut_above": cut_above}

@@ -31,6 +31,10 @@ def architecture_of(config: Any) -> Architecture:
 
     Raises:
       ValueError: the fields describe no network; the sentence names the field.
+
+    >>> from deeplab_jax.config import load_config
+    >>> architecture_of(load_config("voc_vgg16_largefov").model).backbone
+    'vgg16'
     """
     architecture = Architecture.from_config(config)
     backbone_of(architecture).check(architecture)

@@ -32,6 +32,13 @@ class DeepLab(nn.Module):
       num_classes: number of score channels.
       crf: the end-to-end CRF, on the image sampled by its `stride`, or None.
       axis_name: mapped axis over which trained batch norm is synchronized.
+
+    >>> from deeplab_jax.config import load_config
+    >>> model = create_model(load_config("voc_aspp_l").model, num_classes=21)
+    >>> images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
+    >>> scores, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], images)
+    >>> scores.shape
+    (1, 9, 9, 21)
     """
 
     architecture: Architecture
@@ -110,6 +117,9 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> 
 
     Returns:
       [B, H, W, 3] float32.
+
+    >>> print(preprocess(jnp.full((1, 1, 1, 3), 255), "torch_rgb").round(2))
+    [[[[2.25 2.43 2.64]]]]
     """
     x = images.astype(jnp.float32)
     if kind == "caffe_bgr":
@@ -132,6 +142,11 @@ def create_model(config: Any, num_classes: int, crf: Any = None) -> DeepLab:
 
     Raises:
       ValueError: the config describes no network; the sentence names the field.
+
+    >>> from deeplab_jax.config import load_config
+    >>> model = create_model(load_config("voc_aspp_l").model, num_classes=21)
+    >>> model.num_classes, model.architecture.backbone
+    (21, 'resnet101')
     """
     architecture = architecture_of(config)
     if crf is None or crf.train != "end_to_end" or not crf.train_iterations:
@@ -140,20 +155,37 @@ def create_model(config: Any, num_classes: int, crf: Any = None) -> DeepLab:
 
 
 def output_size(config: Any, size: Sequence[int]) -> tuple[int, int]:
-    """Size (h, w) of the score map for an image of `size` (H, W), both in positions."""
+    """Size (h, w) of the score map for an image of `size` (H, W), both in positions.
+
+    >>> from deeplab_jax.config import load_config
+    >>> output_size(load_config("voc_aspp_l").model, (321, 321))
+    (41, 41)
+    """
     a = architecture_of(config)
     length = backbone_of(a).score_length
     return length(a, size[0]), length(a, size[1])
 
 
 def is_classifier(path: Sequence[str]) -> bool:
-    """Whether a parameter (its path of names) belongs to the last classifier, whose learning rate is 10 or 20 times."""
+    """Whether a parameter (its path of names) belongs to the last classifier, whose learning rate is 10 or 20 times.
+
+    >>> is_classifier(("params", "head", "fc1_voc12_c0", "kernel"))
+    True
+    >>> is_classifier(("params", "backbone", "conv1", "kernel"))
+    False
+    """
     names = _names(path)
     return names[:1] == ("head",) and any(name.startswith(("fc1", "fc8")) for name in names)
 
 
 def is_frozen(path: Sequence[str], config: Any) -> bool:
-    """Whether a parameter (its path of names) never changes in training under `config.model`."""
+    """Whether a parameter (its path of names) never changes in training under `config.model`.
+
+    >>> from deeplab_jax.config import load_config
+    >>> config = load_config("voc_aspp_l").model
+    >>> is_frozen(("params", "backbone", "bn_conv1", "scale"), config)
+    True
+    """
     names = _names(path)
     if names[:1] == ("crf",):
         return False

@@ -105,6 +105,7 @@ def test_a_config_of_an_older_program_has_defaults_for_what_it_lacks():
         (("crf", "bilateral_rgb_std"), 1e-50, "config.crf.bilateral_rgb_std=1e-50: must lie between 0.01 and 1e+06"),
         (("crf", "iterations"), 10**9, "config.crf.iterations=1000000000: must lie between 0 and 10000"),
         (("eval", "size_multiple"), 0, "config.eval.size_multiple=0: must lie between 1 and 2048"),
+        (("eval", "scales"), (), "config.eval.scales: needs at least one value"),
         (("eval", "scales"), [1e6], "config.eval.scales"),
         (("seed",), "3", "'seed' is '3', and should be like 0"),
         (("eval", "mirror"), 1, "'eval.mirror'"),
