@@ -59,8 +59,8 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
     Raises:
       ValueError: labels beyond C, or a confidence outside (0, 1).
 
-    >>> print(np.exp(-unary_from_labels([1, 255], 3, confidence=0.8)).round(2))
-    [[0.1 0.8 0.1]
+    >>> print(np.exp(-np.asarray(unary_from_labels(np.array([1, 255]), 3, confidence=0.8))).round(2))
+    [[0.1  0.8  0.1 ]
      [0.33 0.33 0.33]]
     """
     labels = jnp.asarray(labels)

@@ -118,7 +118,8 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> 
     Returns:
       [B, H, W, 3] float32.
 
-    >>> print(preprocess(jnp.full((1, 1, 1, 3), 255), "torch_rgb").round(2))
+    >>> import numpy as np
+    >>> print(np.asarray(preprocess(jnp.full((1, 1, 1, 3), 255), "torch_rgb")).round(2))
     [[[[2.25 2.43 2.64]]]]
     """
     x = images.astype(jnp.float32)
