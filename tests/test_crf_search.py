@@ -359,6 +359,7 @@ def test_a_learned_setting_is_kept_in_preset_and_table(trained, monkeypatch):
     assert (segment(image).labels != np.asarray(expected).argmax(-1)).mean() < 0.01
 
 
+@pytest.mark.long
 def test_the_multiple_that_made_the_truth_is_found(trained, monkeypatch):
     workdir, images = trained
     segment, uneven = deeplab_jax.load(workdir), np.float32([3, 3, 9, 3])

@@ -201,6 +201,7 @@ def test_command_states_what_is_missing():
             export.parse_size(text)
 
 
+@pytest.mark.long
 def test_saved_model_gives_the_same(segment, tmp_path):
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     export_artifact.write_artifact(segment.segmenter, tmp_path / "a", [(33, 33)], platforms=("cpu",), saved_model=True)

@@ -137,6 +137,7 @@ def test_pieces_give_the_labels_of_the_whole():
     assert (whole != cut).mean() <= 0.005
 
 
+@pytest.mark.long
 def test_pieces_of_a_photograph_give_the_labels_of_the_whole_on_lattices(test_data):
     """Each piece has a lattice of its own; 500 x 375 pixels in pieces of 60,000."""
     case = np.load(test_data / "crf_cases" / "v2_full.npz")

@@ -123,6 +123,7 @@ def test_refine_does_what_is_missing_and_what_has_changed(folder, capsys):
     assert run(iterations_strip=True, crf=replace(SETTING, iterations=0)) == everything
 
 
+@pytest.mark.long
 def test_two_processes_of_two_devices_give_the_bytes_of_one(workdir, folder):
     jax.clear_caches()  # a test before this one may have compiled the same network with optimizations
     inputs = f"--workdir={workdir} --probabilities"

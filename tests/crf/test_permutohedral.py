@@ -135,6 +135,7 @@ def test_vmap_is_the_loop():
 
 
 @pytest.mark.parametrize(("xy_std", "rgb_std"), [(67, 3), (121, 5)])
+@pytest.mark.long
 def test_scale_on_a_photograph(test_data, xy_std, rgb_std):
     image = np.load(test_data / "crf_cases" / "v2_full.npz")["image"].astype(np.float32)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
