@@ -36,6 +36,7 @@ class Watch:
         self._on_loss, self._host_timeout = on_loss, host_timeout
         self._controls: dict[int, asyncio.StreamWriter] = {}  # rank -> where news of others goes
         self._lost = False
+        self._watched = asyncio.Event()  # process 0 is, from here
         self._loop = asyncio.new_event_loop()
         # gRPC would send what goes to this computer through a proxy as well.
         exceptions = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy", "")
@@ -98,6 +99,7 @@ class Watch:
 
     async def _to_process_0(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection of this process's JAX; its side stays open when the other one closes."""
+        await self._watched.wait()  # else process 0 could be gone before anybody looks
         up_reader, up_writer = await self._reach()
         await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer, close=False))
 
@@ -105,6 +107,7 @@ class Watch:
         reader, writer = await self._reach()
         writer.write(_HELLO + str(self._rank).encode() + b"\n")
         self._controls[0] = writer
+        self._watched.set()
         await self._until_gone(0, reader, writer)
 
     async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
