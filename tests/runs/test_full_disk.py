@@ -1,6 +1,7 @@
 """Of a full disk one sentence is read, and not the tracebacks of libraries' threads."""
 
 import logging
+import sys
 import threading
 
 import pytest
@@ -34,3 +35,16 @@ def test_threads_and_loggers_are_quiet_about_a_full_disk_alone(monkeypatch, capl
     thread.start()
     thread.join()
     assert seen[-1] is error
+
+
+def test_threads_that_come_to_a_closed_loop_are_quiet(monkeypatch):
+    """C++ threads print what a callback of theirs raises through sys.excepthook."""
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(error))
+    closed, other = RuntimeError("Event loop is closed"), RuntimeError("Event loop stopped")
+    with reported_once():
+        for error in (closed, other):
+            sys.excepthook(type(error), error, None)
+    assert seen == [other]
+    sys.excepthook(RuntimeError, closed, None)
+    assert seen == [other, closed]

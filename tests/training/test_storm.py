@@ -53,7 +53,7 @@ def test_storm(runs, tmp_path, request):
         shutil.rmtree(workdir)
 
 
-FILLED = ("num_steps=300", "checkpoint.every=5", "eval.every=0", "log.every=2")
+FILLED = ("num_steps=1000", "checkpoint.every=5", "eval.every=0", "log.every=2")
 
 
 @pytest.mark.long
@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_for_a_while(runs, small_disk, tmp_path):
     process = runs.start(workdir, *FILLED, flags=["--mode=train"])
     wait_for_steps(workdir, process)
     with filled(small_disk):
-        time.sleep(5)
+        time.sleep(2)
         assert not [p for p in workdir.rglob("*") if "tmp" in p.name or p.name.startswith(".metrics")]
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
@@ -75,8 +75,8 @@ def test_a_disk_that_is_full_for_a_while(runs, small_disk, tmp_path):
     refused = [line for line in err.splitlines() if "could not be written (no space left" in line]
     assert len(refused) == 1 and str(workdir / "checkpoints") in refused[0], refused
     newest = [Checkpoints(w, read_only=True).newest_whole() for w in (whole, workdir)]
-    assert newest == [300, 300]
-    states = [Checkpoints(w, read_only=True).restore(300)[0] for w in (whole, workdir)]
+    assert newest == [1000, 1000]
+    states = [Checkpoints(w, read_only=True).restore(1000)[0] for w in (whole, workdir)]
     for name, value in states[0].items():
         np.testing.assert_array_equal(value, states[1][name], err_msg=name)
     assert (whole / "metrics.jsonl").read_bytes() == (workdir / "metrics.jsonl").read_bytes()
