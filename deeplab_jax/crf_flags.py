@@ -51,7 +51,10 @@ class _FilterName(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
         from deeplab_jax.crf.filters import check_name
 
-        check_name(argument)
+        try:
+            check_name(argument)
+        except ValueError as e:  # absl names the flag and its value itself
+            raise ValueError(str(e).removeprefix(f"bilateral={argument!r} ")) from e
         return argument
 
     def flag_type(self) -> str:

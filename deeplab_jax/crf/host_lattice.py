@@ -109,7 +109,7 @@ def _embedded(features: np.ndarray, form: str, lattice: int) -> tuple:
         keys[:, part], weights[:, part] = _simplices(features[part], matrix, shift, units, first)
     vertices, distinct = _numbered(keys.reshape(-1))
     steps = units.sum() - order * units
-    return vertices.reshape(order, points), weights, distinct, steps, (units, matrix, shift, first)
+    return vertices.reshape(order, points), weights, distinct, steps, (units, matrix, first)
 
 
 def _units(lowest: np.ndarray, highest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -269,7 +269,7 @@ def _joined(embedded: tuple, form: str) -> HostLattice:
     return HostLattice(vertices, weights, neighbors[:, :count], None, count)
 
 
-def _gaussian_between(keys, units, matrix, shift, first) -> np.ndarray:
+def _gaussian_between(keys, units, matrix, first) -> np.ndarray:
     """exp(-|v - w|^2 / 2 var) between vertices, var = 1 - 1 / alpha^2 of the features; [M, M]."""
     order = matrix.shape[1]
     # Undo the keys: the remainder first, then one field after the other, highest unit first.

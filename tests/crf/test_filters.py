@@ -38,7 +38,9 @@ def test_the_flag_takes_its_name(sampled):
     crf_flags.define_bilateral("", values)
     values(["refine", "--bilateral=sampled"])
     assert values.bilateral == "sampled"
-    with pytest.raises(flags.IllegalFlagValueError, match=r"must be one of auto, .*, sampled"):
+    with pytest.raises(
+        flags.IllegalFlagValueError, match=r"^flag --bilateral=sample: must be one of auto, .*, sampled$"
+    ):
         values(["refine", "--bilateral=sample"])
 
 
