@@ -14,8 +14,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.backbone = "resnet101"  # resnet101, resnet50, vgg16, resnet_small
     config.model.head = "aspp"  # aspp, largefov, fc (v1's fc6/fc7/fc8), plain (one 1x1 classifier)
-    config.model.head_rates = (6, 12, 18, 24)  # atrous rates at output stride 8; halved at 16
-    config.model.head_rates_stride = 8  # the output stride that head_rates are for; at 32 give rates and set 32 here
+    config.model.head_rates = (6, 12, 18, 24)  # atrous rates at output stride 8; halved at 16, a quarter at 32
     config.model.head_width = 0  # hidden channels of the head; 0 = the published ones
     config.model.head_kernel = 3  # v1's fc6: 3, 4 or 7
     config.model.output_stride = 8  # 8, 16 or 32
@@ -34,7 +33,6 @@ def get_config() -> ConfigDict:
     config.model.widths = (64, 128, 192, 192)  # resnet_small only: channels per stage
     config.model.blocks = (2, 2, 2, 2)  # resnet_small only: basic blocks per stage
     config.model.fine_branch = 0  # resnet_small only: channels of a stride-4 side branch; 0 = none
-    config.model.width_multiplier = 1.0  # vgg16 only: share of the trunk's published channels, to train on a CPU
     config.model.dtype = "float32"  # compute type: float32 or bfloat16 (parameters stay float32)
     config.model.matmul_precision = "default"  # of float32 products: default, high, highest (docs/scaling.md)
     config.model.remat = False  # recompute blocks in the backward pass to save memory

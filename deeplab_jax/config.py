@@ -65,7 +65,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         problem = str(e).splitlines()[0]
         raise UserError(f"{path}: {problem}{old_fields.hint(problem)}") from e
     if old_fields.has_old(config):
-        config = ConfigDict(old_fields.renamed(config.to_dict()))
+        try:
+            config = ConfigDict(old_fields.renamed(config.to_dict()))
+        except ValueError as e:
+            raise UserError(f"{path}: {e}") from e
     with config.unlocked():
         config.name = path.stem
     config.lock()

@@ -13,6 +13,13 @@ MOVED = {f"crf.search_{name}": f"search.{name}" for name in ("images", "passes",
 _SEARCH = tuple(old.removeprefix("crf.") for old in MOVED)
 # Three fields that are now one entry of config.data.stages, with their defaults of then.
 _EARLY = {"early_share": 0.0, "early_crop": (161, 161), "early_scales": (0.25, 0.375, 0.5, 0.625, 0.75)}
+# Fields that are gone, and what to do instead.
+_GONE = {
+    "model.head_rates_stride": "config.model.head_rates are always those of output stride 8; at 16 they are halved, at "
+    "32 quartered",
+    "model.width_multiplier": "a VGG-16 of fewer channels is a backbone of its own now; docs/extending.md has how to "
+    "add one",
+}
 
 
 def new_name(dotted: str) -> str:
@@ -22,7 +29,7 @@ def new_name(dotted: str) -> str:
     ('search.images', 'search.grid.bilateral_weight', 'seed')
 
     Raises:
-      UserError: the field has become part of another, whose value has another form.
+      UserError: the field is gone, or has become part of another, whose value has another form.
     """
     group, _, name = dotted.partition(".")
     if group == "data" and name in _EARLY:
@@ -30,6 +37,8 @@ def new_name(dotted: str) -> str:
             f"--config.{dotted}: the first steps' crops and scales are now config.data.stages; give "
             "--config.data.stages='((SHARE, (HEIGHT, WIDTH), (SCALE, SCALE)),)', or '()' for none"
         )
+    if dotted in _GONE:
+        raise UserError(f"--config.{dotted}: {_GONE[dotted]}")
     for old, new in MOVED.items():
         if dotted == old or dotted.startswith(f"{old}."):
             return new + dotted.removeprefix(old)
@@ -46,13 +55,16 @@ def hint(problem: str) -> str:
 
 def has_old(config: Mapping[str, Any]) -> bool:
     """Whether a config holds a field under an old name."""
-    return any(name in config.get("crf", {}) for name in _SEARCH) or any(
-        name in config.get("data", {}) for name in _EARLY
-    )
+    names = {f"{group}.{name}" for group in ("crf", "data", "model") for name in config.get(group, {})}
+    return not names.isdisjoint({*MOVED, *_GONE, *(f"data.{name}" for name in _EARLY)})
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config, as nested dicts, with its old fields under their new names."""
+    """A copy of a config, as nested dicts, with its old fields under their new names.
+
+    Raises:
+      ValueError: a field that is gone had a value that nothing stands for today.
+    """
     config = _copied(config)
     crf, data = config.get("crf", {}), config.get("data", {})
     for old in _SEARCH:
@@ -64,7 +76,17 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     if early.get("early_share"):
         share, crop, scales = ({**_EARLY, **early}[name] for name in _EARLY)
         data["stages"] = ((share, tuple(crop), tuple(scales)),)
+    _without_gone(config.get("model", {}))
     return config
+
+
+def _without_gone(model: dict[str, Any]) -> None:
+    stride = model.pop("head_rates_stride", 8)
+    if stride != 8:
+        model["head_rates"] = tuple(rate * stride // 8 for rate in model.get("head_rates", ()))
+    width = model.pop("width_multiplier", 1)
+    if width != 1:
+        raise ValueError(f"config.model.width_multiplier={width}: {_GONE['model.width_multiplier']}")
 
 
 def _copied(group: Mapping[str, Any]) -> dict[str, Any]:

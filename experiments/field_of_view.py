@@ -9,6 +9,7 @@ pipeline excluded. --rows trains and evaluates systems for their mean IoU. With 
 are that config's, and the network is the row's.
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from ml_collections import ConfigDict
 from deeplab_jax import cli
 from deeplab_jax.config import load_config
 from deeplab_jax.describe import classes_of
-from deeplab_jax.models import architecture_of
+from deeplab_jax.models import architecture_of, vgg
+from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.heads import FC_WIDTH
 from deeplab_jax.models.summary import describe
 from experiments import common
@@ -45,6 +47,16 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def thin_vgg16(width_multiplier: float) -> str:
+    """The name of a backbone, VGG-16 with this share of its published channels, which trains on a CPU."""
+    name = f"vgg16_times_{width_multiplier:g}"
+    widths = tuple(max(1, round(width * width_multiplier)) for width in vgg.WIDTHS)
+    BACKBONES[name] = dataclasses.replace(
+        vgg.BACKBONE, trunk=lambda architecture, axis_name: vgg.VGG16(architecture, widths, name="backbone")
+    )
+    return name
+
+
 def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0) -> ConfigDict:
     """A copy of the config with the network of a shipped one, at that share of its channels.
 
@@ -53,7 +65,7 @@ def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0
     config = common.changed(config, {"crf.train": "off"})
     config.model = load_config(shipped).model
     if width_multiplier != 1:
-        config.model.width_multiplier = float(width_multiplier)
+        config.model.backbone = thin_vgg16(width_multiplier)
         published = config.model.head_width or FC_WIDTH[config.model.head]
         config.model.head_width = max(1, round(published * width_multiplier))
     extra = architecture_of(config.model).size_extra

@@ -53,6 +53,33 @@ def test_a_config_file_of_then_that_reads_a_moved_group_is_told_the_new_name(tmp
         load_config(str(tmp_path / "mine.py"))
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.head_rates_stride=32", "always those of output stride 8"),
+        ("model.width_multiplier=0.5", r"a backbone of its own now; docs/extending\.md"),
+    ],
+)
+def test_flags_that_are_gone_are_refused_with_what_to_do(override, words):
+    with pytest.raises(UserError, match=f"{override.partition('=')[0]}: .*{words}"):
+        load_config("camvid", [override])
+
+
+def test_gone_fields_of_a_config_file_and_a_record(tmp_path):
+    head = "from deeplab_jax.configs import base\ndef get_config():\n    config = base.get_config()\n"
+    (tmp_path / "mine.py").write_text(f"{head}    config.model.width_multiplier = 0.5\n    return config\n")
+    with pytest.raises(UserError, match=r"mine\.py: config\.model\.width_multiplier=0\.5: a VGG-16 of fewer channels"):
+        load_config(str(tmp_path / "mine.py"))
+    model = {"head_rates": [3, 6], "head_rates_stride": 32, "width_multiplier": 1.0, "output_stride": 32}
+    recorded = recorded_config({"model": model}).model
+    assert (recorded.head_rates, "width_multiplier" in recorded, "head_rates_stride" in recorded) == (
+        (12, 24),
+        False,
+        False,
+    )
+    assert recorded_config({"model": {"head_rates": [6], "head_rates_stride": 8}}).model.head_rates == (6,)
+
+
 def test_a_record_of_then_has_the_fields_of_now():
     config = recorded_config(
         {

@@ -15,7 +15,6 @@ class Architecture:
     backbone: str = "resnet101"
     head: str = "aspp"
     head_rates: tuple[int, ...] = (6, 12, 18, 24)
-    head_rates_stride: int = 8
     head_width: int = 0
     head_kernel: int = 3
     output_stride: int = 8
@@ -33,7 +32,6 @@ class Architecture:
     widths: tuple[int, ...] = (64, 128, 192, 192)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     fine_branch: int = 0
-    width_multiplier: float = 1.0
     dtype: str = "float32"
     matmul_precision: str = "default"
     remat: bool = False
@@ -86,22 +84,19 @@ class Architecture:
     def rates(self) -> tuple[int, ...]:
         """Atrous rates of the head at this output stride.
 
-        `head_rates` belong to stride `head_rates_stride` (8, the papers'). At 16 they are halved, so that the head
-        covers the same pixels. At 32 they would shrink to a quarter, which no published system has tried: there the
-        rates have to be given for that stride.
+        `head_rates` are those of stride 8, the papers'. At 16 they are halved and at 32 quartered, so that the head
+        covers the same pixels.
 
         Raises:
-          ValueError: no rates follow for this output stride.
+          ValueError: half or a quarter of a rate is no whole number.
         """
-        if self.output_stride == self.head_rates_stride:
-            return self.head_rates
-        if (self.head_rates_stride, self.output_stride) != (8, 16) or any(r % 2 for r in self.head_rates):
+        part = self.output_stride // 8
+        if any(rate % part for rate in self.head_rates):
             raise ValueError(
-                f"config.model.head_rates={self.head_rates} are for output stride {self.head_rates_stride} and say "
-                f"nothing for {self.output_stride}; give rates for it and set "
-                f"config.model.head_rates_stride={self.output_stride}"
+                f"config.model.head_rates={self.head_rates} are those of output stride 8; at "
+                f"{self.output_stride} they are divided by {part}, so give multiples of {part}"
             )
-        return tuple(r // 2 for r in self.head_rates)
+        return tuple(rate // part for rate in self.head_rates)
 
     @property
     def frozen_batch_norm(self) -> bool:

@@ -17,10 +17,6 @@ def check_resnet(a: Architecture) -> None:
     for name in VGG_FIELDS:
         if getattr(a, name):
             raise ValueError(f"config.model.{name} belongs to backbone 'vgg16', not to '{a.backbone}'")
-    if a.width_multiplier != 1:
-        raise ValueError(
-            f"config.model.width_multiplier={a.width_multiplier} belongs to backbone 'vgg16'; leave it at 1"
-        )
     refuse_fine_branch(a)
 
 

@@ -8,7 +8,8 @@ from deeplab_jax.models.backbone import Backbone, refuse_fine_branch
 from deeplab_jax.models.heads import VGGHead
 from deeplab_jax.models.layers import Conv, Pool, pooled_size, relu
 
-CONVS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and number of each stage's 3x3 convs
+COUNTS = (2, 2, 3, 3, 3)  # 3x3 convs of each stage
+WIDTHS = (64, 128, 256, 512, 512)  # and their channels
 
 
 class VGG16(nn.Module):
@@ -16,9 +17,11 @@ class VGG16(nn.Module):
 
     Attributes:
       architecture: the network's description; `base_pools` chooses v1 DeepLab's pools.
+      widths: channels of each of the five stages; () = the published ones.
     """
 
     architecture: Architecture
+    widths: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -36,8 +39,7 @@ class VGG16(nn.Module):
         features = {"data": x}
         run = nn.remat(_stage, static_argnums=(2, 3, 4, 5)) if a.remat else _stage
         rate = 2 if a.output_stride == 8 else 1
-        for number, (width, count) in enumerate(CONVS, start=1):
-            width = max(1, round(width * a.width_multiplier))
+        for number, (width, count) in enumerate(zip(self.widths or WIDTHS, COUNTS, strict=True), start=1):
             x = run(self, x, number, width, count, rate if number == 5 else 1)
             if number == 5:
                 features["conv5_3"] = x
@@ -77,8 +79,6 @@ def _check(a: Architecture) -> None:
     refuse_fine_branch(a)
     if a.msc and a.head == "aspp":
         raise ValueError("config.model.msc joins one feature map (v1); set config.model.head to 'fc' or 'largefov'")
-    if a.width_multiplier <= 0:
-        raise ValueError(f"config.model.width_multiplier={a.width_multiplier} must be above 0")
 
 
 BACKBONE = Backbone(

@@ -31,7 +31,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.widths": (1, 1 << 16),
     "model.blocks": (0, 512),
     "model.fine_branch": (0, 1 << 16),
-    "model.width_multiplier": (0.001, 16),
     "crf.iterations": (0, MAX_ITERATIONS),
     "crf.train_iterations": (0, MAX_ITERATIONS),
     "crf.stride": (1, 1024),

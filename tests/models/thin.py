@@ -12,7 +12,7 @@ def narrow(monkeypatch):
     monkeypatch.setattr(resnet, "BOTTLENECKS", {"resnet50": (1, 1, 2, 2), "resnet101": (1, 1, 2, 2)})
     monkeypatch.setattr(resnet, "BOTTLENECK_WIDTHS", (8, 8, 12, 12))
     monkeypatch.setattr(resnet, "STEM_WIDTH", 4)
-    monkeypatch.setattr(vgg, "CONVS", tuple((2, count) for _, count in vgg.CONVS))
+    monkeypatch.setattr(vgg, "WIDTHS", (2, 2, 2, 2, 2))
 
 
 def shapes(model, size=(33, 33)):
