@@ -21,6 +21,9 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
 _FREE |= {"after-all", "partition-id", "replica-id", "copy-done", "all-reduce-done", "async-done", "opt-barrier"}
 
+COUNTS = ("flops", "flops_highest", "flops_bfloat16", "bytes", "gathers", "scatters", "sorts", "collectives")
+COUNTS += ("collective_bytes", "loop_steps", "kernels", "cycles", "unknown_loops")
+
 
 @dataclasses.dataclass
 class Instruction:
@@ -74,7 +77,7 @@ def costs(text: str) -> dict[str, float]:
                     _add(found, total(inner, within), 1)
         return found
 
-    return dict(total(entry, False))
+    return dict.fromkeys(COUNTS, 0) | dict(total(entry, False))
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:

@@ -89,9 +89,15 @@ class Splatted:
 
 @jax.custom_vjp
 def apply(structure: Lattice, values: jax.Array) -> jax.Array:
-    """Filters values [N, C]; returns [N, C]. Cost follows the vertices in use (one of `CAPACITIES`)."""
-    branch = sum((structure.count > size(structure, c)).astype(jnp.int32) for c in CAPACITIES[:-1])
-    return lax.switch(branch, [lambda v, c=c: _splat_and_slice(structure, v, c) for c in CAPACITIES], values)
+    """Filters values [N, C]; returns [N, C]. Cost follows the vertices in use (one of `capacities`)."""
+    sizes = capacities()
+    branch = sum(((structure.count > size(structure, c)).astype(jnp.int32) for c in sizes[:-1]), jnp.int32(0))
+    return lax.switch(branch, [lambda v, c=c: _splat_and_slice(structure, v, c) for c in sizes], values)
+
+
+def capacities() -> tuple[float, ...]:
+    """Those of `CAPACITIES` that a program has a branch for: off CPUs, clearing room that is not used is cheap."""
+    return CAPACITIES[-1:] if _at_once() else CAPACITIES
 
 
 def transpose(structure: Lattice, values: jax.Array) -> jax.Array:
