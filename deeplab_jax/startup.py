@@ -11,17 +11,21 @@ CACHE_BYTES = 2_000_000_000  # of compiled programs that are kept
 
 # Flags under which XLA's CPU programs train faster (docs/performance.md), and the releases of jaxlib that know them.
 _CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ("", ("0.10.", "0.11."))}
-# What makes a resumed training on GPUs end with the bits of the one never stopped (docs/scaling.md).
-_GPU_TRAINING_FLAGS = {"--xla_gpu_deterministic_ops": ("true", ("0.10.", "0.11."))}
+# What makes a resumed training on GPUs end with the bits of the one never stopped; and what keeps XLA from failing on a
+# training step at one scale ("Couldn't find output tile sizes"): matrix products by cuBLAS alone (docs/scaling.md).
+_GPU_TRAINING_FLAGS = {
+    "--xla_gpu_deterministic_ops": ("true", ("0.10.", "0.11.")),
+    "--xla_gpu_enable_triton_gemm": ("false", ("0.10.", "0.11.")),
+}
 
 
 def set_xla_defaults(training: bool = False) -> None:
     """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
 
     Where only CPUs can be used these are flags that make them faster; where a GPU can be used and `training` is true,
-    one that makes its results repeatable. That a plugin for GPUs or TPUs is installed counts only where this machine
-    has what it is for, or JAX_PLATFORMS names it. No flag is added that XLA_FLAGS names already, nor one that the
-    installed jaxlib may not know, for XLA ends the process then.
+    those that make its results repeatable and its products cuBLAS's. That a plugin for GPUs or TPUs is installed counts
+    only where this machine has what it is for, or JAX_PLATFORMS names it. No flag is added that XLA_FLAGS names already,
+    nor one that the installed jaxlib may not know, for XLA ends the process then.
     """
     from importlib import metadata, util
 

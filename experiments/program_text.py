@@ -237,6 +237,10 @@ def _flops(i: Instruction, types: dict) -> float:
         contracted = _dimensions(re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)[1])
         return 2.0 * out * math.prod(shapes[0][d] for d in contracted)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
+    if labels and "$convBackward" in i.rest:  # cuDNN's: labels are those of the convolution that it belongs to
+        filtered = "$convBackwardFilter" in i.rest
+        output, kernel = (shapes[1], _shape(i.type)) if filtered else (shapes[0], shapes[1])
+        return 2.0 * math.prod(output) * math.prod(n for n, label in zip(kernel, labels[2]) if label != "o")
     if labels:
         kernel = math.prod(n for n, label in zip(shapes[1], labels[2]) if label != "o")
         return 2.0 * out * kernel

@@ -74,16 +74,33 @@ def number(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[j
 
 
 def _number_by_sorting(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-    """As `number`: all vertices of all points in the order of their keys, and back. Gathers and scatters nothing."""
+    """As `number`: all vertices of all points in the order of their keys.
+
+    One sort in a loop over coordinates, the last one first, each keeping the order of equals: one sort of all
+    coordinates at once would be faster to run, and takes the compiler several minutes.
+    """
     order, (lattices, points) = len(base), base[0].shape
     lattice = lax.broadcasted_iota(jnp.int32, (lattices, points), 0)
-    keys = [jnp.concatenate([(lattice * order + k).reshape(-1) for k in range(order)])]
-    for b, r in zip(base[:-1], rank[:-1], strict=True):
-        keys.append(jnp.concatenate([(b - (r >= order - k)).reshape(-1) for k in range(order)]))
-    *keys, entry = lax.sort((*keys, jnp.arange(keys[0].size, dtype=jnp.int32)), num_keys=order)
-    differs = functools.reduce(operator.or_, (key[1:] != key[:-1] for key in keys))
+    keys = jnp.stack(
+        [
+            jnp.concatenate([(b - (r >= order - k)).reshape(-1) for k in range(order)])
+            for b, r in zip(base[:-1], rank[:-1], strict=True)
+        ]
+    )
+    # Coordinates come from float32: less than 25 bits, with room for lattice and remainder.
+    tag = jnp.concatenate([(lattice * order + k).reshape(-1) for k in range(order)])
+    keys = keys.at[0].set(keys[0] * (lattices * order) + tag)
+    entries = jnp.arange(tag.size, dtype=jnp.int32)
+
+    def by_one(n: jax.Array, entry: jax.Array) -> jax.Array:
+        key = keys[n].at[entry].get(mode="promise_in_bounds")
+        return lax.sort((key, entries, entry), num_keys=2)[2]
+
+    entry = lax.fori_loop(0, order - 1, by_one, entries)
+    ordered = keys.at[:, entry].get(mode="promise_in_bounds")
+    differs = (ordered[:, 1:] != ordered[:, :-1]).any(0)
     numbers = jnp.cumsum(jnp.pad(differs, (1, 0)).astype(jnp.int32))
-    _, vertices = lax.sort((entry, numbers), num_keys=1)
+    vertices = jnp.zeros_like(entries).at[entry].set(numbers, unique_indices=True, mode="promise_in_bounds")
     return list(vertices.reshape(order, lattices, points)), numbers[-1] + 1
 
 

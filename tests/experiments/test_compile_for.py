@@ -84,6 +84,24 @@ def test_costs_of_a_program_count_loops_by_their_trips():
     assert found["bytes"] == product + 128 + loop + 256
 
 
+def test_gradients_of_convolutions_by_cudnn_cost_what_the_convolution_does():
+    """One of 3 x 3 from 8 to 16 channels over 10 x 12 positions, two images."""
+    x, dy, kernel = "f32[2,10,12,8]{3,2,1,0}", "f32[2,10,12,16]{3,2,1,0}", "f32[16,3,3,8]{3,2,1,0}"
+
+    def program(target, result, first, second):
+        return f"""ENTRY %main (a: x, b: x) -> x {{
+  %a = {first} parameter(0)
+  %b = {second} parameter(1)
+  ROOT %c = ({result}, u8[64]{{0}}) custom-call(%a, %b), window={{size=3x3 pad=1_1x1_1}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{target}"
+}}
+"""  # noqa: E501
+
+    forward = costs(program("Forward", dy, x, kernel))["flops"]
+    assert forward == 2 * (2 * 10 * 12 * 16) * (3 * 3 * 8)
+    assert costs(program("BackwardInput", x, dy, kernel))["flops"] == forward
+    assert costs(program("BackwardFilter", kernel, x, dy))["flops"] == forward
+
+
 def test_costs_of_what_jax_compiles_here():
     def steps(x):
         return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=7)[0]
