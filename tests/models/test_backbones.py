@@ -43,5 +43,5 @@ def test_its_own_check_and_the_registrys(toy):
     with pytest.raises(ValueError, match="backbone 'toy' has only 8"):
         create_model(toy.model, 4)
     toy.model.backbone = "resnet18"
-    with pytest.raises(ValueError, match="'resnet18' is none of 'resnet101', 'resnet50', 'resnet_small', 'vgg16'"):
+    with pytest.raises(ValueError, match="'resnet18' is not one of 'resnet101', 'resnet50', 'resnet_small', 'vgg16'"):
         create_model(toy.model, 4)
