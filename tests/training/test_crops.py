@@ -110,5 +110,5 @@ def test_the_crop_of_the_first_steps_is_checked_too():
     config = load_config("shapes", (*SMALL, "data.stages=((0.0,(64,64),(0.5,1.0)),)"))
     check_crop(config)  # without such steps it does not matter
     config.data.stages = ((0.5, (64, 64), (0.5, 1.0)),)
-    with pytest.raises(UserError, match=r"config\.data\.stages\[0\]: crop=64,64: at 64 pixels .* nearest that fit are"):
+    with pytest.raises(UserError, match=r"config\.data\.stages\[0\]: crop=64,64: at 64 pixels .* nearest suitable"):
         check_crop(config)
