@@ -35,8 +35,8 @@ def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("backbone", "x", "config.model: config.model.backbone='x' is none of"),
-        ("preprocessing", "../etc", "config.model: config.model.preprocessing='../etc' is none of"),
+        ("backbone", "x", "config.model: config.model.backbone='x' is not one of"),
+        ("preprocessing", "../etc", "config.model: config.model.preprocessing='../etc' is not one of"),
         ("head", "aspp", "config.model: is not the network that these weights are of"),
     ],
 )

@@ -161,7 +161,7 @@ class Story:
                 process.send_signal(number)
                 err = process.wait(300)
                 assert process.returncode in (0, 128 + number), err  # 0: it had just ended
-                assert process.returncode == 0 or "the same command goes on from" in err
+                assert process.returncode == 0 or "the same command continues from" in err
             elif fault == "stop":
                 process.send_signal(signal.SIGSTOP)
                 time.sleep(rng.uniform(0, 1))
