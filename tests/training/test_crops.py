@@ -77,7 +77,7 @@ def test_shipped_crops_fit(name):
         (
             "voc_aspp_l",
             ("data.crop=320,320",),
-            r"320,320: at 320 .* fit are 313,313 and 321,321 \(sides of 8k\+1\)",
+            r"320,320: at 320 .* suitable crops are 313,313 and 321,321 \(sides of 8k\+1\)",
         ),
         ("voc_aspp_l", ("data.crop=321,320",), r"fit are 321,313 and 321,321"),
         ("voc_vgg16", ("data.crop=305,306",), r"fit are 298,306 and 306,306 \(sides of 8k\+2\)"),
