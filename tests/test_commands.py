@@ -35,9 +35,9 @@ def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("backbone", "x", "config.model: config.model.backbone='x' is none of"),
-        ("preprocessing", "../etc", "config.model: config.model.preprocessing='../etc' is none of"),
-        ("head", "aspp", "config.model: is not the network that these weights are of"),
+        ("backbone", "x", "config.model: config.model.backbone='x' is not one of"),
+        ("preprocessing", "../etc", "config.model: config.model.preprocessing='../etc' is not one of"),
+        ("head", "aspp", "config.model: is not the network of these weights"),
     ],
 )
 def test_a_doctored_network_is_a_sentence(workdir, tmp_path, field, value, sentence):

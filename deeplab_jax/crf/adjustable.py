@@ -1,7 +1,7 @@
 """Mean field whose parameters and number of iterations are arguments of one compiled program.
 
-`crf.mean_field` compiles anew for each number of iterations and for each reach of the smoothness kernel, which suits
-many photographs under one setting. A slider, and a program that is exported, need the opposite.
+`crf.mean_field` is compiled again for each number of iterations and for each reach of the smoothness kernel, which
+suits many photographs with one setting. A slider, and an exported program, need the opposite.
 """
 
 import math
@@ -42,11 +42,11 @@ def mean_field_any(
       image: [H, W, 3] RGB in 0..255, uint8 or float.
       params: numbers or arrays, all traced.
       iterations: int32 [], at least 0.
-      mask: [H, W] bool, the part that is photograph.
+      mask: [H, W] bool, True where the array holds the photograph.
       compatibility: [C, C]; None = Potts.
       bilateral: "permutohedral", "exact" or "separable".
       normalization: "none", "before", "after", "symmetric".
-      radius: (x, y) where the smoothness kernel is cut off; see `radius_for`. None = nowhere, which is slower.
+      radius: (x, y) where the smoothness kernel is cut off; see `radius_for`. None = not at all, which is slower.
       prune: leaves out labels that cannot win (see `crf.pruning`).
 
     Returns:
@@ -80,7 +80,7 @@ def exact_radius(params: CRFParams) -> tuple[int, int] | None:
 
 
 def radius_for(params: CRFParams) -> tuple[int, int]:
-    """One of few radii, none smaller than `exact_radius`, so that a moving slider finds its program compiled."""
+    """One of a few radii, at least `exact_radius`, so that the program for a moved slider is already compiled."""
     reach = math.ceil(TRUNCATE * float(np.max(params.gaussian_xy_std)))
     radius = next((r for r in _RADII if r >= reach), reach + reach % 2)
     return radius, radius

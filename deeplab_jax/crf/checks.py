@@ -1,7 +1,7 @@
-"""What `mean_field` and its relatives refuse, in sentences that name the argument.
+"""Argument checks of `mean_field` and related functions; errors name the argument.
 
 Shapes, names and counts are always checked. Values are checked only when arrays are concrete, not inside a user's jit,
-vmap or grad, where they have none yet.
+vmap or grad, where values are not known yet.
 """
 
 import warnings
@@ -76,7 +76,7 @@ def check_mask(mask: Any, unary_shape: tuple[int, ...]) -> None:
 def check_labels(labels: jax.Array, classes: int) -> None:
     """Checks that labels are class ids."""
     if not is_traced(labels) and labels.size and (_low(labels) < 0 or _high(labels) >= classes):
-        raise ValueError(f"labels hold ids outside 0..{classes - 1}, the unary's classes; mask out what has no label")
+        raise ValueError(f"labels hold ids outside 0..{classes - 1}, the unary's classes; mask out unlabelled pixels")
 
 
 def check_weight(weight: Any, name: str, labels: int) -> None:
@@ -99,12 +99,12 @@ def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
         raise ValueError(f"{name} holds NaN or infinite values")
 
 
-# Inside a user's jit, operations on concrete arrays are traced all the same unless evaluated at once.
+# Inside a user's jit, operations on concrete arrays are traced too unless evaluated at once.
 
 
 @jax.ensure_compile_time_eval()
 def _unusable(unary: jax.Array | np.ndarray) -> bool:
-    return not bool((unary > -np.inf).all())  # neither for NaN; XLA's minimum would pass over it on CPUs
+    return not bool((unary > -np.inf).all())  # False for NaN too; XLA's minimum would ignore NaN on CPUs
 
 
 @jax.ensure_compile_time_eval()

@@ -7,11 +7,11 @@ The plain update changes all pixels at once and can oscillate. The free energy o
 with A_m = w_m for Potts (a number times the identity) and -mu w_m in general. Whatever keeps M from being positive
 semi-definite (a compatibility that is not negative semi-definite, or i = j left out) is balanced by a diagonal
 d_i >= 0: -1/2 Q^T (M + D) Q is concave and replaced by its tangent at the current Q, 1/2 Q^T D Q is convex and kept.
-The rest falls apart into one strictly convex problem per pixel, min_q q.log q + d/2 |q|^2 - q.h over the simplex with
-h = -U + (M + D) Q. Where M is positive semi-definite already, d = 0 and the update is the plain one.
+The rest separates into one strictly convex problem per pixel, min_q q.log q + d/2 |q|^2 - q.h over the simplex with
+h = -U + (M + D) Q. Where M is already positive semi-definite, d = 0 and the update is the plain one.
 
-The argument needs the kernels themselves to be positive semi-definite, as the Gaussian is: it holds for the `exact`
-filter and, as far as they resemble it, for the others.
+The argument requires the kernels themselves to be positive semi-definite, as the Gaussian is: it holds for the `exact`
+filter and, as far as the others resemble it, for them.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The CRF's energy, and the free energy that mean field lowers, as functions of labels and marginals.
 
-Both need a symmetric kernel, so the normalizations "none" and "symmetric" only, and a symmetric compatibility.
+Both require a symmetric kernel, hence normalization "none" or "symmetric", and a symmetric compatibility.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,7 @@ def energy(
 ) -> jax.Array:
     """E(x) = sum_i U_i(x_i) + sum_{i < j} mu(x_i, x_j) sum_m w_m k_m(i, j) (Chen et al. 2015, Eq. 1-3).
 
-    Each unordered pair counts once and i = j does not enter: Eq. 1 has pairs of different pixels. Kernels are the
-    normalized ones.
+    Each unordered pair counts once and i = j is excluded: Eq. 1 has pairs of different pixels. Kernels are normalized.
 
     Args:
       labels: [H, W] or [B, H, W] integers in 0..C-1.
@@ -100,19 +99,19 @@ def kl_free_energy(
     Args:
       q: [..., H, W, C] marginals.
       unary, image, params, bilateral, normalization, compatibility, mask, kernels: as in `energy`.
-      include_self: whether the sum over pairs has i = j in it. True belongs to `mean_field`'s default, whose updates
-        have stationary points of this function. False is the KL divergence from the distribution of Eq. 1, up to log Z,
-        and belongs to `mean_field(include_self=False)`.
+      include_self: whether the sum over pairs includes i = j. True matches `mean_field`'s default, whose updates have
+        fixed points where this function is stationary. False gives the KL divergence from the distribution of Eq. 1, up
+        to log Z, and matches `mean_field(include_self=False)`.
 
     Returns:
-      The free energy of each image, [] or [B], for differences: constants per pixel in the unary stay in.
+      The free energy of each image, [] or [B]; use differences, since constants per pixel in the unary are included.
 
     Raises:
       ValueError: names the argument; in particular for the normalizations "before" and "after".
 
     >>> import numpy as np
     >>> image, unary = np.full((2, 2, 3), 128), np.zeros((2, 2, 2), np.float32)
-    >>> q = np.full((2, 2, 2), 0.5, np.float32)  # nothing known of four pixels: the entropy is 4 log 2
+    >>> q = np.full((2, 2, 2), 0.5, np.float32)  # four uniform pixels: the entropy is 4 log 2
     >>> nothing = CRFParams(bilateral_weight=0.0, gaussian_weight=0.0)
     >>> round(float(kl_free_energy(q, unary, image, nothing)), 2)
     -2.77

@@ -17,7 +17,7 @@ from jax import lax
 from deeplab_jax.target import platform
 
 # Points per tile. On a CPU a 512 x 512 float32 block of the kernel is 1 MiB and stays in a core's L2 cache. On a GPU
-# each pair of tiles is several launches: a 500 x 375 image is 37 x 37 pairs there, and not 367 x 367.
+# each pair of tiles takes several launches: a 500 x 375 image makes 37 x 37 pairs there instead of 367 x 367.
 TILES = {"cpu": 512, "gpu": 5120}
 
 
@@ -27,7 +27,7 @@ class Structure:
 
     Attributes:
       features: [tiles, T, D], centred; padding repeats a point and always carries zero values.
-      order: [tiles * T] which padded point is in each place, or None where the order is the caller's.
+      order: [tiles * T], the padded point in each place, or None for the caller's order.
       points: N, before padding.
       reach: squared distance beyond which pairs of tiles are skipped; None = nothing is skipped.
     """
@@ -39,14 +39,14 @@ class Structure:
 
 
 def build(features: jax.Array, *, cutoff: float | None = None, tile: int | None = None) -> Structure:
-    """Puts points into tiles.
+    """Groups points into tiles.
 
     Args:
       features: [N, D], divided by their standard deviations; any D >= 1.
-      cutoff: None is the definition. A number in (0, 1) orders the points by recursive median splits, so that tiles are
-        compact in feature space, and skips pairs of tiles between which no kernel value can reach it; every pair with
-        a kernel value of at least `cutoff` is still counted.
-      tile: most points per tile; None = the platform's, of `TILES`.
+      cutoff: None computes the definition. A number in (0, 1) orders the points by recursive median splits, so that
+        tiles are compact in feature space, and skips pairs of tiles between which no kernel value can reach it; every
+        pair with a kernel value of at least `cutoff` is still counted.
+      tile: maximum number of points per tile; None = the platform's value in `TILES`.
 
     Returns:
       The structure for `apply`, differentiable in `features`.

@@ -1,8 +1,8 @@
-"""The filters of the appearance kernel. A new one is its module and a line in `FILTERS`.
+"""The filters of the appearance kernel. Adding one takes its module and a line in `FILTERS`.
 
-A module has two functions: `build(features) -> structure`, of features [N, D] divided by their standard deviations, a
-structure being any pytree; and `apply(structure, values)`, which sums values [N, C] over all points with the weights
-exp(-|f_i - f_j|^2 / 2), or comes close to it, i = j included, and has a gradient.
+A module has two functions: `build(features) -> structure`, for features [N, D] divided by their standard deviations,
+where a structure is any pytree; and `apply(structure, values)`, which sums values [N, C] over all points with the
+weights exp(-|f_i - f_j|^2 / 2), i = j included, exactly or approximately, and has a gradient.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ class Filter:
     """One line of the registry.
 
     Attributes:
-      module: what `build` and `apply` are in.
-      grid: whether `build` takes `grid=(H, W)`: points have to be pixels in rows.
+      module: the module with `build` and `apply`.
+      grid: whether `build` takes `grid=(H, W)`: points must be the pixels of an image, row by row.
       cutoff: whether `build` takes `cutoff`, below which kernel values may be skipped.
       width_gradient: whether marginals have a gradient in the features, and so in the kernel's widths.
     """
@@ -36,7 +36,7 @@ FILTERS: dict[str, Filter] = {
     "exact": Filter(exact, cutoff=True),
     "separable": Filter(separable, grid=True),
 }
-SMOOTHNESS = "gaussian"  # the one of the smoothness kernel, which is on position alone
+SMOOTHNESS = "gaussian"  # the filter of the smoothness kernel, which depends on position only
 
 
 def check_name(name: str) -> None:
@@ -46,7 +46,7 @@ def check_name(name: str) -> None:
 
 
 def build(name: str, features: jax.Array, grid: tuple[int, int] | None, cutoff: float | None) -> Any:
-    """The structure of a filter for features [N, D]; `grid` is None where the points are no pixels in rows."""
+    """The structure of a filter for features [N, D]; `grid` is None if the points are not the pixels of an image."""
     chosen = FILTERS[name]
     options: dict[str, Any] = {"cutoff": cutoff} if chosen.cutoff else {}
     if chosen.grid:
@@ -55,11 +55,11 @@ def build(name: str, features: jax.Array, grid: tuple[int, int] | None, cutoff: 
 
 
 def apply(name: str, structure: Any, values: jax.Array) -> jax.Array:
-    """The sums of a filter that was built, or of the smoothness kernel's; [N, C]."""
+    """The sums of a built filter, the smoothness kernel's included; [N, C]."""
     module = gaussian if name == SMOOTHNESS else FILTERS[name].module
     return module.apply(structure, values)
 
 
 def for_points(name: str) -> str:
-    """The filter that takes a chosen one's place over points that are no pixels in rows."""
+    """The filter that replaces the chosen one for points that are not the pixels of an image."""
     return "permutohedral" if FILTERS[name].grid else name

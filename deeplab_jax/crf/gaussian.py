@@ -1,7 +1,7 @@
 """The spatial kernel: a Gaussian over pixel positions, filtered along one axis and then the other.
 
 out(y, x) = sum over all pixels of exp(-(y - y')^2 / (2 s_y^2) - (x - x')^2 / (2 s_x^2)) v(y', x'), i = j included.
-Outside the image there is nothing, as in the definition, so sums near a border are smaller.
+As in the definition, nothing outside the image contributes, so sums near a border are smaller.
 """
 
 import flax.struct
@@ -12,11 +12,11 @@ from jax import lax
 from deeplab_jax.crf.params import Value, components
 from deeplab_jax.target import ANY, platform
 
-TRUNCATE = 4.5  # standard deviations: what is dropped has kernel values below 4e-5, 7e-6 of each axis's mass
+TRUNCATE = 4.5  # standard deviations: dropped kernel values are below 4e-5, 7e-6 of each axis's mass
 SHIFTS = 32  # radius up to which shifting and adding is faster than a banded matrix
 ROWS = 16  # image rows filtered at once by shifting and adding
 DENSE = 512  # off CPUs, an axis up to this length is one matrix, whatever the radius: products are cheap there
-BLOCK = 128  # off CPUs, outputs of a banded matrix at least: the side of a TPU's matrix unit
+BLOCK = 128  # off CPUs, the minimum number of outputs of a banded matrix: the side of a TPU's matrix unit
 
 
 @flax.struct.dataclass
@@ -75,7 +75,7 @@ def apply(structure: Structure, values: jax.Array) -> jax.Array:
         return _shifted(rows, columns, image).reshape(values.shape)
 
     def products(values: jax.Array) -> jax.Array:
-        # The barrier keeps XLA from computing the first pass again inside the second.
+        # The barrier keeps XLA from recomputing the first pass inside the second.
         grid = lax.optimization_barrier(_along(rows, values.reshape(1, structure.height, -1)))
         return _along(columns, grid.reshape(structure.height, structure.width, -1)).reshape(values.shape)
 
@@ -123,7 +123,7 @@ def _shifted(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Arra
     """Filters [H, W, C] along both axes, some rows at a time.
 
     In a loop, a few rows stay in the cache from the first pass to the second; and XLA on CPU cannot fuse the shifts
-    into what uses the result, which would compute them again for each of its terms, ten times as slowly.
+    into the consumer of the result, which would recompute them for each of its terms and be ten times as slow.
     """
     height, width, channels = values.shape
     radius = rows.size // 2

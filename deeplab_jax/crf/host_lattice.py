@@ -1,4 +1,4 @@
-"""Builds lattices on the host, in NumPy, where the features are known numbers: nothing is compiled for their size."""
+"""Builds lattices on the host, in NumPy, for concrete features: nothing is compiled for their size."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import numpy as np
 
 from deeplab_jax.crf import lattice_design
 
-BLOCK = 16384  # points whose simplices are found at once: what stays in the cache
+BLOCK = 16384  # points whose simplices are found at once; this many stay in the cache
 # All pairs of so few vertices cost less than blurs along the axes. Timed on two CPU cores, like the next three limits.
 DENSE_UP_TO = 1024
 # Vertices of the direct form up to which the axes form is taken: per point, and for any number of points. It is two to
@@ -26,7 +26,7 @@ class HostLattice:
     Attributes:
       vertices: int32 [D + 1, N], numbered from 0.
       weights: float32 [D + 1, N], barycentric.
-      neighbors: int32 [2 (D + 1), M], next and previous along each axis, M where there is none; [0, M] when dense.
+      neighbors: int32 [2 (D + 1), M], next and previous along each axis, M if it does not exist; [0, M] when dense.
       matrix: float32 [M, M] between vertices when dense, else None.
       count: M.
     """
@@ -39,7 +39,7 @@ class HostLattice:
 
 
 class TooWide(ValueError):
-    """The features span too many cells for keys of 63 bits."""
+    """The features span too many cells for 63-bit keys."""
 
 
 def build(features: np.ndarray, form: str = "auto", points: int | None = None) -> tuple[str, list[HostLattice]]:
@@ -48,8 +48,8 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
     Args:
       features: float32 [N, D], already divided by their standard deviations.
       form: one of `lattice_design`'s, or "auto" by the number of vertices.
-      points: how many of the N are counted in that; None = all. Masked ones, which lie where another does, are not, so
-        that padding does not choose the form.
+      points: how many of the N count for that choice; None = all. Masked points, which coincide with another, do not
+        count, so that padding does not influence the form.
 
     Raises:
       TooWide: there is no exact key for so many cells.
@@ -72,7 +72,7 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
 
 
 def lattices(points: int) -> int:
-    """How many lattices are built around so many points: the error falls as more of them are averaged."""
+    """The number of lattices for this many points: the error falls as more lattices are averaged."""
     return 4 if points <= SMALL else 2
 
 
@@ -116,7 +116,7 @@ def _units(lowest: np.ndarray, highest: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Units u such that sum_i u_i v_i is different for all vertices v in range: v_i = (D + 1) q_i + k.
 
     The sum is (D + 1) sum_i u_i q_i + k sum_i u_i. The u_i are a mixed radix for the q_i, and sum u = 1 modulo D + 1
-    tells k. As it is linear in v, a step along an axis adds the same to every key.
+    gives k. As the key is linear in v, a step along an axis adds the same to every key.
     """
     order = len(lowest)
     units: list[int] = []
@@ -141,7 +141,7 @@ def _simplices(features, matrix, shift, units, first) -> tuple[np.ndarray, np.nd
     order = matrix.shape[1]
     scaled = (matrix.T @ features.T + shift[:, None]) * np.float32(1 / order)
     whole = np.floor(scaled)
-    # r in the high bits, its coordinate in the low ones: so whole numbers are sorted, minimum and maximum at a time.
+    # r in the high bits, its coordinate in the low ones: integers are sorted, one minimum and maximum at a time.
     bits = (order - 1).bit_length()
     one = 1 << (31 - bits)
     packed = np.minimum((scaled - whole) * np.float32(one), np.float32(one - 64)).astype(np.int32) << bits
@@ -167,7 +167,7 @@ def _simplices(features, matrix, shift, units, first) -> tuple[np.ndarray, np.nd
 
 @functools.cache
 def _network(size: int) -> list[tuple[int, int]]:
-    """Pairs (i, j) to put in order one after the other, so that `size` values are sorted (Batcher's merge exchange)."""
+    """Pairs (i, j) that, put in order one after another, sort `size` values (Batcher's merge exchange)."""
     pairs, top = [], 1 << ((size - 1).bit_length() - 1 if size > 1 else 0)
     p = top
     while p > 0:
@@ -189,7 +189,7 @@ def _slots(keys: np.ndarray, bits: int, turn: int) -> np.ndarray:
 def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The number of each key among the distinct ones, int32 [E], and the distinct keys in order of use.
 
-    A hash decides where to look; all keys are compared, and those that met another one look elsewhere.
+    A hash decides where to look; all keys are compared, and those that collided look elsewhere.
     """
     entries = len(keys)
     owner = np.empty(entries, np.int32)
@@ -200,7 +200,7 @@ def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bits = max(8, int(np.ceil(np.log2(len(index) + 1))))
         slots = _slots(mine, bits, turn)
         table = np.empty(1 << bits, np.int32)
-        table[slots[::-1]] = index[::-1]  # the first of several stays
+        table[slots[::-1]] = index[::-1]  # the first of several is kept
         found = table[slots]
         same = keys[found] == mine
         if left is None:
@@ -229,12 +229,12 @@ class _Lookup:
             left = left[table[slots] != left]
 
     def __call__(self, wanted: np.ndarray) -> np.ndarray:
-        """int32, len(keys) where a key is not there."""
+        """int32, len(keys) for a key that is absent."""
         found = np.full(len(wanted), len(self.keys), np.int32)
         left, mine = None, wanted
         for turn, (bits, table) in enumerate(self.tables):
             at = table[_slots(mine, bits, turn)]
-            same = self.keys[at] == mine  # -1 compares with the last: put right below
+            same = self.keys[at] == mine  # -1 compares with the last key: corrected below
             same &= at >= 0
             if left is None:
                 found[same] = at[same]
@@ -249,14 +249,14 @@ class _Lookup:
 
 
 def _joined(embedded: tuple, form: str) -> HostLattice:
-    """Adds what acts between the vertices to what `_embedded` returned."""
+    """Completes the result of `_embedded` with the operator between the vertices."""
     vertices, weights, keys, steps, about = embedded
     if form == "dense":
         matrix = _gaussian_between(keys, *about)
         return HostLattice(vertices, weights, np.zeros((0, len(keys)), np.int32), matrix, len(keys))
     if form == "axes":
         around = np.concatenate([keys, *(keys + s for s in steps), *(keys - s for s in steps)])
-        _, keys = _numbered(around)  # those in use stay first, with their numbers
+        _, keys = _numbered(around)  # vertices in use stay first and keep their numbers
     lookup = _Lookup(keys)
     count = len(keys)
     neighbors = np.full((2 * len(steps), count + 1), count, np.int32)
@@ -272,7 +272,7 @@ def _joined(embedded: tuple, form: str) -> HostLattice:
 def _gaussian_between(keys, units, matrix, first) -> np.ndarray:
     """exp(-|v - w|^2 / 2 var) between vertices, var = 1 - 1 / alpha^2 of the features; [M, M]."""
     order = matrix.shape[1]
-    # Undo the keys: the remainder first, then one field after the other, highest unit first.
+    # Decode the keys: the remainder first, then one field after another, highest unit first.
     rest = keys.copy()
     remainder = rest % order  # sum u = 1 modulo D + 1
     rest = (rest - remainder * units.sum()) // order
@@ -290,7 +290,7 @@ def _gaussian_between(keys, units, matrix, first) -> np.ndarray:
 
 
 def between(lattice: HostLattice, form: str, values: np.ndarray) -> np.ndarray:
-    """What acts between the vertices, on [M] values."""
+    """Applies the operator between the vertices to [M] values."""
     if form == "dense":
         return lattice.matrix @ values
     side = lattice_design.constants(form, len(lattice.vertices) - 1)[1]

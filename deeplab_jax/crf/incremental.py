@@ -1,15 +1,15 @@
 """Mean field at inference on lattices: in each iteration only the pixels whose marginals changed are splatted again.
 
 After two or three iterations nine pixels in ten have settled. Each lattice keeps what was splatted so far; a pixel adds
-the difference to what it last sent once that exceeds `permutohedral.TOLERANCE` in some label. So no marginal is ever
+the difference from what it last sent once that exceeds `permutohedral.TOLERANCE` in some label. So no marginal is ever
 out of date by more than that, and neither are the filtered marginals where the normalization makes kernels sum to 1.
 
-The iterations take the lattices in turn, one each, and only the last takes the mean of all: on the way to the fixed
+The iterations use the lattices in turn, one each, and only the last uses the mean of all: on the way to the fixed
 point, the next iteration averages over lattices as well as a sum would, at half the cost.
 
 GPUs and TPUs splat everything in each iteration (see `permutohedral.advance`).
 
-Where gradients are taken, and for what this module does not cover, `iteration.iterate` recomputes everything.
+Where gradients are taken, and in cases that this module does not cover, `iteration.iterate` recomputes everything.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from deeplab_jax.crf.options import Options
 
 
 def covers(kernels: Sequence[Kernel], options: Options) -> bool:
-    """Whether `iterate` can do it: some kernel is on a lattice, and its sums are no larger than what it sums."""
+    """Whether `iterate` applies: some kernel is on a lattice, and normalization bounds the sums by the values."""
     plain = options.update == "parallel" and options.normalization != "none" and options.storage_dtype is None
     return plain and any(kernel.filter == "permutohedral" for kernel in kernels)
 
@@ -39,7 +39,7 @@ def iterate(
     """The logits [N, C] after `iterations` updates; arguments as in `iteration.iterate`.
 
     With `return_all` (`iterations` is a number then) also those after 0, 1, ... updates, [T + 1, N, C]: each with the
-    mean of all lattices, as it would come out if it were the last.
+    mean of all lattices, as if it were the last.
     """
     labels = negative_unary.shape[1]
     lattices = [kernel.structure for kernel in kernels if kernel.filter == "permutohedral"]
@@ -55,7 +55,7 @@ def iterate(
         return logits_of(_other_messages(kernels, q) + total), sent
 
     def full_step(n: int | jax.Array, state: tuple[jax.Array, list]) -> tuple[jax.Array, jax.Array, list]:
-        """An update by all lattices, and the one that `step` would make."""
+        """An update by all lattices, and the update that `step` would make."""
         logits, sent = state
         q = jax.nn.softmax(logits, axis=-1)
 
@@ -97,7 +97,7 @@ def _other_messages(kernels: Sequence[Kernel], q: jax.Array) -> jax.Array:
 
 
 def _send(kernels: Sequence[Kernel], sent: list, q: jax.Array, lattice: int | jax.Array) -> tuple[jax.Array, list]:
-    """The sum of the messages of kernels on lattices, each from one of its lattices; and what is now sent."""
+    """The sum of the messages of kernels on lattices, each from one of its lattices; and the new `sent`."""
     total = jnp.zeros_like(q)
     after: list = []
     for kernel, before in zip(kernels, sent, strict=True):

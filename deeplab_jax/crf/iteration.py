@@ -36,7 +36,7 @@ def iterate(
 def _iterate_incrementally(
     negative_unary: jax.Array, kernels: list[Kernel], compatibility: jax.Array | None, options: Options
 ) -> tuple[jax.Array, jax.Array | None]:
-    """What `incremental.iterate` finds; gradients are those of computing everything anew."""
+    """The result of `incremental.iterate`; gradients are those of recomputing everything."""
 
     @jax.custom_vjp
     def run(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -57,7 +57,7 @@ def _iterate_incrementally(
 def _iterate_anew(
     negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
 ) -> tuple[jax.Array, jax.Array | None]:
-    """As `iterate`; every message is computed anew."""
+    """Like `iterate`; every message is recomputed."""
     step = update_function(negative_unary, kernels, compatibility, options)
     store = options.storage_dtype or negative_unary.dtype
 
@@ -92,6 +92,6 @@ def update_function(
 
 
 def attraction(q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None) -> jax.Array:
-    """What all kernels add to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
+    """The contribution of all kernels to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
     total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
     return total if compatibility is None else -weighted(compatibility, total)

@@ -13,7 +13,7 @@ from deeplab_jax.crf import filters, gaussian
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, components
 
-# Up to this many pixels all pairs are affordable, and then nothing is approximated and widths have gradients.
+# Up to this many pixels summing all pairs is affordable: nothing is approximated, and widths have gradients.
 EXACT_UP_TO = {"cpu": 4096, "gpu": 16384, "tpu": 8192}
 
 
@@ -23,11 +23,11 @@ def choose_bilateral(bilateral: str, height: int, width: int, platform: str | No
     Args:
       bilateral: a name of `filters.FILTERS`, or "auto": exact up to 4,096 pixels on CPU (score maps of
         41 x 41 and the like; ten iterations over 63 x 47 pixels and 21 labels take 0.3 s of CPU time, six times the
-        lattice's), 16,384 on GPU and 8,192 on TPU (chosen by what the compilers say, not measured; see
-        docs/scaling.md), else permutohedral. A program for several platforms takes the CPU's limit.
+        lattice's), 16,384 on GPU and 8,192 on TPU (chosen from the compilers' estimates, not measured; see
+        docs/scaling.md), else permutohedral. A program for several platforms uses the CPU's limit.
       height: H; for point sets, N with width 1.
       width: W.
-      platform: "cpu", "gpu" or "tpu"; default: that for which a program is traced.
+      platform: "cpu", "gpu" or "tpu"; default: the platform for which a program is traced.
 
     Raises:
       ValueError: an unknown name.
@@ -57,7 +57,7 @@ class Kernel:
     """A filter with its normalization and weight: the operator diag(after) (F - [no self] I) diag(before).
 
     Attributes:
-      structure: what the filter's `build` returned.
+      structure: the result of the filter's `build`.
       before: [N, 1], multiplies the values before filtering; 0 where a pixel is masked out.
       after: [N, 1], multiplies the result.
       sums: [N, 1], filter(1), the pixel's own contribution included.
@@ -86,17 +86,17 @@ def build_kernel(
     """Adds normalization (from filter(mask), i = j included) and weight to a built filter.
 
     Args:
-      name: the filter's.
-      structure: what its `build` returned.
+      name: the filter's name.
+      structure: the result of its `build`.
       weight: number, [C] or [C, C].
       normalization: "none" (Kraehenbuhl and Koltun 2011, Eq. 2), "before" and "after" (divided by filter(1) before or
         after filtering), "symmetric" (by its square root before and after).
-      mask: [N, 1], 1 where a pixel takes part and 0 where not.
-      include_self: False leaves out i = j. filter(1) counts it all the same, as it is 1 for every pixel.
+      mask: [N, 1], 1 where a pixel takes part, else 0.
+      include_self: False leaves out i = j. filter(1) includes it anyway, as it is 1 for every pixel.
     """
     sums = filters.apply(name, structure, mask)
     scale = jnp.where(mask > 0, sums, 1)
-    # A lattice may give a lonely point a tiny sum, never one that should be trusted below this.
+    # A lattice may give an isolated point a tiny sum; sums below this are not trusted.
     scale = 1 / jnp.maximum(scale, 1e-6)
     before, after = {
         "none": (mask, mask),
@@ -114,7 +114,7 @@ def image_kernels(
     height, width, _ = image.shape
     features = _among_valid(bilateral_features(image.astype(dtype), params), mask)
     name = options.bilateral
-    assert name is not None, "over an image, a filter of the appearance kernel is chosen"
+    assert name is not None, "an image needs a filter for the appearance kernel"
     bilateral = filters.build(name, features, (height, width), options.cutoff)
     spatial = gaussian.build(height, width, params.gaussian_xy_std, radius=options.radius, dtype=dtype)
     valid = _column(mask, height * width, dtype)
@@ -128,7 +128,7 @@ def image_kernels(
 def point_kernels(
     features: Sequence[jax.Array], weights: Sequence[Value], mask: jax.Array | None, options: Options, dtype: Any
 ) -> list[Kernel]:
-    """Kernels over features [N, D] that the user gives."""
+    """Kernels over the user's features [N, D]."""
     kernels = []
     for name, feature, weight in zip(options.extra, features, weights, strict=True):
         structure = filters.build(name, _among_valid(feature.astype(dtype), mask), None, options.cutoff)
@@ -138,7 +138,7 @@ def point_kernels(
 
 
 def _among_valid(features: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Puts masked points where a valid one is, so that they neither shift nor enlarge anything a filter builds."""
+    """Moves masked points onto a valid one, so that they do not change the structure that a filter builds."""
     if mask is None:
         return features
     return jnp.where(mask[:, None], features, features[jnp.argmax(mask)])
@@ -149,14 +149,14 @@ def _column(mask: jax.Array | None, points: int, dtype: Any) -> jax.Array:
 
 
 def filtered(kernel: Kernel, q: jax.Array) -> jax.Array:
-    """The normalized filter of q [N, C], not weighted; [N, C]."""
+    """The normalized filter of q [N, C], unweighted; [N, C]."""
     values = kernel.before * q
     out = filters.apply(kernel.filter, kernel.structure, values)
     return kernel.after * (out if kernel.include_self else out - values)
 
 
 def message(kernel: Kernel, q: jax.Array) -> jax.Array:
-    """The weighted, normalized filter of q [N, C]: what attracts each pixel to each label; [N, C]."""
+    """The weighted, normalized filter of q [N, C], which attracts each pixel to each label; [N, C]."""
     return weighted(kernel.weight, filtered(kernel, q))
 
 

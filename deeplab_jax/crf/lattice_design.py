@@ -1,19 +1,19 @@
-"""What a permutohedral lattice filter is made of: its forms, their constants, its rotations and its shifts.
+"""The design of the permutohedral lattice filters: their forms, constants, rotations and shifts.
 
 The filter is K = s / L sum_l S_l B_l S_l^T. S_l holds the barycentric weights of the points in the simplices of lattice
 l (Adams, Baek and Davis 2010), B_l acts between the lattice's vertices:
 
-- "direct": B = I + c A, with A joining each vertex to its 2 (D + 1) axis neighbors. No vertex beside those in use is
+- "direct": B = I + c A, with A joining each vertex to its 2 (D + 1) axis neighbors. Only vertices in use are
   needed, so nothing is lost where points are sparse. Best where vertices are many.
 - "axes": blurs (1/4, 1/2, 1/4) along the D + 1 axes in sequence, for every other lattice in reverse, so that their mean
-  is nearly symmetric. It keeps the tail of the Gaussian, which decides where a kernel reaches over much of a
-  photograph. Needs the neighbors of the vertices in use as well.
-- "dense": the Gaussian of the variance that splat and slice leave, between all vertices: one matrix. Symmetric and
+  is nearly symmetric. It keeps the tail of the Gaussian, which matters where a kernel reaches over much of a
+  photograph. It also needs the neighbors of the vertices in use.
+- "dense": one matrix between all vertices, the Gaussian of the variance that splat and slice leave. Symmetric and
   positive semi-definite. For few vertices.
 
-Each lattice sees the features turned by an orthogonal matrix of its own and shifted within a cell, so that what is
-special about the lattice's own directions averages out. The constants follow from the shape of the kernel: least
-squares of the mean over positions and directions to exp(-r^2 / 2).
+Each lattice sees the features rotated by an orthogonal matrix of its own and shifted within a cell, so that effects of
+the lattice's own directions average out. The constants follow from the shape of the kernel: a least-squares fit of its
+mean over positions and directions to exp(-r^2 / 2).
 """
 
 import math
@@ -32,8 +32,9 @@ DIRECT = (
     (1.30, 0.413),
 )
 AXES = 2.13  # alpha of the axes form
-# In more than three dimensions points fill a sheet of two to four, where the mean kernel sums to more than in all of
-# them: by Monte Carlo over sheets in five, 5 % in the axes form and 2 to 8, with the sheet's direction, in the other.
+# In more than three dimensions points fill a sheet of two to four dimensions, where the mean kernel sums to more than
+# in the full space: by Monte Carlo over sheets in five dimensions, 5 % more in the axes form and 2 to 8 % in the direct
+# form, depending on the sheet's direction.
 SHEET = {"direct": 1.03, "axes": 1.05}
 DENSE = 2.5  # alpha of the dense form: 1 / alpha^2 of the variance is splat and slice's
 
@@ -46,7 +47,7 @@ def constants(form: str, dimensions: int) -> tuple[float, float]:
 
 
 def scale(form: str, dimensions: int) -> float:
-    """The factor s that gives filter(1) the definition's sum where points are dense, from D = 4 on within a sheet."""
+    """The factor s that gives filter(1) the definition's sum for dense points; from D = 4 on they lie in a sheet."""
     alpha, side = constants(form, dimensions)
     cell = (dimensions + 1) ** -0.5 * 6 ** (dimensions / 2) / alpha**dimensions
     if form == "dense":
@@ -59,8 +60,8 @@ def scale(form: str, dimensions: int) -> float:
 def basis(dimensions: int) -> np.ndarray:
     """The permutohedral lattice's hyperplane: float64 [D + 1, D], orthogonal columns of one length (Adams et al. 2010).
 
-    A vertex then stands for 6^(D/2) / sqrt(D + 1) of the features' volume: splat and slice without blur have the
-    variance 1 of the kernel.
+    Each vertex then represents a volume of 6^(D/2) / sqrt(D + 1) in feature space: splat and slice without blur have
+    the kernel's variance, 1.
     """
     axis = np.arange(1, dimensions + 1)
     columns = np.zeros((dimensions + 1, dimensions))
@@ -78,7 +79,7 @@ def embedding(form: str, dimensions: int, lattice: int) -> tuple[np.ndarray, np.
       shift: float64 [D + 1], spread over a cell.
     """
     order = dimensions + 1
-    random = np.random.RandomState(lattice + 1)  # its numbers never change
+    random = np.random.RandomState(lattice + 1)  # its sequence of numbers is stable across NumPy versions
     turn, upper = np.linalg.qr(random.normal(size=(dimensions, dimensions)))
     turn = turn * np.sign(np.diag(upper))
     shift = random.uniform(0, order, order)

@@ -31,10 +31,10 @@ class MeanFieldCRF(nn.Module):
       iterations: T.
       normalization: as in `mean_field`.
       bilateral: as in `mean_field`; where widths are learned "auto" means "exact", and the lattice, which has no
-        gradient for them, is refused.
+        gradient for widths, is refused.
       learn: any of "weights", "compatibility", "stds".
-      per_class_weights: one weight per kernel and class in place of one per kernel.
-      stride: the image is the photograph sampled by this; position widths are divided by it.
+      per_class_weights: one weight per kernel and class instead of one per kernel.
+      stride: the image is the photograph sampled at this stride; position widths are divided by it.
 
     >>> layer = MeanFieldCRF(num_classes=2, iterations=1)
     >>> unary, image = np.zeros((4, 5, 2), np.float32), np.full((4, 5, 3), 128.0)
@@ -76,7 +76,7 @@ class MeanFieldCRF(nn.Module):
         return_log: bool = False,
         **options: Any,
     ) -> jax.Array:
-        """Marginals [..., H, W, C]; arguments as in `mean_field`, to which further `options` go.
+        """Marginals [..., H, W, C]; arguments as in `mean_field`, which receives further `options`.
 
         Raises:
           ValueError: an unknown name in `learn`, or widths to be learned with a filter that has no gradient for them.
@@ -120,11 +120,11 @@ class MeanFieldCRF(nn.Module):
 
 
 def learned(variables: dict[str, Any], start: CRFParams) -> tuple[CRFParams, jax.Array | None]:
-    """The parameters and the compatibility (None = Potts) that a trained `MeanFieldCRF` holds, for `mean_field`.
+    """The parameters and the compatibility (None = Potts) of a trained `MeanFieldCRF`, for `mean_field`.
 
     Args:
-      variables: the module's own parameters, `{"params": {...}}` or what is inside.
-      start: the parameters that it was made with, for those that were not learned.
+      variables: the module's own parameters, `{"params": {...}}` or the inner dictionary.
+      start: the parameters that it was created with, used for those that were not learned.
 
     >>> params, compatibility = learned({"bilateral_weight": 3.5}, CRFParams())
     >>> params.bilateral_weight, params.gaussian_weight, compatibility

@@ -18,7 +18,7 @@ from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, poi
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
 
-# Logit of a label that the unary rules out with +inf: what is added to it stays finite, and exp of it is 0.
+# Logit of a label that the unary rules out with +inf: sums with it stay finite, and its exp is 0.
 _IMPOSSIBLE = -1e6
 
 
@@ -54,31 +54,31 @@ def mean_field(
       iterations: T >= 0; 0 gives softmax(-unary).
       bilateral: "permutohedral", "exact", "separable", or "auto" (see `choose_bilateral`).
       normalization: "none", "before", "after" or "symmetric"; published parameters come with theirs (`PRESETS`).
-      compatibility: [C, C] penalties mu(l, l') in the place of Potts' [l != l'].
-      mask: [..., H, W]; pixels where it is False neither send nor receive, and come out uniform. The others come out as
-        if they alone existed.
+      compatibility: [C, C] penalties mu(l, l') that replace the Potts model's [l != l'].
+      mask: [..., H, W]; pixels where it is False neither send nor receive messages, and have uniform marginals. The
+        others have the marginals that they would have alone.
       kernels: further pairwise kernels, pairs of features [..., H, W, D], divided by their standard deviations, and a
-        weight. They use `bilateral`'s filter, or the lattice where that is "separable".
+        weight. They use the filter of `bilateral`, or the lattice if that is "separable".
       update: "parallel", or "convergent" (see `deeplab_jax.crf.convergent`), which never raises the free energy.
       include_self: False leaves out i = j.
       return_all: also the marginals before the first and after each iteration, [T + 1, ...].
-      return_log: log marginals in place of marginals.
+      return_log: log marginals instead of marginals.
       prune: True leaves labels that cannot win out of the filtering (see `deeplab_jax.crf.pruning`); False filters all;
         None does so in plain calls (see `deeplab_jax.crf.plain`). All are filtered where gradients are taken.
       cutoff: for "exact": kernel values below it may be skipped (see `exact.build`).
-      storage_dtype: type in which marginals are kept between iterations (`jnp.bfloat16`); arithmetic stays float32.
+      storage_dtype: data type of the marginals between iterations (`jnp.bfloat16`); arithmetic stays float32.
 
     Returns:
-      q like unary, non-negative, sums to 1 over C; [T + 1, ...] with `return_all`.
+      q with the unary's shape, non-negative, sums to 1 over C; [T + 1, ...] with `return_all`.
 
     Raises:
-      ValueError: names the argument. Values (NaN in the unary, widths that are not positive) are looked at only when
-        they are concrete. An image in 0..1 draws a warning.
+      ValueError: names the argument. Values (NaN in the unary, widths that are not positive) are checked only when they
+        are concrete. An image in 0..1 causes a warning.
 
     >>> import numpy as np
     >>> image = np.full((3, 3, 3), 128)  # one colour
     >>> unary = np.tile(np.float32([0.0, 1.0]), (3, 3, 1))
-    >>> unary[1, 1] = 1.0, 0.0  # the pixel in the middle prefers label 1
+    >>> unary[1, 1] = 1.0, 0.0  # the center pixel prefers label 1
     >>> q = mean_field(unary, image, CRFParams(), iterations=5)
     >>> np.asarray(q.argmax(-1)).tolist()  # and is outvoted by the others
     [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
@@ -147,10 +147,10 @@ def mean_field_features(
       kernels: pairs of features [N, D], divided by their standard deviations, and a weight (number, [C] or [C, C]).
       iterations: T >= 0.
       bilateral: "permutohedral", "exact" or "auto": the filter of all kernels.
-      mask: [N]; see `mean_field`, as for all else.
+      mask: [N]; for this and the other arguments see `mean_field`.
 
     Returns:
-      q like unary, non-negative, sums to 1 over C; [T + 1, N, C] with `return_all`.
+      q with the unary's shape, non-negative, sums to 1 over C; [T + 1, N, C] with `return_all`.
 
     Raises:
       ValueError: names the argument, as `mean_field` does.
@@ -212,7 +212,7 @@ def _mean_field(unary, image, params, compatibility, mask, features, weights, op
 
     if unary.ndim == 3:
         return one(unary, image, mask, features)
-    if options.bilateral == "permutohedral":  # one after the other, so that each pays for its own lattice only
+    if options.bilateral == "permutohedral":  # one after another, so that each image costs only its own lattice
         q = lax.map(lambda x: one(*x), (unary, image, mask, features))
     else:
         q = jax.vmap(one)(unary, image, mask, features)
@@ -232,7 +232,7 @@ def solve(
     mask: jax.Array | None,
     options: Options,
 ) -> jax.Array:
-    """Runs the iterations on unary [N, C]; returns what `options` ask for, in the unary's type."""
+    """Runs the iterations on unary [N, C]; returns the results that `options` request, in the unary's type."""
     dtype = _compute_dtype(unary)
     negative = jnp.maximum(-unary.astype(dtype), _IMPOSSIBLE)
     if mask is not None:

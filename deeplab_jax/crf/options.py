@@ -1,4 +1,4 @@
-"""What is fixed when mean field is compiled."""
+"""The options that are fixed when mean field is compiled."""
 
 import dataclasses
 from typing import Any
@@ -8,14 +8,14 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The choices of one run.
+    """The options of one run.
 
     Attributes:
-      iterations: T; a tracer in programs for any number of them.
+      iterations: T; a tracer in programs for any number of iterations.
       normalization: "none", "before", "after" or "symmetric".
-      bilateral: the filter of the appearance kernel, chosen.
+      bilateral: the filter of the appearance kernel, after resolving "auto".
       cutoff: of the exact filter.
-      radius: (x, y) where the smoothness kernel is cut, in pixels; None = nowhere.
+      radius: (x, y) where the smoothness kernel is cut off, in pixels; None = not at all.
       extra: the filters of further kernels.
       update: "parallel" or "convergent".
       include_self: whether i = j counts.

@@ -12,7 +12,7 @@ import numpy as np
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 FIELDS = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
 
-# Lowest and highest value of each number, as float32 holds it: in flags, presets, configs and calls alike.
+# Lowest and highest value of each number, as float32: the same in flags, presets, configs and calls.
 WIDTHS = (0.01, 1e6)  # pixels, or units of a 0..255 image
 WEIGHTS = (-1e6, 1e6)
 MAX_ITERATIONS = 10_000
@@ -45,19 +45,19 @@ class CRFParams:
     gaussian_xy_std: Value = 1.0
 
     def at_stride(self, stride: float) -> "CRFParams":
-        """The same kernels on an image sampled by `stride`: position widths divided by it, all else unchanged."""
+        """The same kernels for an image sampled at `stride`: position widths are divided by it, the rest unchanged."""
         scale = lambda std: tuple(s / stride for s in std) if isinstance(std, tuple | list) else std / stride  # noqa: E731
         xy_stds = {name: scale(getattr(self, name)) for name in ("bilateral_xy_std", "gaussian_xy_std")}
         return dataclasses.replace(self, **xy_stds)
 
 
 def check_params(params: CRFParams, where: str = "") -> None:
-    """Checks the numbers as float32, in which they are used: widths within `WIDTHS`, weights within `WEIGHTS`.
+    """Checks the numbers as float32, the type in which they are used: widths within `WIDTHS`, weights within `WEIGHTS`.
 
-    Traced values pass. `where` begins the message.
+    Traced values are not checked. `where` begins the message.
 
     Raises:
-      ValueError: one lies outside its range, or is not a number.
+      ValueError: a value is outside its range, or not a number.
     """
     for name in FIELDS:
         value = getattr(params, name)
@@ -82,7 +82,7 @@ def check_params(params: CRFParams, where: str = "") -> None:
 
 
 def check_iterations(iterations: object, where: str = "") -> None:
-    """Raises ValueError for anything but a whole number from 0 to `MAX_ITERATIONS`; `where` begins the message."""
+    """Raises ValueError unless it is a whole number from 0 to `MAX_ITERATIONS`; `where` begins the message."""
     if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer):
         raise ValueError(
             f"{where}iterations={str(iterations)[:60]} must be a whole number, fixed when the function is compiled"
@@ -92,7 +92,7 @@ def check_iterations(iterations: object, where: str = "") -> None:
 
 
 def is_traced(value: Any) -> bool:
-    """True where `value` holds a JAX tracer, whose numbers cannot be looked at."""
+    """Whether `value` holds a JAX tracer, whose numbers are unknown."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
@@ -104,7 +104,7 @@ def components(std: Value, count: int, dtype: Any) -> jax.Array:
 
 
 def truncation_radius(std: Value, truncate: float, step: int = 2) -> tuple[int, int] | None:
-    """Radii (x, y) in pixels beyond which a Gaussian is dropped, rounded up to `step`; None where `std` is traced."""
+    """Radii (x, y) in pixels beyond which a Gaussian is dropped, rounded up to `step`; None if `std` is traced."""
     if is_traced(std):
         return None
     stds = np.broadcast_to(np.asarray(jax.device_get(std), np.float64), (2,))

@@ -5,13 +5,13 @@ axes, and slice with the weights of the splat. Splat and slice alone already smo
 their variance (two times 1/12 of a squared cell) to be that of the kernel, there is nothing left to blur. The lattice
 then has a fifth of the vertices, no neighbors need to be found, and no value is lost on the way through vertices that
 do not exist, as happens where points are sparse. How the result depends on where a point lies in its simplex is
-averaged over `LATTICES` lattices, shifted against each other. The filter is K = scale sum_l S_l S_l^T / L: linear,
+averaged over `LATTICES` lattices, shifted relative to each other. The filter is K = scale sum_l S_l S_l^T / L: linear,
 symmetric, positive semi-definite, and its own transpose.
 
 Scale: for densely spread points filter(1) tends to that of the definition with (2 pi)^(D/2) / (volume of a cell).
 Photographs are thin in a space of position and color; `THIN` and `OCCUPIED` correct for that, from `THIN_FROM`
 dimensions on, so that the median over pixels of filter(1) / exact filter(1) is within 2 % with the published widths
-(67, 3) and (121, 5). A lonely point gets 0.86 of its own value on average (the definition: 1; Adams et al.'s lattice
+(67, 3) and (121, 5). An isolated point gets 0.86 of its own value on average (the definition: 1; Adams et al.'s lattice
 with the usual blur: about 0.5).
 """
 
@@ -34,15 +34,15 @@ LATTICES = 2
 # The factor on the scale for dense points, fitted on photographs: it falls with vertices per point and lattice.
 THIN, OCCUPIED = 1.138, -0.139
 THIN_FROM = 5
-CAPACITIES = (1 / 12, 1)  # of (D + 1) * L * N vertices, the most there can be
+CAPACITIES = (1 / 12, 1)  # of (D + 1) * L * N vertices, the maximum possible
 LANES = 8  # rows of vertex values are whole multiples of this: others are added up several times slower (XLA on CPU)
-CHUNK = 32768  # values splatted at once, of one vertex of each point: what stays in the cache
+CHUNK = 32768  # values splatted at once, of one vertex of each point; this many stay in the cache
 TOLERANCE = 0.002  # change of a value below which `advance` does not splat it again
 
 
 @flax.struct.dataclass
 class Lattice:
-    """Which vertices each point touches, and how much.
+    """The vertices that each point touches, and their weights.
 
     Attributes:
       vertices: int32, D + 1 arrays [L, N], numbered from 0.
@@ -61,7 +61,7 @@ def build(features: jax.Array) -> Lattice:
     """Finds the lattices' vertices around features [N, D], already divided by their standard deviations.
 
     Works inside jit; memory is linear in N. Gradients do not reach the features. Keys are compared exactly, so distinct
-    vertices are never taken for one, whatever the range of the features (as far as float32 distinguishes points).
+    vertices are never merged, whatever the range of the features (as far as float32 distinguishes points).
     """
     features = lax.stop_gradient(features)
     features = features - features.min(axis=0)
@@ -76,11 +76,11 @@ def build(features: jax.Array) -> Lattice:
 
 @flax.struct.dataclass
 class Splatted:
-    """What `advance` keeps from one call to the next.
+    """The state of `advance` between calls.
 
     Attributes:
       grid: [M, C'], the sums at the vertices; C' >= C, see `LANES`.
-      values: [L, N, C] that the sums of each lattice are made of; [L, 0, C] where all is splatted each time.
+      values: [L, N, C], the values in the sums of each lattice; [L, 0, C] where all are splatted each time.
     """
 
     grid: jax.Array
@@ -89,7 +89,7 @@ class Splatted:
 
 @jax.custom_vjp
 def apply(structure: Lattice, values: jax.Array) -> jax.Array:
-    """Filters values [N, C]; returns [N, C]. Cost follows the vertices in use (one of `capacities`)."""
+    """Filters values [N, C]; returns [N, C]. The cost depends on the vertices in use (one of `capacities`)."""
     sizes = capacities()
     branch = sum(((structure.count > size(structure, c)).astype(jnp.int32) for c in sizes[:-1]), jnp.int32(0))
     return lax.switch(branch, [lambda v, c=c: _splat_and_slice(structure, v, c) for c in sizes], values)
@@ -122,13 +122,13 @@ apply.defvjp(_apply_forward, _apply_backward)
 
 
 def size(structure: Lattice, capacity: float) -> int:
-    """The number of vertices that a capacity has room for."""
+    """The number of vertices that fit into a capacity."""
     most = len(structure.vertices) * structure.vertices[0].size
     return min(most, math.ceil(most * capacity / 64) * 64)
 
 
 def start(structure: Lattice, channels: int, capacity: float) -> Splatted:
-    """Nothing splatted yet, with room for `size(structure, capacity)` vertices: must be at least `structure.count`."""
+    """The empty state, with room for `size(structure, capacity)` vertices, which must be at least `structure.count`."""
     dtype = structure.weights[0].dtype
     grid = jnp.zeros((size(structure, capacity), _width(channels)), dtype)
     lattices, points = structure.vertices[0].shape
@@ -144,7 +144,7 @@ def advance(
     takes more sequential steps there than it saves.
 
     Returns:
-      What is splatted now, and the filtered values [N, C], of values each at most `TOLERANCE` off. Not differentiable.
+      The new state, and the filtered values [N, C], of values each at most `TOLERANCE` off. Not differentiable.
     """
     if _at_once():
         near, shares = (jnp.stack([x[lattice] for x in xs]) for xs in (structure.vertices, structure.weights))
@@ -156,7 +156,7 @@ def advance(
     changed = (jnp.abs(values - before) > TOLERANCE).any(axis=1)
     place = jnp.cumsum(changed.astype(jnp.int32)) - 1
     room = -(-points // chunk) * chunk
-    index = jnp.full(room, points, jnp.int32)  # of the points that changed; the others are the row of zeros at the end
+    index = jnp.full(room, points, jnp.int32)  # of the points that changed; the rest: a row of zeros at the end
     index = index.at[jnp.where(changed, place, room)].set(jnp.arange(points, dtype=jnp.int32), mode="drop")
     change = (values - before) * factor
     change = jnp.pad(change, ((0, 1), (0, _width(values.shape[1]) - values.shape[1])))
@@ -182,7 +182,7 @@ def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> 
     padded = jnp.pad(values, ((0, 0), (0, _width(channels) - channels)))
 
     def splat(n: jax.Array, grid: jax.Array) -> jax.Array:
-        # The last chunk is moved back to end with the points; what the one before it has done is not done again.
+        # The last chunk is moved back to end with the points; points done by the previous chunk are not repeated.
         at = jnp.minimum(n * chunk, points - chunk)
         take = lambda x: lax.dynamic_slice_in_dim(x, at, chunk, axis=1)  # noqa: E731
         rows = lax.dynamic_slice_in_dim(padded, at, chunk)
@@ -258,7 +258,7 @@ def _simplex(features: jax.Array) -> tuple[list[jax.Array], ...]:
         + (dimensions / 2 - i) * shift
         for i in range(order)
     ]
-    # Each barrier keeps XLA from recomputing what is before it for everything after it.
+    # Each barrier keeps XLA from recomputing the operations before it for everything after it.
     elevated = lax.optimization_barrier(elevated)
     nearest = [jnp.round(e / order) for e in elevated]
     above = lax.optimization_barrier([e - n * order for e, n in zip(elevated, nearest, strict=True)])

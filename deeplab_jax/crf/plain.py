@@ -1,7 +1,7 @@
-"""The plain call: numbers that are known, on the CPU, without gradients. It runs one program for many sizes (`ready`).
+"""The plain call: concrete arrays, on the CPU, without gradients. It runs one program for many sizes (`ready`).
 
-Labels that cannot win are left out (`pruning`). What cannot be done here (`None` comes back) `mean_field` does by a
-program for the very shapes.
+Labels that cannot win are left out (`pruning`). In cases that are not covered here (the result is None) `mean_field`
+runs a program compiled for the given shapes.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _SMALLEST = -1e6  # log probability of a label that the unary rules out
 
 
 def covers(options: Options, *arguments: Any) -> bool:
-    """Whether these options and arguments can be had here."""
+    """Whether the plain call supports these options and arguments."""
     usual = options.update == "parallel" and options.include_self and options.storage_dtype is None
     shown = not options.return_log and options.iterations > 0
     lattices = {options.bilateral, *options.extra} - {None} == {"permutohedral"}
@@ -33,9 +33,9 @@ def covers(options: Options, *arguments: Any) -> bool:
 
 
 def _device(leaves: Sequence[Any]) -> jax.Device | None:
-    """The CPU on which to compute, or None where that is not where the arguments are."""
+    """The CPU on which to compute, or None if the arguments are on another device."""
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-    # As for a compiled program: arrays that nobody put on a device go where the others are.
+    # As for a compiled program: uncommitted arrays go to the device of the others.
     devices = [d for leaf in [a for a in arrays if a.committed] or arrays for d in leaf.devices()]
     if not devices:
         default = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX adds its settings at run time
@@ -54,7 +54,7 @@ def image_marginals(
     weights: Sequence[Value],
     options: Options,
 ) -> jax.Array | None:
-    """As `mean_field`, of unary [H, W, C] or [B, H, W, C]; None where features are too wide for it."""
+    """Like `mean_field`, for unary [H, W, C] or [B, H, W, C]; None if the features span too wide a range."""
     device = _device(jax.tree.leaves((unary, image, params, mask, features)))
     height, width, labels = unary.shape[-3:]
     flat = lambda x, last: np.asarray(x).reshape(-1, height * width, *last)  # noqa: E731
@@ -75,7 +75,7 @@ def image_marginals(
         if q is None:
             return None
         results.append(q)
-    # The batch comes after the iterations, where those are asked for.
+    # The batch axis follows the axis of iterations, if all are requested.
     out = np.stack(results, -3) if len(results) > 1 else results[0][..., None, :, :]
     out = out.reshape(*out.shape[:-3], *unary.shape)
     return jax.device_put(out.astype(unary.dtype), device)
@@ -89,7 +89,7 @@ def point_marginals(
     weights: Sequence[Value],
     options: Options,
 ) -> jax.Array | None:
-    """As `mean_field_features`; None where features are too wide for it."""
+    """Like `mean_field_features`; None if the features span too wide a range."""
     device = _device(jax.tree.leaves((unary, mask, features)))
     kernels = [(np.asarray(f), w) for f, w in zip(features, weights, strict=True)]
     valid = None if mask is None else np.asarray(mask)
@@ -102,7 +102,7 @@ def _pair(std: Value) -> np.ndarray:
 
 
 def _bilateral(image: np.ndarray, xy_std: np.ndarray, rgb_std: Value) -> np.ndarray:
-    """As `kernels.bilateral_features`."""
+    """Like `kernels.bilateral_features`."""
     height, width, _ = image.shape
     features = np.empty((height, width, 5), np.float32)
     features[..., 0] = np.arange(width) / xy_std[0]
@@ -140,14 +140,14 @@ def _marginals(unary, kernels, smooth, compatibility, mask, options: Options, de
 
         if not options.return_all:
             return after(int(options.iterations))
-        # Each as it would come out if it were the last: with the mean of all lattices.
+        # Each as if it were the last: with the mean of all lattices.
         first = np.exp(start.log - start.log.max(1, keepdims=True))
         first = start.all_labels(first / first.sum(1, keepdims=True))
         return np.stack([first, *(after(n) for n in range(1, options.iterations + 1))])
 
 
 class _Start:
-    """The log probabilities to start from, with labels that cannot win put together as one, the rest."""
+    """The log probabilities to start from, with labels that cannot win merged into one, the rest."""
 
     def __init__(self, unary: np.ndarray, valid: np.ndarray | None, prune: bool):
         self.labels = unary.shape[1]
@@ -189,7 +189,7 @@ class _Start:
 
 
 def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np.ndarray:
-    """How labels attract each other, float32 [C'] or [C', C'] over the padded labels; the rest hears nothing."""
+    """How labels attract each other, float32 [C'] or [C', C'] over the padded labels; the rest receives nothing."""
     size = start.lanes(start.log.shape[1])
     weight = np.asarray(weight, np.float32)
     if compatibility is not None:
@@ -204,6 +204,6 @@ def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np
 
 
 def _among_valid(features: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    """As `mean_field` does: masked points where a valid one is."""
+    """Moves masked points onto a valid one, as `mean_field` does."""
     features = np.asarray(features, np.float32)
     return features if valid is None else np.where(valid[:, None] > 0, features, features[np.argmax(valid)])

@@ -1,12 +1,12 @@
 """Label pruning at inference: labels that cannot win are left out of the filtering.
 
 The rule: a label is kept if before the first iteration it is the likeliest of any pixel, or its greatest marginal over
-all pixels is at least `RATIO` of the greatest of all labels. The others hear no messages, and together are one more
-label, the rest, so that the labels kept have the share of each pixel that they had before. The number of labels that
-are filtered is the smallest of a few static sizes (`SIZES`) that holds those kept, chosen inside jit; spare places go
-to the next likely labels.
+all pixels is at least `RATIO` of the greatest of all labels. The others receive no messages and are merged into one
+more label, the rest, so that the kept labels have the same share of each pixel as before. The number of filtered labels
+is the smallest of a few static sizes (`SIZES`) that holds the kept ones, chosen inside jit; spare places go to the next
+most likely labels.
 
-Nothing is pruned where the marginals of all iterations, a compatibility matrix or per-class weights are asked for, or
+Nothing is pruned if the marginals of all iterations, a compatibility matrix or per-class weights are requested, or
 where gradients are taken.
 """
 
@@ -25,7 +25,7 @@ from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
 
 RATIO = 0.125  # of the greatest marginal of all pixels and labels
-SIZES = (3, 7, 11, 15, 23, 31, 63, 127)  # with the rest, what a lattice's vertices have room for
+SIZES = (3, 7, 11, 15, 23, 31, 63, 127)  # plus one for the rest, these fill the rows of vertex values
 
 
 def iterate(
@@ -35,9 +35,9 @@ def iterate(
     options: Options,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """As `iteration.iterate`, with labels pruned; gradients are those without pruning.
+    """Like `iteration.iterate`, with labels pruned; gradients are those without pruning.
 
-    Points where `mask` [N] is False have no say in which labels are kept.
+    Points where `mask` [N] is False do not influence which labels are kept.
     """
 
     def whole(negative_unary: jax.Array, kernels: Sequence[Kernel]) -> tuple[jax.Array, jax.Array | None]:

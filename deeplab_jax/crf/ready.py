@@ -1,11 +1,11 @@
-"""Mean field by one small program for photographs of many sizes: what a plain call on the CPU runs.
+"""Mean field in one small program for photographs of many sizes, which a plain call on the CPU runs.
 
-Lattices are built on the host (`host_lattice`). Points and vertices lie in buffers of few sizes, each four times the
-one before, and loops go over those in use in blocks, so that a half-empty buffer costs no time. Rows, columns,
+Lattices are built on the host (`host_lattice`). Points and vertices are in buffers of few sizes, each four times the
+previous one, and loops cover those in use in blocks, so that a half-empty buffer costs no time. Rows, columns,
 iterations, weights and widths are arguments of the program, not constants in it.
 
-An iteration splats the marginals on one lattice, acts between its vertices, and slices; the lattices take turns, and in
-the last iteration all of them are averaged.
+An iteration splats the marginals onto one lattice, filters between its vertices, and slices; the lattices alternate,
+and the last iteration averages all of them.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jax import lax
 
 from deeplab_jax.crf import host_lattice, lattice_design
 
-POINTS = 2048  # points, and vertices, that are worked on at once: what stays in the cache
+POINTS = 2048  # points, and vertices, that are processed at once; this many stay in the cache
 TAPS = 7  # taps of the smoothness kernel on each side that are added at once
 LANES = 8  # labels are padded to multiples of this
 
@@ -37,7 +37,7 @@ class LatticeKernel:
       neighbors: int32 [L, 2 (D + 1), M]; [L, 0, M] when dense.
       matrix: float32 [M, M] or None.
       counts: int32 [L], vertices in use.
-      before: float32 [L + 1, N]: for each lattice, and for all; 0 where there is no point.
+      before: float32 [L + 1, N]: for each lattice, and for all together; 0 where there is no point.
       after: float32 [L + 1, N], the filter's scale included.
       weight: float32 [C] or [C, C].
       form: of `lattice_design`.
@@ -81,14 +81,15 @@ class SpatialKernel:
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """How many points there are, and the size of their buffers."""
+    """The number of points, and the size of their buffers."""
 
     count: int
     room: int
 
 
 def room(count: int, least: int = 8 * POINTS) -> int:
-    """The size of the buffer for `count` points or vertices: `least` times a power of four, finer where that is much.
+    """The size of the buffer for `count` points or vertices: `least` times a power of four, in finer steps for large
+    counts.
 
     >>> [room(count) for count in (100, 30_000, 187_500, 5_000_000)]
     [16384, 65536, 262144, 5242880]
@@ -100,12 +101,12 @@ def room(count: int, least: int = 8 * POINTS) -> int:
 
 
 def _argument(value: np.ndarray | np.generic) -> jax.Array:
-    """An array of the host as an argument of the compiled program, which is what takes it to the device."""
+    """A host array as an argument of the compiled program, which transfers it to the device."""
     return cast(jax.Array, value)
 
 
 def normalizers(sums: np.ndarray, valid: np.ndarray, normalization: str) -> tuple[np.ndarray, np.ndarray]:
-    """What multiplies values before and after filtering; see `kernels.build_kernel`."""
+    """The factors for values before and after filtering; see `kernels.build_kernel`."""
     scale = 1 / np.maximum(np.where(valid > 0, sums, 1), 1e-6)
     root = np.sqrt(scale)
     before = {"before": scale, "symmetric": root}.get(normalization, 1) * valid
@@ -119,7 +120,7 @@ def lattice_kernel(
     """Builds a kernel over features [N, D].
 
     Raises:
-      host_lattice.TooWide: see there.
+      host_lattice.TooWide: the features span too many cells.
     """
     form, lattices = host_lattice.build(features, points=None if valid is None else int(valid.sum()))
     dimensions = features.shape[1]
@@ -208,10 +209,11 @@ def run(
     """The marginals [N, C] after `iterations` >= 1 updates.
 
     Args:
-      negative_unary: [N, C] log P; C a multiple of `LANES` or less than it, labels that do not exist at -1e30.
+      negative_unary: [N, C] log P; C is a multiple of `LANES` or smaller than it; labels that do not exist are at
+        -1e30.
       lattices: kernels over the points.
       spatial: the smoothness kernel of an image, or None.
-      count: int32 [], points in use, the first ones.
+      count: int32 [], the number of points in use, which come first.
       iterations: int32 [].
     """
     rows, labels = negative_unary.shape
@@ -229,7 +231,7 @@ def run(
         turn = n % most
         final = n >= iterations - 1
         first = (n < iterations) | (most == 1)
-        # Which of a kernel's normalizations: that of the lattice, or of all of them together.
+        # Which of a kernel's normalizations: that of one lattice, or that of all together.
         which = [jnp.where(final, k.counts.shape[0], turn % k.counts.shape[0]) for k in lattices]
         turns = [turn % k.counts.shape[0] for k in lattices]
         share = jnp.where(final, 1 / most, 1)
@@ -305,7 +307,7 @@ def _cleared(grid: jax.Array, kernel: LatticeKernel, turn: jax.Array) -> jax.Arr
 
 
 def _between(grids: tuple, kernel: LatticeKernel, turn: jax.Array) -> tuple:
-    """Acts between the vertices: the result is in the last of the buffers."""
+    """Applies the operator between the vertices; the result is in the last of the buffers."""
     if kernel.matrix is not None:  # the form "dense"
         return (jnp.matmul(kernel.matrix, grids[0], precision=lax.Precision.HIGHEST),)
     order = kernel.vertices.shape[1]

@@ -1,10 +1,10 @@
-"""A bilateral filter along rows and columns: dense products only, an approximation for its own sake.
+"""A bilateral filter along rows and columns: a coarse approximation made of dense products only.
 
 One pass sums over the pixels of the same row, one over those of the same column, each with the full kernel (position
 and colour) of its pair; both orders are averaged. A pair that shares neither row nor column is thus reached through a
 corner pixel, and counts only as far as that pixel's colour resembles both. On a 500 x 375 photograph with 21 labels
-and published parameters, 4 to 8 % of the labels differ from `exact` after ten iterations, about half of what the CRF
-changes at all; at 125 x 94, 1.5 % differ where the CRF changes 2.1 %: never the default.
+and published parameters, 4 to 8 % of the labels differ from `exact` after ten iterations, about half of the labels that
+the CRF changes; at 125 x 94, 1.5 % differ where the CRF changes 2.1 %: never the default.
 """
 
 import flax.struct

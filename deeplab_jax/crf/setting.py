@@ -1,4 +1,4 @@
-"""A setting of the CRF, which presets, config and flags all become: the published ones, and files that hold one."""
+"""The CRF's setting, to which presets, config and flags are converted; the published settings, and preset files."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from deeplab_jax.files import read_json, replace_together
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """All that a run of the CRF needs besides its input; parameters mean little without the other three.
+    """Everything that a run of the CRF needs besides its input; the parameters depend on the other three.
 
     >>> setting = PRESETS["v2_resnet101"]
     >>> setting.params.bilateral_xy_std, setting.options
@@ -25,10 +25,10 @@ class Setting:
 
     Attributes:
       params: the kernels.
-      iterations: of the mean field, for which the parameters were chosen.
+      iterations: of mean field, with which the parameters were chosen.
       normalization: "none", "before", "after" or "symmetric".
       source: where the numbers come from.
-      bilateral: the appearance kernel's filter; None = not chosen here, which leaves it to the model, else "auto".
+      bilateral: the appearance kernel's filter; None = no choice: the model's filter, else "auto".
     """
 
     params: CRFParams
@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `mean_field` takes by keyword: `mean_field(unary, image, setting.params, **setting.options)`."""
+        """Keyword arguments for `mean_field`: `mean_field(unary, image, setting.params, **setting.options)`."""
         return {
             "iterations": self.iterations,
             "normalization": self.normalization,
@@ -47,7 +47,7 @@ class Setting:
         }
 
 
-Preset = Setting  # the name of a published or searched one in `deeplab_jax.crf`
+Preset = Setting  # the public name of a published or searched setting
 
 
 _V1 = "Chen et al., ICLR 2015; released run scripts"
@@ -67,7 +67,7 @@ PRESETS: Mapping[str, Setting] = MappingProxyType(
         "deeplab_pytorch": Setting(
             CRFParams(4.0, 67.0, 3.0, 3.0, 1.0),
             normalization="symmetric",
-            source="kazuto1011/deeplab-pytorch, configs/voc12.yaml, through pydensecrf on the untouched photograph",
+            source="kazuto1011/deeplab-pytorch, configs/voc12.yaml, through pydensecrf on the unmodified photograph",
         ),
         "crfasrnn": Setting(
             CRFParams(5.0, 160.0, 3.0, 3.0, 3.0), source="Zheng et al., ICCV 2015 (5 iterations in training)"
@@ -77,7 +77,7 @@ PRESETS: Mapping[str, Setting] = MappingProxyType(
 
 
 def write_preset(path: str | os.PathLike, setting: Setting) -> None:
-    """Writes a setting as JSON, atomically: the parameters and the other fields, the filter where one is chosen.
+    """Writes a setting as JSON, atomically: the parameters and the other fields, and the filter if one is chosen.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def write_preset(path: str | os.PathLike, setting: Setting) -> None:
 
 
 def read_preset(path: str | os.PathLike) -> Setting:
-    """Reads what `write_preset` wrote; all but the five parameters may be missing.
+    """Reads a file of `write_preset`; everything except the five parameters may be missing.
 
     Raises:
       ValueError: the file is missing, is not JSON, or has a missing, unknown or unusable field (named).
@@ -134,7 +134,7 @@ def read_preset(path: str | os.PathLike) -> Setting:
 
 
 def _numbers(value: object, where: str) -> float | np.ndarray:
-    """A number, or lists of numbers of equal lengths, as float64; texts and true or false are none."""
+    """A number, or lists of numbers of equal lengths, as float64; strings and booleans are rejected."""
 
     def plain(item: object) -> bool:
         if isinstance(item, list):
@@ -164,13 +164,13 @@ def preset_named(name: str) -> Setting:
 
 
 def setting_from_config(config: Any) -> Setting:
-    """The setting that `config.crf` asks for.
+    """The setting that `config.crf` describes.
 
     Args:
       config: anything with the attributes `preset`, `iterations`, `normalization`, `bilateral` and the five fields of
         `CRFParams`. `preset` is a name in `PRESETS`, a preset file, or "" for the five fields. A preset file, and a
-        preset found with another normalization than "after", bring their own, which belongs to their numbers, and a
-        file its filter; all else is the config's.
+        preset found with a normalization other than "after", override the normalization, which belongs to their
+        numbers; a file may also override the filter. Everything else comes from the config.
 
     Raises:
       ValueError: an unknown preset, an unreadable preset file, or a value that cannot be used.

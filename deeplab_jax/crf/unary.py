@@ -1,4 +1,4 @@
-"""Unaries, -log P [..., C], from what people have: logits, probabilities, or labels."""
+"""Unaries, -log P [..., C], from logits, probabilities or labels."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from deeplab_jax.crf.params import is_traced
 def unary_from_logits(logits: jax.Array) -> jax.Array:
     """-log softmax(logits) for logits [..., C]; float32 or wider.
 
-    >>> print(unary_from_logits(np.zeros((1, 4), np.float32)).round(2))  # four labels, nothing known: log 4
+    >>> print(unary_from_logits(np.zeros((1, 4), np.float32)).round(2))  # four equally likely labels: log 4
     [[1.39 1.39 1.39 1.39]]
     """
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
@@ -25,7 +25,7 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
 
     Args:
       probabilities: non-negative; they need not sum to 1.
-      floor: smaller values, zeros included, count as this. The default lies below the smallest positive float16.
+      floor: smaller values, zeros included, are raised to this. The default is below the smallest positive float16.
 
     Raises:
       ValueError: a value that is negative or not finite, or a floor that is not positive.
@@ -45,19 +45,19 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
 
 
 def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, unknown: int | None = 255) -> jax.Array:
-    """A unary from labels that are believed with `confidence`; the other labels share the rest.
+    """A unary from labels that are correct with probability `confidence`; the other labels share the rest.
 
     Args:
       labels: [...] integers in 0..num_classes-1, or `unknown`.
       num_classes: C.
       confidence: probability of the given label, in (0, 1).
-      unknown: the id of pixels that know nothing (uniform); None = no such pixels.
+      unknown: the id of pixels without a label (uniform); None = no such pixels.
 
     Returns:
       [..., C] float32.
 
     Raises:
-      ValueError: labels beyond C, or a confidence outside (0, 1).
+      ValueError: labels outside the C classes, or a confidence outside (0, 1).
 
     >>> print(np.exp(-np.asarray(unary_from_labels(np.array([1, 255]), 3, confidence=0.8))).round(2))
     [[0.1  0.8  0.1 ]

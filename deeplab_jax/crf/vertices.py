@@ -1,10 +1,10 @@
 """Numbers the distinct vertices that simplices of permutohedral lattices touch.
 
-All keys are compared exactly: a hash decides only where to look first, so no two vertices are ever taken for one.
+All keys are compared exactly: a hash decides only where to look first, so distinct vertices are never merged.
 
-A photograph's pixels lie in far fewer simplices than there are pixels, and their remainder-0 vertices (bases) are fewer
+A photograph's pixels are in far fewer simplices than there are pixels, and their remainder-0 vertices (bases) are fewer
 still. So bases are made unique first, one key per point; then, of the 2^(D+1) vertices around each base, those in use.
-Where there are too many bases for that to pay, or too many dimensions, all vertices of all points are made unique.
+If there are too many bases for this to be faster, or too many dimensions, all vertices of all points are made unique.
 
 TPUs scatter and gather slowly, and their compiler takes minutes for loops that do: there, all vertices are sorted.
 """
@@ -44,7 +44,7 @@ def number(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[j
     order = len(base)
     lattices, points = base[0].shape
     keys = _Keys(base)
-    # Bit i of a vertex's mask says whether its coordinate i is lowered.
+    # Bit i of a vertex's mask is set if its coordinate i is lowered.
     lowered = ([(r >= order - k).astype(jnp.int32) << i for i, r in enumerate(rank)] for k in range(order))
     masks = [functools.reduce(operator.add, bits).reshape(-1) for bits in lowered]
     masks = lax.optimization_barrier(masks)
@@ -141,7 +141,7 @@ class _Keys:
 
 
 def _around_bases(keys: _Keys, masks: list, owners: jax.Array, base: jax.Array) -> tuple:
-    """Numbers the vertices around bases, as [D + 1, L * N], and says whether there was room for them."""
+    """Numbers the vertices around bases, as [D + 1, L * N], and whether they fitted."""
     order, entries = len(masks), base.shape[0]
     around = 1 << order
     slots = [base * around + mask for mask in masks]
@@ -199,8 +199,8 @@ def _numbered(owners: jax.Array, count: jax.Array | None = None) -> tuple[jax.Ar
 def _first_use(words: Sequence[jax.Array], count: jax.Array | None = None) -> jax.Array:
     """For each of the first `count` keys (several uint32 words [E]), the index of the first equal key; others get 0.
 
-    Open addressing: in each round every key that has no owner yet asks for a slot; the first to ask for an empty one
-    owns it for good, and keys equal to the owner's are done. There are more slots than keys, so all get one.
+    Open addressing: in each round every key without an owner requests a slot; the first to request an empty one owns it
+    for good, and keys equal to the owner's are done. There are more slots than keys, so all get one.
     """
     entries = words[0].shape[0]
     slots = 1 << max(4, math.ceil(math.log2(1.5 * entries)))
@@ -221,7 +221,7 @@ def _first_use(words: Sequence[jax.Array], count: jax.Array | None = None) -> ja
     if count is not None:
         owner = jnp.where(index < count, owner, 0)
 
-    # Few keys are left after the first round: the next rounds go over these alone, a fixed number at a time.
+    # Few keys are left after the first round: the next rounds process only these, a fixed number at a time.
     room = max(64, entries // 8)
 
     def some(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

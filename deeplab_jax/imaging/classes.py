@@ -1,4 +1,4 @@
-"""What the classes of a data set are called and what color each is shown in, once for all that asks."""
+"""The names and colors of a data set's classes, defined once."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ class Classes:
     """Names and colors.
 
     Attributes:
-      names: one for each class, the background included where it is a class, void not.
+      names: one for each class, including the background if it is a class, excluding void.
       palette: uint8 `[256, 3]` RGB.
     """
 
@@ -46,7 +46,7 @@ _SHAPES = (
     "background", "ball", "melon", "box", "star", "ring", "tree",
 )  # fmt: skip
 
-# Of the data sets that this package knows, by `config.data.name`. `folder` is not among them: its files tell.
+# The data sets of this package by `config.data.name`. `folder` is not among them: its files define the classes.
 KNOWN: dict[str, Classes] = {
     "voc_segmentation": Classes(_VOC),
     "coco_voc": Classes(_VOC),

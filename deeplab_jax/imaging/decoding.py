@@ -1,4 +1,4 @@
-"""Opening an encoded image of any format that Pillow itself decodes; which formats, and under which names."""
+"""Opening encoded images of any format that Pillow itself decodes; the formats and their suffixes."""
 
 import io
 import os
@@ -10,8 +10,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_file
 from deeplab_jax.limits import REFUSE_ABOVE
 
-# Pillow's name of a format -> suffixes, and the feature of the library that decodes it ("" = always there). Other
-# formats are not opened: Pillow would hand EPS, for one, to a program of the system.
+# Pillow's name of a format -> suffixes, and the feature of the library that decodes it ("" = always available).
+# Other formats are not opened: Pillow would pass EPS, for example, to an external program.
 FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
     "JPEG": ((".jpg", ".jpeg", ".jpe", ".jfif"), ""),
     "PNG": ((".png",), ""),
@@ -31,16 +31,16 @@ IMAGE_SUFFIXES = tuple(suffix for suffixes in READABLE.values() for suffix in su
 
 
 class CorruptImageError(UserError):
-    """A file that is there but cannot be decoded."""
+    """A file that exists but cannot be decoded."""
 
 
 def named(source: str | os.PathLike | bytes, name: str, kind: str = "image") -> str:
-    """What errors call a source."""
+    """The name of a source in errors."""
     return name or (kind if isinstance(source, bytes) else os.fspath(source))
 
 
 def read_source(source: str | os.PathLike | bytes, name: str = "") -> bytes:
-    """The encoded bytes of a path or of themselves; `UserError` where there is no file that can be read."""
+    """The encoded bytes at a path, or the given bytes; raises `UserError` if no file can be read."""
     if isinstance(source, bytes):
         return source
     where = named(source, name)
@@ -51,7 +51,7 @@ def read_source(source: str | os.PathLike | bytes, name: str = "") -> bytes:
     except FileNotFoundError as e:
         raise UserError(f"{where}: no such file") from e
     except PermissionError as e:
-        raise UserError(f"{where}: may not be read; check its permissions") from e
+        raise UserError(f"{where}: cannot be read; check its permissions") from e
     except OSError as e:
         raise UserError(f"{where}: cannot be read ({e.strerror or e})") from e
 
@@ -59,25 +59,25 @@ def read_source(source: str | os.PathLike | bytes, name: str = "") -> bytes:
 def open_image(
     source: str | os.PathLike | bytes, name: str = "", load: bool = True, refuse_above: int = REFUSE_ABOVE
 ) -> Image.Image:
-    """Opens an image, its first frame where it has several.
+    """Opens an image, or the first of its frames.
 
     Args:
       source: a path, or the encoded bytes.
-      name: what errors call it; default the path.
-      load: decodes the pixels; else the header alone is read.
+      name: its name in errors; default the path.
+      load: decodes the pixels; otherwise only the header is read.
       refuse_above: images of more pixels are refused before they are decoded.
 
     Raises:
-      UserError: no such file, it is too large, or has bands that no photograph has.
+      UserError: the file does not exist, is too large, or has bands that no photograph has.
       CorruptImageError: it cannot be decoded.
     """
     where = named(source, name)
     data = read_source(source, name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large images and odd EXIF: fine for us
+            warnings.simplefilter("ignore")  # large images and unusual EXIF are accepted
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, refuse_above)  # Pillow refuses twice as many
-            Image.init()  # of formats named, only those are found that are loaded
+            Image.init()  # only loaded formats are found by name
             image = Image.open(io.BytesIO(data), formats=[f for f in READABLE if f in Image.OPEN])
             if image.width * image.height > refuse_above:
                 raise _too_large(
@@ -88,12 +88,12 @@ def open_image(
         raise _too_large(where, "has more than twice", refuse_above) from e
     except UserError:
         raise
-    except Exception as e:  # decoders raise many kinds on damaged files
+    except Exception as e:  # decoders raise many exceptions on damaged files
         raise _undecodable(data, where) from e
 
 
 def loaded(image: Image.Image, data: bytes, where: str) -> Image.Image:
-    """An opened image with its pixels decoded; raises as `open_image`."""
+    """An opened image with its pixels decoded; raises like `open_image`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,20 +112,20 @@ def _undecodable(data: bytes, where: str) -> UserError:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; where that is damaged, as it is."""
+    """The image turned according to EXIF; unchanged if its EXIF is damaged."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow's reader of EXIF raises many kinds
+    except Exception:  # Pillow's EXIF reader raises many exceptions
         return image
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says that the image is to be turned or mirrored."""
+    """Whether EXIF requires the image to be turned or mirrored."""
     return orientation(image) in range(2, 9)
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 where it says nothing or is damaged."""
+    """EXIF's orientation; 1 if it is absent or damaged."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # as in `upright`
@@ -133,29 +133,29 @@ def orientation(image: Image.Image) -> int:
 
 
 def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int]:
-    """(height, width) of an image after EXIF rotation, from its header alone."""
+    """(height, width) of an image after EXIF rotation, from its header only."""
     image = open_image(source, name, load=False)
     width, height = image.size
     return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 def frames_of(image: Image.Image) -> int:
-    """How many pages or frames a file has; the second picture of a camera's JPEG is none."""
+    """The number of pages or frames of a file; the second picture in a camera's JPEG does not count."""
     if image.format not in ("TIFF", "GIF", "PNG", "WEBP", "AVIF"):
         return 1
     try:
         return int(getattr(image, "n_frames", 1))
-    except Exception:  # a damaged chain of pages: the first one was read
+    except Exception:  # a damaged chain of pages: the first page was read
         return 1
 
 
 def tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
-    """The tags of a TIFF's first page; None where it is none."""
+    """The tags of a TIFF's first page; None for other formats."""
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged tags
+            warnings.simplefilter("ignore")  # about damaged tags
             tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
             file = io.BytesIO(data)
             file.seek(tags.next)
@@ -166,7 +166,7 @@ def tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
 
 
 def _tiff_bands(data: bytes) -> str:
-    """What a TIFF holds that Pillow does not take; "" where its bands and bits are a photograph's."""
+    """A description of a TIFF that Pillow does not accept; "" if its bands and bits are a photograph's."""
     tags = tiff_tags(data)
     if tags is None:
         return ""
@@ -180,11 +180,11 @@ def _tiff_bands(data: bytes) -> str:
         return ""
     if bands == 1 and set(bits) == {32} and number in ("float", "signed"):
         return ""
-    return f"is a TIFF of {bands} band{'s' * (bands != 1)} of {max(bits)} bits ({number}), which is not read"
+    return f"is a TIFF of {bands} band{'s' * (bands != 1)} of {max(bits)} bits ({number}), which is not supported"
 
 
 def _too_large(where: str, how: str, refuse_above: int) -> UserError:
     return UserError(
-        f"{where}: {how} the limit of {refuse_above / 1e6:.3g} megapixels; make it smaller, or let predict or "
-        "refine take it with --refuse_above"
+        f"{where}: {how} the limit of {refuse_above / 1e6:.3g} megapixels; make it smaller, or raise "
+        "--refuse_above of predict or refine"
     )

@@ -33,7 +33,7 @@ def encode_png(array: np.ndarray, palette: np.ndarray | None = None, compress_le
 
 
 def write_png(path: str | os.PathLike, array: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """Writes a PNG atomically; see `encode_png`. Raises `UserError` where it cannot be written."""
+    """Writes a PNG atomically; see `encode_png`. Raises `UserError` if it cannot be written."""
     data = encode_png(array, palette, compress_level=6)
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(data))
 
@@ -45,7 +45,7 @@ def write_palette_png(path: str | os.PathLike, labels: np.ndarray, palette: np.n
 
 
 def read_note(path: str | os.PathLike) -> str | None:
-    """The note that `write_palette_png` left in a PNG; None where there is no such file or no note in it."""
+    """The note that `write_palette_png` left in a PNG; None if there is no such file or no note in it."""
     try:
         with Image.open(path) as image:
             text = image.info.get("Software", "")

@@ -7,8 +7,7 @@ import unicodedata
 
 from PIL import ImageFont
 
-# Fonts of systems for scripts that the one that matplotlib brings lacks; Pillow looks for them where the system keeps
-# its fonts.
+# System fonts for scripts that matplotlib's font lacks; Pillow looks for them in the system's font folders.
 SYSTEM_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
     "DroidSansFallbackFull.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc", "msyh.ttc",
@@ -20,9 +19,9 @@ SYSTEM_FONTS = (
 
 @functools.cache
 def font_of(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
-    """A font of this size in pixels with every letter of a text; None where this computer has none.
+    """A font of this size in pixels with every letter of a text; None if this computer has none.
 
-    Pillow's own for ASCII, else the one of many scripts that matplotlib brings, else one of `SYSTEM_FONTS`.
+    Pillow's own font for ASCII, else matplotlib's font of many scripts, else one of `SYSTEM_FONTS`.
     """
     if text.isascii():
         return ImageFont.load_default(size)
@@ -39,7 +38,7 @@ def font_of(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFon
 
 
 def drawable(text: str, otherwise: str) -> str:
-    """The text, or `otherwise` where no font has its letters; that is said once."""
+    """The text, or `otherwise` if no font has its letters, which is reported once."""
     if font_of(text, 20) is not None:
         return text
     _say(text, otherwise)
@@ -49,15 +48,15 @@ def drawable(text: str, otherwise: str) -> str:
 @functools.cache
 def _say(text: str, otherwise: str) -> None:
     logging.getLogger(__name__).warning(
-        "'%s': no font on this computer has these letters, so legends show '%s'; a font such as Noto Sans CJK, "
-        "installed, shows them",
+        "'%s': no font on this computer has these letters, so legends show '%s'; install a font such as Noto Sans CJK "
+        "to show them",
         text,
         otherwise,
     )
 
 
 def _has(font: ImageFont.FreeTypeFont, text: str) -> bool:
-    """Whether a font has every letter: one that it lacks is drawn as one that Unicode does not have."""
+    """Whether a font has every letter: a missing one is drawn like a character that Unicode does not define."""
     lacking = bytes(font.getmask("\U0010fffe"))
     unseen = ("Mn", "Me", "Cf", "Zs")  # marks, joiners and spaces may draw nothing by themselves
     return all(unicodedata.category(c) in unseen or bytes(font.getmask(c)) != lacking for c in text)

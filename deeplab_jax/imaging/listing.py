@@ -1,4 +1,4 @@
-"""Which files a command works on, and what their results are called."""
+"""The files that a command processes, and the names of their results."""
 
 import hashlib
 import os
@@ -14,12 +14,12 @@ from deeplab_jax.imaging.files import IMAGE_SUFFIXES
 
 PHOTOGRAPHS = frozenset(IMAGE_SUFFIXES)
 VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".3gp", ".ogv"})
-# Folders that systems and tools put between data: hidden ones, and these.
+# Folders that systems and tools create among data: hidden ones, and these.
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 )
 _LONGEST_ENDING = len("_iterations.png")
-_LONGEST_NAME = 255  # bytes that file systems take
+_LONGEST_NAME = 255  # bytes that file systems accept
 
 
 def walk(
@@ -30,16 +30,16 @@ def walk(
 ) -> Iterator[Path]:
     """The files below a folder with these suffixes, in any case, sorted by path.
 
-    Symbolic links are followed, but not into a folder that one is already in. Hidden files and folders, those of
-    `SYSTEM_FOLDERS` and folders with an image's suffix are no images. A pipe, a device, a socket or a link that leads
-    nowhere is left out, which is said on stderr.
+    Symbolic links are followed, but not back into an enclosing folder. Hidden files and folders, those of
+    `SYSTEM_FOLDERS` and folders with an image's suffix are skipped. A pipe, a device, a socket or a dangling link is
+    left out, which is reported on stderr.
 
     Args:
       exclude: a resolved folder that is not entered.
-      complain: takes a sentence for each folder that cannot be read, and the rest is listed.
+      complain: called with a sentence for each folder that cannot be read; the rest is listed.
 
     Raises:
-      UserError: a folder cannot be read, without `complain`.
+      UserError: a folder cannot be read, if there is no `complain`.
     """
     suffixes = frozenset(suffixes)
     complain = complain or _refuse
@@ -58,7 +58,7 @@ def walk(
                 is_folder = entry.is_dir()
                 place = os.stat(entry.path) if is_folder else None
             except PermissionError:
-                complain(f"{shown(entry.path)}: may not be entered; check its permissions and its folder's")
+                complain(f"{shown(entry.path)}: cannot be entered; check its permissions and those of its folder")
                 continue
             except OSError:  # a broken or circular link
                 continue
@@ -77,7 +77,7 @@ def walk(
     return iter(sorted(found))
 
 
-_left_out: set[str] = set()  # those that were named; a folder may be listed several times
+_left_out: set[str] = set()  # paths already reported; a folder may be listed several times
 
 
 def _leave_out(path: str) -> None:
@@ -92,11 +92,11 @@ def _leave_out(path: str) -> None:
 
 @dataclass(frozen=True)
 class Input:
-    """A file that was named, or found below a folder that was named.
+    """A file given by name, or found in a folder given by name.
 
     Attributes:
-      path: where it is.
-      root: the named folder, or the folder of the named file.
+      path: its path.
+      root: the given folder, or the folder of the given file.
     """
 
     path: Path
@@ -107,7 +107,7 @@ class Input:
         return self.path.suffix.lower() in VIDEOS
 
     def stem(self, level: int = 0) -> str:
-        """The name of the results, without an ending; each level tells more inputs apart than the one before.
+        """The name of the results, without an ending; each level distinguishes more inputs than the previous one.
 
         Level 0 is the path below `root` without its suffix (`trip/a`), level 1 keeps the suffix (`trip/a.jpg`), and
         each further level puts one more of the root's own folders in front (`photos/trip/a.jpg`).
@@ -122,7 +122,7 @@ class Input:
 
 
 def _short(name: str) -> str:
-    """A name to which every ending of a result fits: cut, with a digest of the whole, where it is too long."""
+    """A name with room for every ending of a result: if too long, cut, with a digest of the whole."""
     encoded = os.fsencode(name)
     room = _LONGEST_NAME - _LONGEST_ENDING
     if len(encoded) <= room:
@@ -132,7 +132,7 @@ def _short(name: str) -> str:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path as it may be printed: control characters, direction marks and bytes that are no UTF-8 are escaped.
+    """A path that is safe to print: control characters, direction marks and bytes that are not UTF-8 are escaped.
 
     >>> shown("a\\nb"), shown("\\u202egpj.exe"), shown("Straße")
     ('a\\\\nb', '\\\\u202egpj.exe', 'Straße')
@@ -145,18 +145,19 @@ def shown(path: str | os.PathLike) -> str:
 def find_inputs(
     paths: Iterable[str | Path], exclude: str | Path | None = None, complain: Callable[[str], None] | None = None
 ) -> list[Input]:
-    """Lists the photographs and videos that `paths` name: files as given, folders searched to the bottom, sorted.
+    """Lists the photographs and videos that `paths` name: files as given, folders searched recursively, sorted.
 
-    A file given by name is taken whatever its suffix; below a folder, what `walk` finds is. A file reached twice is
-    listed once. What is no regular file (a pipe, a device, a socket) is refused where it is named, and left out below a
-    folder.
+    A file given by name is accepted whatever its suffix; in a folder, the files that `walk` finds are. A file reached
+    twice is listed once. Anything but a regular file (a pipe, a device, a socket) is refused if given by name, and left
+    out in a folder.
 
     Args:
-      exclude: a folder whose files are left out (where the results go, if that lies inside a folder of `paths`).
-      complain: takes a sentence for each path that cannot be read; the rest is listed. Without it that is an error.
+      exclude: a folder whose files are left out (the results' folder, if it is inside a folder of `paths`).
+      complain: called with a sentence for each path that cannot be read; the rest is listed. Without it, such a path is
+        an error.
 
     Raises:
-      UserError: a path does not exist or is no file, a folder cannot be read, or there is nothing to work on.
+      UserError: a path does not exist or is not a file, a folder cannot be read, or there is nothing to process.
     """
     found: dict[Path, Input] = {}
     refused: list[str] = []
@@ -179,7 +180,7 @@ def find_inputs(
         raise UserError("; ".join(refused))
     if not found:
         named = ", ".join(map(shown, given)) or "no PATH given"
-        raise UserError(f"{named}: no photograph or video to work on")
+        raise UserError(f"{named}: no photograph or video found")
     return list(found.values())
 
 
@@ -187,7 +188,7 @@ def check_file(path: str | os.PathLike) -> None:
     """Checks that something is a regular file, or a link to one.
 
     Raises:
-      UserError: it is not there, may not be looked at, or is a folder, a pipe, a device or a socket.
+      UserError: it does not exist, cannot be accessed, or is a folder, a pipe, a device or a socket.
     """
     try:
         mode = os.stat(path).st_mode
@@ -205,7 +206,7 @@ def check_file(path: str | os.PathLike) -> None:
 def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
     """Checks every path that a command is about to write against all that it reads.
 
-    Two paths are the same where they lead to one file, by links or by another spelling too.
+    Two paths are the same if they lead to one file, also by links or another spelling.
 
     Raises:
       UserError: an output would replace an input.
@@ -220,13 +221,13 @@ def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | o
 
 
 def files_under(folder: str | os.PathLike, leave_out: str | None = None) -> list[Path]:
-    """All files of a folder, for `check_outputs`, without those of a suffix that a command writes there itself."""
+    """All files of a folder, for `check_outputs`, except those with a suffix that the command itself writes there."""
     found = [Path(base) / name for base, _, names in os.walk(os.fspath(folder)) for name in names]
     return [path for path in found if path.suffix != leave_out]
 
 
 def _identity(path: str | os.PathLike) -> tuple | Path:
-    """What two names of one file share: device and number of a file that is there, else its resolved path."""
+    """An identity that two names of one file share: device and inode if it exists, else its resolved path."""
     try:
         facts = os.stat(path)
         return facts.st_dev, facts.st_ino
@@ -242,7 +243,7 @@ def result_stems(inputs: Sequence[Input], endings: Sequence[str] = ("", "_overla
     """Names the results of each input so that no two inputs write the same file.
 
     Args:
-      endings: what is put after a stem to name its PNG files; `a_overlay.jpg` must not meet the overlay of `a.jpg`.
+      endings: appended to a stem to name its PNG files; `a_overlay.jpg` must not collide with the overlay of `a.jpg`.
 
     >>> result_stems([Input(Path("in") / name, Path("in")) for name in ("a.jpg", "a.png", "b.png")])
     ['a.jpg', 'a.png', 'b']

@@ -1,7 +1,7 @@
-"""What a mask stores, and what its samples mean: ids, or colors that are looked up.
+"""The samples that a mask stores, and their meaning: ids, or colors that are looked up.
 
-A mask is decoded to the samples that the file stores (`read_stored`), never to those that a viewer would show. What
-they mean is decided for all masks of a data set together (`deeplab_jax.data.meaning`), and applied by `ids_of`.
+A mask is decoded to the samples that the file stores (`read_stored`), never to those that a viewer would show. Their
+meaning is decided for all masks of a data set together (`deeplab_jax.data.meaning`), and applied by `ids_of`.
 """
 
 import os
@@ -18,10 +18,10 @@ from deeplab_jax.imaging.palettes import VOID, voc_palette
 
 # Colors that mean void in a colored label map unless a class has them: black, white, and PASCAL's boundary color.
 VOID_COLORS = np.array([[0, 0, 0], [255, 255, 255], [224, 224, 192]], np.uint8)
-NO_COLOR = -1  # shown by an index beyond its palette's end
+NO_COLOR = -1  # the color of an index beyond its palette's end
 
-# Pillow's word for how gray samples are packed -> what it shows for a stored sample s: (factor, largest sample) where
-# it shows factor * s, and the negative factor where white is zero and it shows factor * (largest - s).
+# Pillow's name for the packing of gray samples -> how it shows a stored sample s: (factor, largest sample) if it
+# shows factor * s; the factor is negative if white is zero and it shows factor * (largest - s).
 _PACKED = {
     "1": (1, 1), "1;R": (1, 1), "1;I": (-1, 1), "1;IR": (-1, 1),
     "L;2": (85, 3), "L;2R": (85, 3), "L;2I": (-85, 3), "L;2IR": (-85, 3),
@@ -34,10 +34,10 @@ class MaskKind(NamedTuple):
     """A row of `MASK_KINDS`.
 
     Attributes:
-      name: what tests call it.
-      family: "gray", "palette" or "color": masks of one family are read alike in a data set.
-      reads: what its samples are; the row of docs/own_data.md.
-      fits: whether an image of Pillow is of this kind.
+      name: its name in tests and docs.
+      family: "gray", "palette" or "color": masks of one family are read in the same way in a data set.
+      reads: the meaning of its samples; the row of docs/own_data.md.
+      fits: whether a Pillow image is of this kind.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Stored(NamedTuple):
     """A decoded mask.
 
     Attributes:
-      values: distinct stored samples, int32 `[N]`; of colors, R * 65536 + G * 256 + B.
-      shown: int32 `[N]`, the color that each value shows, packed alike; `NO_COLOR` beyond a palette's end.
+      values: distinct stored samples, int32 `[N]`; for colors, R * 65536 + G * 256 + B.
+      shown: int32 `[N]`, the color that each value shows, packed in the same way; `NO_COLOR` beyond a palette's end.
       family: of the kind.
       lossy: whether the file's compression invents values.
-      inverse: int32 `[H, W]`, for each pixel its place in `values`.
+      inverse: int32 `[H, W]`, each pixel's index into `values`.
     """
 
     values: np.ndarray
@@ -78,7 +78,7 @@ class Stored(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """How a data set's masks are to be read.
+    """How to read a data set's masks.
 
     Attributes:
       count: number of classes; None = not known.
@@ -86,7 +86,7 @@ class Meaning(NamedTuple):
       ignore: stored ids that are void.
       reduce_zero: the stored 0 is void and ids count from 1.
       by_color: families whose colors are looked up; others hold ids.
-      object_255: 255 marks the one object: it is id 1.
+      object_255: 255 marks the only object, with id 1.
     """
 
     num_classes: int | None = None
@@ -98,7 +98,7 @@ class Meaning(NamedTuple):
 
 
 class Palette(NamedTuple):
-    """The distinct stored values of a mask, without the map; fields as in `Stored`, and pixels of each, int64 `[N]`."""
+    """The distinct stored values of a mask, without the map; fields as in `Stored`, and pixel counts, int64 `[N]`."""
 
     values: np.ndarray
     shown: np.ndarray
@@ -112,7 +112,7 @@ def read_stored(source: str | os.PathLike | bytes, name: str = "") -> Stored:
     """Decodes a mask to the samples that it stores, turned upright.
 
     Raises:
-      UserError: no such file, or floats that are no ids. CorruptImageError: it cannot be decoded.
+      UserError: no such file, or floats that are not ids. CorruptImageError: it cannot be decoded.
     """
     decoded = _decode(source, name)
     raw, inverse = _distinct(decoded.samples())
@@ -120,7 +120,7 @@ def read_stored(source: str | os.PathLike | bytes, name: str = "") -> Stored:
 
 
 def read_values(source: str | os.PathLike | bytes, name: str = "") -> Palette:
-    """As `read_stored`, without the map and at a fraction of its cost."""
+    """Like `read_stored`, without the map and at a fraction of its cost."""
     decoded = _decode(source, name)
     if decoded.image.mode in ("L", "P"):
         counts = np.array(decoded.image.histogram(), np.int64)
@@ -135,7 +135,7 @@ def read_values(source: str | os.PathLike | bytes, name: str = "") -> Palette:
 
 
 class _Decoded(NamedTuple):
-    """A mask as Pillow gives it, and what its samples were before Pillow made them fit to be shown."""
+    """A mask as decoded by Pillow, and how its samples were stored before Pillow converted them for display."""
 
     image: Image.Image
     kind: MaskKind
@@ -149,12 +149,10 @@ class _Decoded(NamedTuple):
         """`[H, W]`, as Pillow shows them."""
         try:
             samples = _samples(self.image, self.kind)
-        except Exception as e:  # Pillow converts not every color space
+        except Exception as e:  # Pillow does not convert every color space
             raise CorruptImageError(f"{self.where}: cannot be decoded as an image; replace or remove it") from e
         if self.kind.name == "float" and not ((np.abs(samples) < 2**31) & (samples == np.rint(samples))).all():
-            raise UserError(
-                f"{self.where}: holds floats that are no whole numbers where class ids are expected; round them"
-            )
+            raise UserError(f"{self.where}: holds fractions where class ids are expected; round them")
         return samples.astype(np.int32)
 
     def meaning_of(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, str, bool]:
@@ -195,7 +193,7 @@ def ids_of(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, mean
     Args:
       values, shown, family, lossy: as in `Stored`.
       meaning: the data set's.
-      where: what errors call the file.
+      where: the file's name in errors.
 
     Returns:
       uint8 `[N]`, 255 = void. Ids outside the classes are left as they are.
@@ -237,10 +235,10 @@ def read_label(
 
     Args:
       source: a path, or the encoded bytes.
-      name: what errors call it; default the path.
-      colors: uint8 `[K, 3]`, RGB of class 0..K-1, by which this one file is read where its samples are no ids: colors
-        of the table, and `VOID_COLORS` outside it as void; in JPEGs the nearest of them.
-      meaning: what a data set's masks mean, in the place of `colors`.
+      name: its name in errors; default the path.
+      colors: uint8 `[K, 3]`, RGB of class 0..K-1, used to read this single file if its samples are not ids: colors of
+        the table, and `VOID_COLORS` outside it as void; in JPEGs the nearest of them.
+      meaning: the meaning of a data set's masks, instead of `colors`.
 
     Returns:
       Class ids, uint8 `[H, W]`, 255 = void.
@@ -250,7 +248,7 @@ def read_label(
       CorruptImageError: it cannot be decoded.
     """
     decoded = _decode(source, name)
-    if decoded.image.mode in ("L", "P"):  # by a table: a fraction of the cost of sorting pixels
+    if decoded.image.mode in ("L", "P"):  # a table costs a fraction of sorting pixels
         raw = np.flatnonzero(decoded.image.histogram()).astype(np.int32)
     else:
         raw, inverse = _distinct(decoded.samples())
@@ -269,7 +267,7 @@ def read_label(
 
 
 def read_palette(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
-    """The palette of a palette image, uint8 `[256, 3]`, entries it lacks as in VOC's; VOC's for other images."""
+    """The palette of a palette image, uint8 `[256, 3]`, completed with VOC's entries; VOC's for other images."""
     palette = voc_palette()
     image = decoding.open_image(source, name, load=False)
     if image.mode == "P":
@@ -284,7 +282,7 @@ def packed_colors(rgb: np.ndarray) -> np.ndarray:
 
 
 def color_text(packed: int) -> str:
-    """A packed color in words.
+    """A packed color as text.
 
     >>> color_text(65536 + 512 + 3)
     '(1, 2, 3)'
@@ -293,7 +291,7 @@ def color_text(packed: int) -> str:
 
 
 def _of_one_file(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, colors: np.ndarray) -> Meaning:
-    """By color where that is what the file alone speaks for; see `deeplab_jax.data.meaning` for whole data sets."""
+    """By color if the single file suggests it; see `deeplab_jax.data.meaning` for whole data sets."""
     red, green, blue = shown >> 16, shown >> 8 & 255, shown & 255
     gray = ((red == green) & (green == blue)).all()
     ids = ((values < len(colors)) | (values == VOID)).all()
@@ -314,7 +312,7 @@ def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str) -> n
     table = np.concatenate([meaning.colors, VOID_COLORS]).astype(np.int32)
     ids = np.concatenate([np.arange(len(meaning.colors)), np.full(len(VOID_COLORS), VOID)]).astype(np.uint8)
     packed = packed_colors(table)
-    order = np.argsort(packed, kind="stable")  # of equal colors the first: a class before void
+    order = np.argsort(packed, kind="stable")  # the first of equal colors: a class before void
     place = np.minimum(np.searchsorted(packed[order], shown), len(order) - 1)
     found = packed[order][place] == shown
     result = ids[order][place]
@@ -331,7 +329,7 @@ def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str) -> n
 
 
 def _packing(image: Image.Image) -> tuple[float, int]:
-    """(factor, largest sample) by which Pillow shows the gray samples of a file; (1, 255) = as they are."""
+    """(factor, largest sample) by which Pillow shows the gray samples of a file; (1, 255) = unchanged."""
     tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
     arguments: tuple | str | None = tile[3] if tile else ()
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -356,7 +354,7 @@ def _samples(image: Image.Image, kind: MaskKind) -> np.ndarray:
 
 
 def _distinct(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values of a map and each pixel's place among them; only the starts of its long runs are sorted."""
+    """The distinct values of a map and each pixel's index into them; only the starts of long runs are sorted."""
     flat = samples.ravel()
     if not flat.size:
         return flat, samples

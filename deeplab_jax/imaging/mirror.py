@@ -1,4 +1,4 @@
-"""What a mirror does to class ids: left and right parts trade places."""
+"""Class ids under mirroring: left and right parts are exchanged."""
 
 import numpy as np
 

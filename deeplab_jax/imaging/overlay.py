@@ -1,4 +1,4 @@
-"""Pictures that people look at: overlays with a legend, panels side by side, strips of marginals, plots."""
+"""Pictures for people to look at: overlays with a legend, panels side by side, strips of marginals, plots."""
 
 import io
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from deeplab_jax.imaging.palettes import VOID
 
 _INK, _PAPER = (32, 32, 36), (250, 250, 250)
 
-# Dark blue, teal, green, yellow: rises in lightness, so that it also reads in gray and with colour blindness.
+# Dark blue, teal, green, yellow: rises in lightness, so that it is also readable in gray and with colour blindness.
 _HEAT = np.array([(12, 7, 60), (48, 60, 140), (34, 120, 142), (40, 175, 128), (160, 218, 57), (253, 231, 37)], float)
 
 
@@ -48,7 +48,7 @@ def overlay(
 
 
 def legend_name(i: int, names: Sequence[str]) -> str:
-    """What the legend calls class `i`: its name, or its number where no font at hand has every letter of the name."""
+    """The legend's text for class `i`: its name, or its number if no available font has every letter of the name."""
     return fonts.drawable(names[i], f"class {i}") if i < len(names) else str(i)
 
 
@@ -174,7 +174,7 @@ def trimap_plot(results: Sequence[dict]) -> np.ndarray:
 
 
 def _figure(width: float, height: float):
-    """An empty figure of this size in inches, without the global state of pyplot; imported only where a plot is."""
+    """An empty figure of this size in inches, without the global state of pyplot; imports matplotlib only for plots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Which mask belongs to which photograph, by their names: the rule of data sets and of `refine`."""
+"""Matching masks to photographs by name, for data sets and `refine`."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.decoding import IMAGE_SUFFIXES
 from deeplab_jax.imaging.listing import walk
 
-# What tools put behind and before a mask's name, and behind a photograph's.
+# Endings and prefixes that tools give to masks' names, and endings of photographs' names.
 MASK_ENDINGS = (
     "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "_groundtruth",
     "-mask", "-label", "_gtfine_labelids", "_gtfine_labeltrainids",
@@ -16,7 +16,7 @@ MASK_ENDINGS = (
 PROBABILITY_ENDINGS = ("_probs", "_prob", "_probabilities")
 MASK_BEGINNINGS = ("mask_", "label_", "seg_", "gt_", "mask-")
 IMAGE_ENDINGS = ("_image", "_img", "_rgb", "_sat", "_leftimg8bit")
-# Folders that hold the one or the other within one folder of data: `train/images/a.jpg` and `train/masks/a.png`.
+# Folders of photographs or of masks within one folder of data: `train/images/a.jpg` and `train/masks/a.png`.
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos"})
 MASK_FOLDERS = frozenset({"masks", "mask", "labels", "label", "annotations", "segmentationclass", "gt"})
 _PHOTOGRAPHS_ONLY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif")
@@ -26,9 +26,9 @@ class Affixes:
     """How masks are named after their photographs.
 
     Args:
-      prefix, suffix: what stands before and after a photograph's name (without suffix such as .png) in its mask's;
+      prefix, suffix: text before and after a photograph's name (without a suffix such as .png) in its mask's name;
         both empty = the names that tools give.
-      endings: what tools put behind these masks' names.
+      endings: endings that tools give to these masks' names.
     """
 
     def __init__(self, prefix: str = "", suffix: str = "", endings: Sequence[str] = MASK_ENDINGS):
@@ -39,7 +39,7 @@ class Affixes:
         self.given = bool(prefix or suffix)
 
     def bases(self, stem: str) -> list[str]:
-        """The photographs' names that a mask of this name may belong to; the first is the likeliest.
+        """The photographs' names that a mask of this name may belong to, the likeliest first.
 
         >>> Affixes().bases("day/a.jpg_mask")
         ['day/a.jpg_mask', 'day/a.jpg', 'day/a']
@@ -57,7 +57,7 @@ class Affixes:
 
 
 def normal(name: str) -> str:
-    """A name as it is compared: one spelling for what Unicode spells in several ways."""
+    """A name in the form used for comparison: one of the several Unicode spellings."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -81,10 +81,10 @@ def stems(
 def photographs_and_masks(
     images: Path, masks: Path, affixes: Affixes, suffixes: Iterable[str] = IMAGE_SUFFIXES
 ) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
-    """What of two folders, or of one that holds both, are photographs and what masks; see `stems`.
+    """The photographs and the masks of two folders, or of one that holds both; see `stems`.
 
     Args:
-      suffixes: those of masks.
+      suffixes: the masks' suffixes.
     """
     here, there = images.resolve(), masks.resolve()
     if here == there and set(suffixes) & set(IMAGE_SUFFIXES):
@@ -94,10 +94,10 @@ def photographs_and_masks(
 
 
 class Masks:
-    """Masks by the names of the photographs that they may belong to.
+    """Masks, indexed by the names of the photographs that they may belong to.
 
     Args:
-      candidates: (path below their folder without suffix, file), as `stems` gives them.
+      candidates: (path below their folder without suffix, file), as returned by `stems`.
     """
 
     def __init__(self, candidates: Iterable[tuple[str, Path]], affixes: Affixes):
@@ -107,10 +107,10 @@ class Masks:
                 self._by_name.setdefault(base, {}).setdefault(min(rank, 1), []).append(path)
 
     def of(self, stem: str, image: Path) -> Path | None:
-        """The mask of a photograph, whose path below its folder is `stem`; None where there is none.
+        """The mask of a photograph, whose path below its folder is `stem`; None if there is none.
 
         Raises:
-          UserError: two may be.
+          UserError: there are two candidates.
         """
         folder, name = split(normal(stem))
         shorter = [name[: -len(e)] for e in IMAGE_ENDINGS if name.casefold().endswith(e)]
@@ -129,13 +129,13 @@ class Masks:
 
 
 def pair_folders(images: Path, masks: Path, affixes: Affixes) -> tuple[list[tuple[str, Path, Path | None]], list[Path]]:
-    """Pairs the photographs below a folder with the masks below another, or below the same.
+    """Pairs the photographs below a folder with the masks below another, or below the same one.
 
     Returns:
       ((name, photograph, its mask or None) in the order of the photographs, masks of no photograph).
 
     Raises:
-      UserError: two photographs of one name, or two masks for one photograph.
+      UserError: two photographs with one name, or two masks for one photograph.
     """
     photographs, candidates = photographs_and_masks(images, masks, affixes)
     _refuse_doubles(photographs)
@@ -169,7 +169,7 @@ def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
 
 
 def _by_folder(files: Sequence[tuple[str, Path]]):
-    """(photographs, masks) by the folders that they lie in, left out of their stems; None where not all do."""
+    """(photographs, masks) by the folders that contain them, removed from their stems; None if some are elsewhere."""
     photographs: list[tuple[str, Path]] = []
     masks: list[tuple[str, Path]] = []
     for stem, path in files:
@@ -192,5 +192,5 @@ def _refuse_doubles(files: Iterable[tuple[str, Path]]) -> None:
         first = seen.setdefault(normal(stem), path)
         if first is not path:
             raise UserError(
-                f"{first} and {path.name}: have the same name but for the suffix; rename one of them or remove it"
+                f"{first} and {path.name}: have the same name except for the suffix; rename or remove one of them"
             )

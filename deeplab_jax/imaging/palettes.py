@@ -6,7 +6,7 @@ VOID = 255
 
 
 def voc_palette() -> np.ndarray:
-    """PASCAL VOC's 256 colors: the bits of the id, lowest first, dealt to R, G, B from their highest bit down."""
+    """PASCAL VOC's 256 colors: the id's bits, lowest first, go in turn to R, G, B from their highest bit down."""
     palette = np.zeros((256, 3), np.uint8)
     ids = np.arange(256)
     for bit in range(8):

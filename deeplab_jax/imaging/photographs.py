@@ -1,4 +1,4 @@
-"""What a photograph's samples become: one table of kinds, each with its reader and what a user is told of it."""
+"""How a photograph's samples are read: one table of kinds, each with its reader and the note for the user."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from deeplab_jax.imaging import decoding
 from deeplab_jax.imaging.decoding import CorruptImageError
 from deeplab_jax.limits import REFUSE_ABOVE
 
-# Another byte of each 16-bit sample: Pillow keeps the high one, and these are what it calls the low one.
+# The low byte of each 16-bit sample: Pillow keeps the high byte; these packings make it read the low one.
 _LOW_BYTE = {
     "RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B",
     "RGBA;16N": "RGBA;16B", "RGBX;16B": "RGBX;16L", "RGBX;16L": "RGBX;16B", "RGBX;16N": "RGBX;16B",
@@ -25,11 +25,11 @@ class ImageKind(NamedTuple):
     """A row of `IMAGE_KINDS`.
 
     Attributes:
-      name: what tests and the check call it.
+      name: its name in tests and in the check.
       reads: how it is read; the row of docs/own_data.md.
       fits: whether an image (opened, encoded) is of this kind.
-      read: (decoded image, encoded, what errors call it) to RGB uint8 `[H, W, 3]`, before it is turned upright.
-      note: what the check says of such images; "" = nothing.
+      read: (decoded image, encoded, its name in errors) to RGB uint8 `[H, W, 3]`, before it is turned upright.
+      note: the check's note on such images; "" = none.
     """
 
     name: str
@@ -79,19 +79,19 @@ IMAGE_KINDS = (
         "have 16 bits; of the bits in use, the highest 8 are taken",
     ),
     ImageKind(
-        "float", "up to 1 shares of white, else as integers; a note; negative values and NaN are an error",
+        "float", "values up to 1 as fractions of white, others as integers; a note; negative values, NaN are an error",
         lambda image, data: image.mode == "F", _read_deep_gray,
-        "hold floats: up to 1 they are shares of white, above that as integers",
+        "hold floats: values up to 1 are read as fractions of white, others as integers",
     ),
     ImageKind(
-        "transparent", "laid over white; a note",
+        "transparent", "blended with white; a note",
         lambda image, data: image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
-        _read_transparent, "have transparency; they are laid over white",
+        _read_transparent, "have transparency; they are blended with white",
     ),
     ImageKind(
-        "other bands", "a TIFF's fourth band that is no opacity is left out; a note",
+        "other bands", "a TIFF's fourth band that is not opacity is left out; a note",
         lambda image, data: _rawmode(image).startswith("RGBX") and image.format == "TIFF", _read_plain,
-        "have a fourth band that is no transparency; it is left out",
+        "have a fourth band that is not opacity; it is left out",
     ),
     ImageKind(
         "cmyk", "converted to RGB; a note", lambda image, data: image.mode == "CMYK", _read_plain,
@@ -100,7 +100,7 @@ IMAGE_KINDS = (
     ImageKind(
         "gray", "1 to 8 bits, as three equal channels; a note",
         lambda image, data: image.mode in ("1", "L"), _read_plain,
-        "are gray; they are fed as three equal channels",
+        "are gray; they are read as three equal channels",
     ),
     ImageKind("palette", "its colors", lambda image, data: image.mode == "P", _read_plain),
     ImageKind("color", "as it is", lambda image, data: True, _read_plain),
@@ -118,19 +118,19 @@ def read_photograph(
     refuse_above: int = REFUSE_ABOVE,
     remark: Callable[[str], object] | None = None,
 ) -> np.ndarray:
-    """Decodes a photograph of any kind in `IMAGE_KINDS`, turned by EXIF; of several frames the first.
+    """Decodes a photograph of any kind in `IMAGE_KINDS`, turned according to EXIF; the first of several frames.
 
     Args:
       source: a path, or the encoded bytes.
-      name: what errors call it; default the path.
+      name: its name in errors; default the path.
       refuse_above: images of more pixels are refused before they are decoded.
-      remark: takes a sentence about what was left out: further frames.
+      remark: called with a sentence about further frames, which are left out.
 
     Returns:
       RGB, uint8 `[H, W, 3]`, upright.
 
     Raises:
-      UserError: no such file, it is too large, or its samples cannot be a photograph's.
+      UserError: the file does not exist, is too large, or its samples cannot be a photograph's.
       CorruptImageError: it cannot be decoded.
     """
     data = decoding.read_source(source, name)
@@ -153,13 +153,13 @@ def read_photograph(
 
 
 def scaled_to_8_bits(values: np.ndarray, where: str) -> np.ndarray:
-    """Deep samples as 8 bits: the smallest of 8, 10, 12, 14 and 16 bits that holds the largest sample is white.
+    """Deep samples as 8 bits: white is the maximum of the smallest of 8, 10, 12, 14 and 16 bits that holds all samples.
 
-    Floats up to 1 are shares of white.
+    Floats up to 1 are fractions of white.
 
     Args:
       values: integers or floats of any shape.
-      where: what errors call the image.
+      where: the image's name in errors.
 
     Returns:
       uint8, of the same shape.
@@ -194,7 +194,7 @@ def _over_white(samples: np.ndarray) -> np.ndarray:
 
 
 def _turned(rgb: np.ndarray, turn: int) -> np.ndarray:
-    """As `ImageOps.exif_transpose` turns, on an array."""
+    """`ImageOps.exif_transpose` for an array."""
     if turn in (5, 6, 7, 8):
         rgb = rgb.swapaxes(0, 1)
     if turn in (2, 3, 6, 7):
@@ -209,7 +209,7 @@ def _header(data: bytes) -> Image.Image:
 
 
 def _rawmode(image: Image.Image) -> str:
-    """How the file packs its samples, in Pillow's words; "" where Pillow does not say or the pixels are read."""
+    """Pillow's name for the packing of the file's samples; "" if it is unknown or the pixels are already read."""
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return ""
     arguments = image.tile[0][3]
@@ -218,7 +218,7 @@ def _rawmode(image: Image.Image) -> str:
 
 
 def _load_as(data: bytes, rawmode: str) -> Image.Image:
-    """The image decoded as if its samples were packed otherwise."""
+    """The image decoded as if its samples were packed in another way."""
     image = Image.open(io.BytesIO(data))
     image.tile = [
         tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
@@ -236,7 +236,7 @@ def _is_planar_16(image: Image.Image) -> bool:
 
 
 def _planes(data: bytes) -> list[bytes]:
-    """Each plane of a planar TIFF as a gray TIFF of its own, their strips or tiles shared out in order."""
+    """Each plane of a planar TIFF as a gray TIFF of its own, their strips or tiles assigned in order."""
     tags = decoding.tiff_tags(data)
     if tags is None:
         raise CorruptImageError("has no readable list of tags")

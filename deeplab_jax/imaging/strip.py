@@ -18,15 +18,15 @@ def iterations_strip(
 ) -> np.ndarray:
     """Draws marginals after 0, 1, ..., T iterations.
 
-    The first row shows each pixel in the mean of the label colors under its marginals, so that doubt looks mixed. The
-    rows below show the marginals of the labels that cover most, dark blue for 0, yellow for 1.
+    The first row shows each pixel in the mean of the label colors weighted by its marginals, so that uncertain pixels
+    look mixed. The rows below show the marginals of the labels with the largest area, dark blue for 0, yellow for 1.
 
     Args:
       frames: [T + 1, h, w, C] marginals.
       palette: uint8 [256, 3].
-      ids: the C class ids of the channels.
+      ids: the class ids of the C channels.
       names: by class id.
-      max_labels: how many labels get a row.
+      max_labels: the maximum number of labels with a row.
 
     Returns:
       RGB, uint8 [H, W, 3].

@@ -1,4 +1,4 @@
-"""The confusion matrix and what is read from it.
+"""The confusion matrix and the metrics derived from it.
 
 Mean IoU comes from one matrix summed over the whole set, never from averages of images or batches.
 """
@@ -15,13 +15,13 @@ def confusion_matrix(
     group: np.ndarray | None = None,
     num_groups: int = 1,
 ) -> np.ndarray:
-    """Counts the pixels of every (true class, predicted class), in separate groups of pixels if wanted.
+    """Counts the pixels of every (true class, predicted class), in separate groups of pixels if requested.
 
     Args:
       truth: [H, W] uint8, class ids; 255 is void and not counted.
       prediction: [H, W] integers in 0..num_classes-1.
       num_classes: C.
-      group: [H, W] integers in 0..num_groups-1, which matrix a pixel counts in; None = all in the first.
+      group: [H, W] integers in 0..num_groups-1, the matrix in which a pixel counts; None = all in the first.
       num_groups: G.
 
     Returns:
@@ -59,13 +59,13 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
-    """The fraction of valid pixels that are right; NaN if there are none."""
+    """The fraction of valid pixels that are correct; NaN if there are none."""
     total = confusion.sum()
     return float(np.diagonal(confusion).sum() / total) if total else float("nan")
 
 
 def mean_accuracy(confusion: np.ndarray) -> float:
-    """Mean over the classes that occur in the truth of the fraction of their pixels that are right."""
+    """Mean, over the classes that occur in the truth, of the fraction of their pixels that are correct."""
     pixels = confusion.sum(1)
     occurs = pixels > 0
     return float((np.diagonal(confusion)[occurs] / pixels[occurs]).mean()) if occurs.any() else float("nan")

@@ -8,7 +8,7 @@ from scipy import ndimage
 from deeplab_jax.metrics.confusion import VOID
 
 SOURCES = ("boundary", "void")
-TABLE_WIDTHS = (1, 2, 3, 5, 10, 20, 40)  # what a table shows of many widths
+TABLE_WIDTHS = (1, 2, 3, 5, 10, 20, 40)  # the widths that a table shows if there are many
 
 
 def boundary(label: np.ndarray) -> np.ndarray:
@@ -42,9 +42,9 @@ def distance(label: np.ndarray, source: str = "boundary") -> np.ndarray:
 
 
 def band(label: np.ndarray, widths: Sequence[int], source: str = "boundary") -> np.ndarray:
-    """Index of the narrowest band a pixel lies in; `len(widths)` where it lies in none.
+    """Index of the narrowest band that contains a pixel; `len(widths)` if none does.
 
-    A pixel lies in band w if it is within distance w, inclusive; bands are nested.
+    A pixel is in band w if it is within distance w, inclusive; bands are nested.
 
     Args:
       label: [H, W] uint8, 255 = void (void pixels get an index too; metrics leave them out).
@@ -65,7 +65,7 @@ def trimap(label: np.ndarray, width: float, source: str = "boundary") -> np.ndar
 
 
 def shown(widths: Iterable) -> list:
-    """Of more widths than a table has room for, those in `TABLE_WIDTHS`; else, or if none is among them, all.
+    """If a table has no room for all widths, those in `TABLE_WIDTHS`; otherwise, or if none is among them, all.
 
     >>> shown(map(str, range(1, 41)))
     ['1', '2', '3', '5', '10', '20', '40']

@@ -1,4 +1,4 @@
-"""What `config.model` says, checked once and hashable: the description that all network code reads."""
+"""The fields of `config.model`, checked once and hashable: the description that all network code reads."""
 
 import dataclasses
 from typing import Any
@@ -46,7 +46,7 @@ class Architecture:
         return cls(**values)
 
     def check(self) -> None:
-        """Raises ValueError with a sentence for the first field that fits no backbone."""
+        """Raises ValueError with a sentence for the first field that suits no backbone."""
         choices = {
             "head": HEADS,
             "output_stride": (8, 16, 32),
@@ -60,23 +60,24 @@ class Architecture:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"config.model.{name}={getattr(self, name)!r} is none of {', '.join(map(repr, allowed))}"
+                    f"config.model.{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}"
                 )
         if not self.scales or max(self.scales) != self.scales[0] or min(self.scales) <= 0:
             raise ValueError(f"config.model.scales={self.scales} must be positive and begin with the largest")
         if self.head in ("fc", "largefov") and len(self.head_rates) != 1:
             raise ValueError(
-                f"config.model.head_rates={self.head_rates}: head '{self.head}' has one branch, so one rate"
+                f"config.model.head_rates={self.head_rates}: head '{self.head}' has one branch; give one rate"
             )
         if self.head != "plain":
             _ = self.rates
 
     @property
     def size_extra(self) -> int:
-        """What an image's side must exceed a multiple of the output stride by, for align-corners upsampling to fit.
+        """Pixels by which an image's side must exceed a multiple of the output stride to suit align-corners upsampling.
 
-        Score i stands for pixel 8 i, and the last for the last pixel, at sides 8 k + 1. Behind v1 DeepLab's 2x2 pools
-        it stands for 8 i + 1/2, and there are k + 1 of them at 8 k + 2 (306 in training, 514 in test: v1 section 3).
+        At sides 8 k + 1, score i belongs to pixel 8 i, and the last score to the last pixel. After v1 DeepLab's 2x2
+        pools it belongs to 8 i + 1/2, and there are k + 1 scores at 8 k + 2 (306 in training, 514 in test: v1 section
+        3).
         """
         return 2 if self.base_pools else 1
 
@@ -88,7 +89,7 @@ class Architecture:
         covers the same pixels.
 
         Raises:
-          ValueError: half or a quarter of a rate is no whole number.
+          ValueError: half or a quarter of a rate is not a whole number.
         """
         part = self.output_stride // 8
         if any(rate % part for rate in self.head_rates):

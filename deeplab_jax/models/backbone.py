@@ -1,4 +1,4 @@
-"""What a backbone tells of itself."""
+"""The description of a backbone in the registry."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ VGG_FIELDS = ("msc", "pool5a", "base_pools")
 
 
 def check_resnet(a: Architecture) -> None:
-    """Raises ValueError where a field asks for what only VGG-16 has, or only the small ResNet."""
+    """Raises ValueError if a field requests a feature that only VGG-16 or only the small ResNet has."""
     if a.head == "fc":
         raise ValueError(f"config.model.head='fc' is VGG-16's; with backbone '{a.backbone}' use 'largefov'")
     for name in VGG_FIELDS:
@@ -21,7 +21,7 @@ def check_resnet(a: Architecture) -> None:
 
 
 def refuse_fine_branch(a: Architecture) -> None:
-    """Raises ValueError where the small network's side branch is asked of another."""
+    """Raises ValueError if the small network's side branch is requested for another network."""
     if a.fine_branch:
         raise ValueError("config.model.fine_branch needs backbone 'resnet_small', head 'aspp' and a head_width above 0")
 
@@ -32,13 +32,13 @@ class Backbone:
 
     Attributes:
       trunk: (architecture, mapped axis of synchronized batch norm or None) -> a module named "backbone" that takes
-        preprocessed images [B, H, W, 3] and `train`, and gives {"last": [B, h, w, C], ...}, what its head reads.
+        preprocessed images [B, H, W, 3] and `train`, and returns {"last": [B, h, w, C], ...}, the input of its head.
       head: (architecture, number of classes, mapped axis) -> a module named "head" that takes that dict, `train` and
-        dropout keys, and gives scores [B, h, w, classes].
+        dropout keys, and returns scores [B, h, w, classes].
       score_length: (architecture, pixels along a side) -> score positions along it.
-      check: raises ValueError with one sentence for fields that do not fit this backbone.
-      batch_norm: whether it has batch norm, which without stored statistics cannot be frozen.
-      stride_on: whether `config.model.stride_on` changes it, so that it is recorded with its weights.
+      check: raises ValueError with one sentence for fields that do not suit this backbone.
+      batch_norm: whether it has batch norm, which cannot be frozen without stored statistics.
+      stride_on: whether it depends on `config.model.stride_on`, which is then recorded with its weights.
     """
 
     trunk: Callable[[Architecture, str | None], nn.Module]

@@ -1,4 +1,4 @@
-"""The backbones, and what is asked of each. A new one is a module with its `BACKBONE`, and a line in `BACKBONES`."""
+"""The registry of backbones. A new one is a module with its `BACKBONE`, and a line in `BACKBONES`."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ def backbone_of(architecture: Architecture) -> Backbone:
     """The entry of an architecture's backbone.
 
     Raises:
-      ValueError: there is none of that name; the sentence names the field.
+      ValueError: there is no backbone of that name; the sentence names the field.
     """
     name = architecture.backbone
     if name not in BACKBONES:
-        raise ValueError(f"config.model.backbone={name!r} is none of {', '.join(map(repr, BACKBONES))}")
+        raise ValueError(f"config.model.backbone={name!r} is not one of {', '.join(map(repr, BACKBONES))}")
     return BACKBONES[name]
 
 

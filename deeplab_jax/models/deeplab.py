@@ -1,4 +1,4 @@
-"""The whole network: preprocessing, trunk, head, input scales, and the mean-field CRF on top where it is trained."""
+"""The whole network: preprocessing, trunk, head, input scales, and the mean-field CRF where it is part of training."""
 
 import contextlib
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from deeplab_jax.models.backbones import architecture_of, backbone_of
 from deeplab_jax.models.layers import fold_keys, resize_bilinear
 from deeplab_jax.models.multiscale import fuse_scales
 
-# Released mean, RGB order, of images 0..255; torchvision's mean and deviation are of images 0..1.
+# The released mean, RGB order, for images in 0..255; torchvision's mean and deviation are for images in 0..1.
 CAFFE_MEAN_RGB = (122.675, 116.669, 104.008)
 TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
 TORCH_STD_RGB = (0.229, 0.224, 0.225)
 
 
 class DeepLab(nn.Module):
-    """Scores of a photograph, and its CRF marginals where the CRF belongs to the model.
+    """Scores of a photograph, and its CRF marginals if the CRF is part of the model.
 
     Variables: {"params": {"backbone", "head", "crf"}, "batch_stats": {"backbone", "head"}}; layers carry the released
     Caffe names, conv kernels are HWIO.
@@ -30,7 +30,7 @@ class DeepLab(nn.Module):
     Attributes:
       architecture: the network's description.
       num_classes: number of score channels.
-      crf: the end-to-end CRF, on the image sampled by its `stride`, or None.
+      crf: the end-to-end CRF, on the image sampled at its `stride`, or None.
       axis_name: mapped axis over which trained batch norm is synchronized.
 
     >>> from deeplab_jax.config import load_config
@@ -65,12 +65,12 @@ class DeepLab(nn.Module):
         Returns:
           Scores [B, h, w, num_classes] float32 at the output stride, and a dict: with several scales "scales", the
           score map of each (see `multiscale.fuse_scales`); with a CRF "marginals" and "log_marginals" [B, h', w',
-          num_classes] on the image sampled by `crf.stride`.
+          num_classes] on the image sampled at `crf.stride`.
         """
         a = self.architecture
         backbone = backbone_of(a)
         trunk, head = backbone.trunk(a, self.axis_name), backbone.head(a, self.num_classes, self.axis_name)
-        train = train and not a.freeze_network  # stored statistics, no dropout: the scores that testing sees
+        train = train and not a.freeze_network  # stored statistics, no dropout: the same scores as in testing
 
         def network(x: jax.Array, scale: int) -> jax.Array:
             features = trunk(x, train)
@@ -89,7 +89,7 @@ class DeepLab(nn.Module):
         return logits, out
 
     def _marginals(self, logits: jax.Array, images: jax.Array, valid: jax.Array | None) -> dict[str, jax.Array]:
-        assert self.crf is not None  # the caller asks
+        assert self.crf is not None  # the caller checks
         s = int(self.crf.stride)
         sampled = images[:, ::s, ::s]
         mask = None if valid is None else valid[:, ::s, ::s]
@@ -99,20 +99,20 @@ class DeepLab(nn.Module):
 
 
 def matmul_precision(name: str) -> contextlib.AbstractContextManager:
-    """Products traced inside, and with them those of their gradients, have this precision; "default" changes nothing.
+    """Products traced inside, and those of their gradients, have this precision; "default" changes nothing.
 
-    Of float32 products, "default" and "high" are one and three passes in bfloat16 on a TPU, TF32 on an NVIDIA GPU;
-    "highest" is float32. A CPU computes in float32 always.
+    For float32 products, "default" and "high" are one and three passes in bfloat16 on a TPU, TF32 on an NVIDIA GPU;
+    "highest" is float32. A CPU always computes in float32.
     """
     return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
 
 
 def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> jax.Array:
-    """What the network reads: BGR minus the mean ("caffe_bgr"), or (RGB / 255 - mean) / std ("torch_rgb").
+    """The network's input: BGR minus the mean ("caffe_bgr"), or (RGB / 255 - mean) / std ("torch_rgb").
 
     Args:
       images: [B, H, W, 3] RGB 0..255.
-      kind: the name above.
+      kind: one of these two names.
       valid: [B, H, W] bool; the result is exactly 0, the mean color, where it is False.
 
     Returns:
@@ -168,7 +168,8 @@ def output_size(config: Any, size: Sequence[int]) -> tuple[int, int]:
 
 
 def is_classifier(path: Sequence[str]) -> bool:
-    """Whether a parameter (its path of names) belongs to the last classifier, whose learning rate is 10 or 20 times.
+    """Whether a parameter (its path of names) belongs to the last classifier, whose learning rate is 10 or 20 times
+    higher.
 
     >>> is_classifier(("params", "head", "fc1_voc12_c0", "kernel"))
     True

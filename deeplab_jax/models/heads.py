@@ -1,6 +1,6 @@
 """Heads: from the trunk's last map to class scores.
 
-The last classifier layers, which learn 10 times faster, are those named `fc1*` and `fc8*`.
+The last classifier layers, which have 10 times the learning rate, are named `fc1*` and `fc8*`.
 """
 
 import functools
@@ -74,7 +74,7 @@ class VGGHead(nn.Module):
 
 
 class ResNetHead(nn.Module):
-    """v2's ResNet heads: parallel single 3x3 atrous convs straight to the classes, summed; or one 1x1 (`plain`).
+    """v2's ResNet heads: parallel single 3x3 atrous convs directly to the classes, summed; or one 1x1 (`plain`).
 
     Attributes:
       architecture: the network's description.
@@ -102,8 +102,8 @@ class ResNetHead(nn.Module):
 class SmallHead(nn.Module):
     """Parallel atrous convs and a 1x1 branch of `head_width` channels with batch norm, concatenated and classified.
 
-    With `fine_branch`, a branch from the trunk's stride-4 map joins them before the classifier, as v1's side branches
-    do, and the scores have stride 4.
+    With `fine_branch`, a branch from the trunk's stride-4 map joins them before the classifier, like v1's side
+    branches, and the scores have stride 4.
 
     Attributes:
       architecture: the network's description.

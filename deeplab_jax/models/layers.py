@@ -1,4 +1,4 @@
-"""The layers that all networks here share: convolution, batch normalization, Caffe's pools, resize, dropout."""
+"""The layers that all networks share: convolution, batch normalization, Caffe's pools, resize, dropout."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,15 +16,15 @@ BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 
 classifier_init = jax.jit(nn.initializers.normal(0.01), static_argnums=(1, 2))  # v1 section 5: N(0, 0.01)
-# Flax asks for a parameter's shape each time that a layer runs: under `jit` the answer is kept.
+# Flax evaluates a parameter's shape each time that a layer runs: under `jit` the result is cached.
 conv_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2))
 
 
 class Conv(nn.Module):
-    """A convolution with explicit stride and atrous rate, centered padding of `rate * (kernel - 1)` in all.
+    """A convolution with explicit stride and atrous rate, centered padding of `rate * (kernel - 1)` in total.
 
     Parameters: `kernel` [k, k, C_in, features] and, if `use_bias`, `bias` [features], float32. With stride 1 the map
-    keeps its size; with stride s it is what `[::s, ::s]` of the stride-1 result would be.
+    keeps its size; with stride s the result equals `[::s, ::s]` of the stride-1 result.
 
     Attributes:
       features: output channels.
@@ -72,7 +72,7 @@ class ConvWeights(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, H, W, C], of which only C is read -> kernel [k, k, C, features], bias [features], float32."""
+        """[B, H, W, C], of which only C is used -> kernel [k, k, C, features], bias [features], float32."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -82,15 +82,15 @@ class BatchNorm(nn.Module):
     """Batch normalization of a convolution's result: frozen, as the papers fine-tune it, or trained over all devices.
 
     Frozen: stored statistics and stored affine, both constants for the gradient. Trained: the statistics are those of
-    the batch over all devices of `axis_name`, and running averages of them serve evaluation.
+    the batch over all devices of `axis_name`, and evaluation uses their running averages.
 
-    Stored statistics scale the kernel instead of the map, which is the same and passes over no map, neither forward
-    nor in the gradient.
+    Stored statistics scale the kernel instead of the map, which is equivalent and needs no pass over the map, neither
+    forward nor in the gradient.
 
     Attributes:
       frozen: whether statistics and affine are constants.
-      axis_name: the mapped axis over which statistics are averaged, where there is one.
-      dtype: type of the result; statistics are float32 always.
+      axis_name: the mapped axis over which statistics are averaged, if any.
+      dtype: type of the result; statistics are always float32.
     """
 
     frozen: bool
@@ -99,7 +99,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, conv: Conv, x: jax.Array, train: bool) -> jax.Array:
-        """conv(x), normalized: [B, H, W, C] -> what `conv`, which has no bias, makes of it."""
+        """conv(x), normalized: [B, H, W, C] -> the shape of the result of `conv`, which has no bias."""
         channels = (conv.features,)
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -119,24 +119,24 @@ class BatchNorm(nn.Module):
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         mean, square = sums.moments(x.astype(jnp.float32))
         if self.axis_name is not None and not self.is_initializing():
-            # Every device holds equally many positions, so the mean of means is the mean.
+            # Every device holds the same number of positions, so the mean of means is the mean.
             mean, square = lax.pmean((mean, square), self.axis_name)
         return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
 @jax.jit
 def _affine(scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The factor and the offset that normalization amounts to, [C] each."""
+    """The factor and the offset that are equivalent to normalization, [C] each."""
     factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
     return factor, bias - mean * factor
 
 
 @jax.jit
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose gradient asks the result, which is kept anyway, and not x, which would be computed again.
+    """max(x, 0), whose gradient uses the result, which is kept anyway, and not x, which would be recomputed.
 
-    As a choice and not as a maximum, for XLA copies a maximum into each of its readers, and with it, block by block,
-    the sums of a whole chain of residual blocks.
+    It is a select, not a maximum, because XLA copies a maximum into each of its consumers, and with it, block by
+    block, the sums of a whole chain of residual blocks.
     """
     return _relu(x)
 
@@ -159,15 +159,15 @@ _relu.defvjp(_relu_forward, _relu_backward)
 
 
 class Pool(nn.Module):
-    """Caffe's pooling: sizes round up, padding never wins a max, an average counts the padding it covers.
+    """Caffe's pooling: sizes round up, padding is never the maximum, an average counts the padding that it covers.
 
     Attributes:
       window: side of the window.
       stride: step between windows.
       pad: padding on each side.
       kind: "max" or "average".
-      ceil: round the output size up, as Caffe does. False gives `[::stride, ::stride]` of the stride-1 pool, for the
-        pools that are strided at output stride 16 or 32 only.
+      ceil: whether to round the output size up, as Caffe does. False gives `[::stride, ::stride]` of the stride-1 pool,
+        for pools that are strided only at output stride 16 or 32.
     """
 
     window: int
@@ -183,7 +183,7 @@ class Pool(nn.Module):
 
 
 def pooled_size(n: int, window: int, stride: int, pad: int, ceil: bool = True) -> int:
-    """Output length of Caffe's pooling over n positions: rounded up, and no window that starts in the far padding."""
+    """Output length of Caffe's pooling over n positions: rounded up, without windows that start in the far padding."""
     if not ceil:
         return -(-(n + 2 * pad - window + 1) // stride)
     out = -(-(n + 2 * pad - window) // stride) + 1
@@ -191,7 +191,7 @@ def pooled_size(n: int, window: int, stride: int, pad: int, ceil: bool = True) -
 
 
 def _pool_padding(x: jax.Array, window: int, stride: int, pad: int, ceil: bool) -> list[tuple[int, int]]:
-    """Padding of H and W that makes a floor-sized window reduction give Caffe's size."""
+    """Padding of H and W with which a window reduction that rounds down has Caffe's size."""
     sizes = [pooled_size(n, window, stride, pad, ceil) for n in x.shape[1:3]]
     return [(pad, max((out - 1) * stride + window - n - pad, 0)) for out, n in zip(sizes, x.shape[1:3])]
 
@@ -221,7 +221,7 @@ def average_pool(x: jax.Array, window: int, stride: int, pad: int, ceil: bool = 
 
 
 class Upsample(nn.Module):
-    """`resize_bilinear` as a layer, so that it shows in the layer table."""
+    """`resize_bilinear` as a layer, so that it appears in the layer table."""
 
     resize: str = "corners"
 
@@ -231,7 +231,7 @@ class Upsample(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask depends on the example's own key, hence not on where in which batch the example sits.
+    """Dropout whose mask depends on the example's own key, hence not on the example's place in a batch.
 
     Attributes:
       rate: probability of a zero; the rest is divided by 1 - rate.
@@ -241,7 +241,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, H, W, C] and optional [B] keys -> the same shape. Without keys the "dropout" generator gives one."""
+        """[B, H, W, C] and optional [B] keys -> the same shape. Without keys the "dropout" generator provides one."""
         if not train or self.rate == 0 or self.is_initializing():
             return x
         if keys is None:
@@ -251,12 +251,12 @@ class Dropout(nn.Module):
 
 
 def fold_keys(keys: jax.Array | None, number: int) -> jax.Array | None:
-    """[B] keys -> [B] keys of their own for the `number`-th use; None stays None."""
+    """[B] keys -> [B] separate keys for the `number`-th use; None stays None."""
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def resize_bilinear(x: jax.Array, size: Sequence[int], resize: str = "corners", step: float | None = None) -> jax.Array:
-    """Bilinear resize without smoothing, the one resize of this package, in either of the two conventions.
+    """Bilinear resize without smoothing, the only resize in this package, in either of two conventions.
 
     "corners" (Caffe, the papers): output position i of m reads input position i * (n - 1) / (m - 1): zooming by z takes
     n to n + (n - 1)(z - 1), and where that position is an integer the value is copied, so that 321 -> 161 is exactly
@@ -266,7 +266,7 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], resize: str = "corners", 
       x: [..., H, W, C], finite.
       size: (h, w) of the result.
       resize: "corners" or "half_pixel".
-      step: with "half_pixel", input positions per output position in the place of n / m.
+      step: with "half_pixel", input positions per output position instead of n / m.
 
     Returns:
       [..., h, w, C] of x's type (float32 for integers).

@@ -16,9 +16,10 @@ class SideBranches(nn.Module):
 
     The paper concatenates the branches to the last feature map and classifies the whole. A classifier over a
     concatenation is the sum of classifiers over its parts, and written as a sum the main classifier keeps its learned
-    weights, as "we only adjust the newly added weights" asks.
+    weights, as "we only adjust the newly added weights" requires.
 
-    How the branches come to the score map's stride is unverified in the released files: here the 3x3 conv is strided.
+    How the branches reach the score map's stride was not verified against the released files: here the 3x3 conv is
+    strided.
 
     Attributes:
       architecture: the network's description.
@@ -43,7 +44,8 @@ class SideBranches(nn.Module):
         maps = []
         for i, source in enumerate(SOURCES):
             x = features[source]
-            # The first four sources have strides 1, 2, 4, 8; pool4's map has the scores' but at output stride 32.
+            # The first four sources have strides 1, 2, 4, 8; pool4's map has the scores' stride except at output stride
+            # 32.
             source_stride = min(2**i, 8) if i < 4 else min(self.architecture.output_stride, 16)
             stride = self.architecture.output_stride // source_stride
             x = relu(Conv(WIDTH, 3, stride, dtype=dtype, name=f"{source}_1")(x))

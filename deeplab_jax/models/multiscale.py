@@ -11,14 +11,14 @@ from deeplab_jax.models.layers import resize_bilinear
 def scaled_size(size: Sequence[int], scale: float, extra: int = 1) -> tuple[int, ...]:
     """Size of the image at a scale: (n - extra) * scale + extra, so 321 -> 241 at 0.75 and 161 at 0.5.
 
-    With `extra` the network's `Architecture.size_extra` a side of 8k + extra stays one wherever k * scale is whole: 306
-    -> 154 behind v1's base pools, whose 20 scores lie where every second of the 39 does.
+    If `extra` is the network's `Architecture.size_extra`, a side of 8k + extra keeps that form wherever k * scale is
+    whole: 306 -> 154 with v1's base pools, whose 20 scores coincide with every second one of the 39.
     """
     return tuple(int((n - extra) * scale + 1e-6) + extra for n in size)
 
 
 def half_pixel_size(size: Sequence[int], scale: float) -> tuple[int, ...]:
-    """Size of the image at a scale under half-pixel centres, as PyTorch has it: n * scale rounded down, 321 -> 240."""
+    """Size of the image at a scale with half-pixel centres, as in PyTorch: n * scale rounded down, 321 -> 240."""
     return tuple(max(1, int(n * scale + 1e-6)) for n in size)
 
 
@@ -43,12 +43,12 @@ def fuse_scales(
       scales: the largest first.
       extra: see `scaled_size`; "corners" only.
       resize: "corners", or "half_pixel" as deeplab-pytorch resizes images and scores. There an image at scale s reads
-        every (1/s)-th pixel exactly, whatever its size is rounded to.
+        exactly every (1/s)-th pixel, however its size is rounded.
 
     Returns:
-      The maximum over scales, [B, h, w, C] at the first scale's size, and the maps one by one. With "corners" each is
-      brought to that size, but those whose scale is one over a whole number (0.5) at their own, where the labels can be
-      subsampled; with "half_pixel" all are at their own.
+      The maximum over scales, [B, h, w, C] at the first scale's size, and the maps one by one. With "corners" each map
+      is resized to that size, except those whose scale is one over a whole number (0.5), which keep their own size,
+      where the labels can be subsampled; with "half_pixel" all keep their own size.
     """
     if len(scales) == 1 and scales[0] == 1:
         return network(images, 0), ()

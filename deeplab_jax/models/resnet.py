@@ -1,4 +1,5 @@
-"""Atrous ResNets: the released ResNet-101, ResNet-50, a small one of basic blocks (He et al., 2015; v2 section 3.1).
+"""Atrous ResNets: the released ResNet-101, ResNet-50, and a small one of basic blocks (He et al., 2015; v2 section
+3.1).
 
 Layers carry the released Caffe names: conv1, res2a_branch1, res2a_branch2a, bn2a_branch2a, ..., res4b22_branch2c.
 """
@@ -20,7 +21,7 @@ STEM_WIDTH = 64
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier, atrous from the stage on where the output stride is reached.
+    """A ResNet without its classifier, atrous from the stage at which the output stride is reached.
 
     Attributes:
       architecture: the network's description.
@@ -61,7 +62,7 @@ class ResNet(nn.Module):
 def block_names(count: int) -> list[str]:
     """Caffe's names of a stage's blocks: a, b, c, ... and, in ResNet-101's stages of 4 and 23, a, b1, b2, ...
 
-    ResNet-50's stages of 4 and 6 are named a, b1, b2, ... here too, so that one rule holds.
+    ResNet-50's stages of 4 and 6 are named a, b1, b2, ... here too, so that one rule suffices.
     """
     if count <= 3:
         return list("abc"[:count])
@@ -72,8 +73,8 @@ def stages(a: Architecture) -> list[tuple[list[str], int, int, int, int]]:
     """The stages as (block names, width, stride of the first block, the rate before it, rate).
 
     The image reaches the stages at stride 4. From the second stage on each halves the map until the output stride is
-    reached, and doubles the atrous rate from there. The rate before a stage is what the first block's convolutions
-    ahead of its (abandoned) stride keep, so that every second position equals the strided network's.
+    reached, and doubles the atrous rate from there. The rate before a stage is that of the first block's convolutions
+    before its (omitted) stride, so that every second position equals the strided network's.
     """
     blocks = BOTTLENECKS.get(a.backbone, a.blocks)
     widths = BOTTLENECK_WIDTHS if a.backbone in BOTTLENECKS else a.widths
@@ -109,10 +110,10 @@ def _block(
         norm = BatchNorm(a.frozen_batch_norm, trunk.axis_name, a.compute_dtype, name=f"bn{name}_{branch}")
         return norm(conv, x, train)
 
-    # Whether there is a projection depends on the widths alone, so that all output strides share their parameters.
+    # Whether there is a projection depends only on the widths, so that all output strides share their parameters.
     shortcut = x[:, ::stride, ::stride] if x.shape[-1] == width else unit(x, "branch1", width, 1, stride)
     if a.backbone in BOTTLENECKS:
-        # With the stride on the 3x3 conv, the first block's 3x3 runs ahead of it, at the rate before.
+        # With the stride on the 3x3 conv, the first block's 3x3 runs before it, at the previous rate.
         on_1x1 = a.stride_on == "1x1"
         y = relu(unit(x, "branch2a", width // 4, 1, stride if on_1x1 else 1))
         y = relu(unit(y, "branch2b", width // 4, 3, 1 if on_1x1 else stride, rate if on_1x1 else first_rate))

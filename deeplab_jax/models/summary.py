@@ -1,4 +1,4 @@
-"""What a network is made of, found by tracing it: layers, sizes, parameters, receptive field, FLOPs, memory.
+"""The description of a network, found by tracing it: layers, sizes, parameters, receptive field, FLOPs, memory.
 
 Nothing is computed and no array is allocated, so that the large networks are described in seconds.
 """
@@ -17,7 +17,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.deeplab import create_model, is_frozen
 from deeplab_jax.models.layers import Conv, ConvWeights, Pool, Upsample
 
-# Paths that see no more than the one beside them: shortcuts, v1's side branches, the small network's fine branch.
+# Paths that see no more than the parallel one: shortcuts, v1's side branches, the small network's fine branch.
 _SHORTER_PATHS = re.compile(r"_branch1$|/msc/|/fine$")
 # Parallel branches of a head, by number: fc6_1 fc7_1 fc8_1, fc1_c0, aspp_c0, aspp_1x1.
 _PARALLEL = re.compile(r"^head/(?:fc[678]_|fc1_c|aspp_c?)(\w+)$")
@@ -96,11 +96,11 @@ def receptive_field(layers: Sequence[dict[str, Any]]) -> int:
 
 
 def kept_for_backward(config: Any, num_classes: int, batch: int) -> dict[str, int]:
-    """What a training step of `batch` images has to hold at once, in bytes, without compiling anything.
+    """The memory that a training step of `batch` images needs at once, in bytes, without compiling anything.
 
-    The intermediate values that reverse-mode differentiation keeps from the forward to the backward pass, each counted
-    once, beside the arrays of the training state. A compiled step also needs room for the layer that it works on, and
-    may recompute cheap values in the place of keeping them; `training_memory` asks the compiler.
+    It counts the intermediate values that reverse-mode differentiation keeps from the forward to the backward pass,
+    each once, and the arrays of the training state. A compiled step also needs room for the layer being computed, and
+    may recompute cheap values instead of keeping them; `training_memory` gives the compiler's figure.
 
     Returns:
       "parameters" (with batch norm's statistics), "gradients", "optimizer" (momentum, AdamW's two moments, and averaged
@@ -126,7 +126,7 @@ def kept_for_backward(config: Any, num_classes: int, batch: int) -> dict[str, in
 
 
 def training_memory(config: Any, num_classes: int, batch: int) -> int:
-    """Bytes that one forward and backward pass needs for `batch` images, by the compiler's own account.
+    """Bytes that one forward and backward pass needs for `batch` images, according to the compiler.
 
     It counts parameters, statistics, gradients and intermediate maps; momentum is one more copy of the parameters.
     Compiling takes a minute or more for the large networks.
@@ -135,7 +135,7 @@ def training_memory(config: Any, num_classes: int, batch: int) -> int:
     compiled = jax.jit(jax.grad(loss)).lower(variables["params"], rest, image, keys).compile()
     sizes = compiled.memory_analysis()
     if sizes is None:
-        raise ValueError("the compiler of this platform does not say how much memory a program needs")
+        raise ValueError("the compiler of this platform does not report how much memory a program needs")
     return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
 
 
@@ -214,6 +214,6 @@ def _layer(module: nn.Module, x: jax.Array, result: Any) -> dict[str, Any]:
     elif isinstance(module, Pool):
         layer |= {"kind": module.kind, "kernel": module.window, "stride": module.stride}
     else:
-        # Between two positions of the map that it reads: a window of 2, and a finer map after it.
+        # It reads two positions of its input map: a window of 2, and a finer map after it.
         layer |= {"kind": "upsample", "kernel": 2, "stride": (x.shape[1] - 1) / (shape[1] - 1)}
     return {**layer, "shape": list(shape[1:]), "gflops": flops / 1e9}

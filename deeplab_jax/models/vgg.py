@@ -1,4 +1,4 @@
-"""VGG-16 as DeepLab uses it: the last two pools keep the map, conv5 and what follows is atrous (v1 section 3.1)."""
+"""VGG-16 as DeepLab uses it: the last two pools keep the map's size, conv5 and fc6 are atrous (v1 section 3.1)."""
 
 import flax.linen as nn
 import jax
@@ -32,7 +32,7 @@ class VGG16(nn.Module):
           train: unused; trunks share a signature.
 
         Returns:
-          "data", "pool1", ..., "pool4": what v1's side branches read; "conv5_3"; "last". All [B, h, w, C].
+          "data", "pool1", ..., "pool4": the inputs of v1's side branches; "conv5_3"; "last". All [B, h, w, C].
         """
         del train
         a = self.architecture
@@ -65,7 +65,7 @@ def _stage(trunk: VGG16, x: jax.Array, number: int, width: int, count: int, rate
 
 
 def _pool(a: Architecture, number: int) -> Pool:
-    """The released pools at output stride 8; at 16 pool4, at 32 also pool5 takes every second position of its map."""
+    """The released pools at output stride 8; pool4 at 16, and also pool5 at 32, have stride 2."""
     name = f"pool{number}"
     if number <= 3:
         return Pool(2, 2, 1, name=name) if a.base_pools else Pool(3, 2, 1, name=name)

@@ -67,5 +67,5 @@ def test_a_line_that_names_none_or_several_is_refused(folder, tmp_path, line, se
 def test_two_files_of_one_name_are_refused(folder, tmp_path, where):
     (tmp_path / "val.txt").write_text("b/0001\n")
     write_image(tmp_path / where / "b" / "0002.bmp")
-    with pytest.raises(UserError, match=r"b/0002.bmp and 0002.(jpg|png): have the same name but for the suffix"):
+    with pytest.raises(UserError, match=r"b/0002.bmp and 0002.(jpg|png): have the same name except for the suffix"):
         data.open_dataset(folder.data, "train")

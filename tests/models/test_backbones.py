@@ -40,8 +40,8 @@ def test_it_is_built_described_and_trained(toy):
 
 def test_its_own_check_and_the_registrys(toy):
     toy.model.output_stride = 16
-    with pytest.raises(ValueError, match="backbone 'toy' has 8 alone"):
+    with pytest.raises(ValueError, match="backbone 'toy' has only 8"):
         create_model(toy.model, 4)
     toy.model.backbone = "resnet18"
-    with pytest.raises(ValueError, match="'resnet18' is none of 'resnet101', 'resnet50', 'resnet_small', 'vgg16'"):
+    with pytest.raises(ValueError, match="'resnet18' is not one of 'resnet101', 'resnet50', 'resnet_small', 'vgg16'"):
         create_model(toy.model, 4)

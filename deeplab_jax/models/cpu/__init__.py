@@ -1,1 +1,1 @@
-"""What serves speed on CPUs alone: convolutions by taps and by Winograd's filtering, sums as matrix products."""
+"""Code that only serves speed on CPUs: convolutions by taps and by Winograd's filtering, sums as matrix products."""

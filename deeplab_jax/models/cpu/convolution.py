@@ -1,9 +1,9 @@
 """Convolution and max pooling, each in the form that is fastest for its shape, all equal to the plain definition.
 
 On a CPU, XLA's gradients of a convolution with respect to its kernel and of a max pool are several times slower than
-the matrix products and shifted additions that they amount to; there, and there only (`target.platform() == "cpu"`),
-these functions bring gradients of their own. On other platforms they are XLA's plain operations, but for the max pool:
-GPUs would scatter its gradient, and with deterministic operations sort first.
+the matrix products and shifted additions that they are equivalent to; only there (`target.platform() == "cpu"`) these
+functions have gradients of their own. On other platforms they are XLA's plain operations, except for the max pool: GPUs
+would scatter its gradient, and with deterministic operations sort first.
 """
 
 import functools
@@ -17,9 +17,9 @@ from jax import lax
 from deeplab_jax.models.cpu import winograd
 from deeplab_jax.target import ANY, platform
 
-# Kernel gradients are taken tap by tap from this many input channels on; below, products are too thin to pay.
+# Kernel gradients are computed tap by tap from this many input channels on; below, products are too thin to be faster.
 MIN_TAP_CHANNELS = 48
-# Winograd's transforms pay from this many channels on, in and out, and for maps whose tiles take less than this.
+# Winograd's transforms are faster from this many channels on, in and out, and for maps whose tiles need less memory.
 MIN_WINOGRAD_CHANNELS = 96
 MAX_TILE_BYTES = 2**27
 
@@ -40,7 +40,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1) -> jax
 
 
 # A program of its own, so that layers of one shape, such as those of a stage's residual blocks, are traced and
-# differentiated once. The compiler takes it apart again.
+# differentiated once. The compiler inlines it again.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, rate: int, target: str) -> jax.Array:
     """`conv` for a platform."""
@@ -93,7 +93,7 @@ def plain_conv(x: jax.Array, kernel: jax.Array, stride: int, rate: int) -> jax.A
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    """Whether the transforms pay: many channels, a map whose tiles need little memory, and float32's precision."""
+    """Whether the transforms are faster: many channels, a map whose tiles need little memory, float32's precision."""
     tiles = 9 / 4 * x.size / x.shape[-1] * max(kernel.shape[2:]) * x.dtype.itemsize
     return (
         (kernel.shape[:2], stride, x.dtype) == ((3, 3), 1, jnp.float32)
@@ -104,7 +104,7 @@ def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def winograd_conv(x: jax.Array, kernel: jax.Array, rate: int) -> jax.Array:
-    """`plain_conv` of a 3x3 kernel in fewer multiplications; in a program exported for other platforms, there plain."""
+    """`plain_conv` of a 3x3 kernel in fewer multiplications; plain on the other platforms of an exported program."""
     plain = functools.partial(plain_conv, stride=1, rate=rate)
     return lax.platform_dependent(x, kernel, cpu=functools.partial(winograd.conv, rate=rate), default=plain)
 
@@ -147,31 +147,31 @@ def _tap_conv_backward(stride, rate, residuals, dy):
         x, dy = (a[None] for a in pair)
         return total + products(x, dy, kernel.shape[0], stride, rate), None
 
-    # Image by image, so that the shifted copies of a map are still in the cache when they are multiplied: for six maps
-    # of 31 x 41 x 128 three times as fast as all at once.
+    # Image by image, so that the shifted copies of a map are still in the cache when they are multiplied: three times
+    # as fast as all at once for six maps of 31 x 41 x 128.
     total, _ = lax.scan(add_image, jnp.zeros((kernel.shape[0] ** 2, *kernel.shape[2:]), dy.dtype), (x, dy))
     return dx, total.reshape(kernel.shape)
 
 
 def _narrow_products(x: jax.Array, dy: jax.Array, side: int, stride: int, rate: int) -> jax.Array:
-    """x^T dy for each tap, [taps, C, D]; one product with shifted copies of dy, where that has few channels."""
+    """x^T dy for each tap, [taps, C, D]; one product with shifted copies of dy, for a dy with few channels."""
     height, width = x.shape[1:3]
     pad = side // 2 * rate
     padded = jnp.pad(dy, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     reach = range(2 * pad, -1, -rate)
     shifted = jnp.concatenate([padded[:, i : i + height, j : j + width] for i in reach for j in reach], -1)
-    # Without the barrier the copies are made again inside the product.
+    # Without the barrier the copies are recomputed inside the product.
     products = lax.dot_general(x, lax.optimization_barrier(shifted), (((0, 1, 2), (0, 1, 2)), ((), ())))
     return products.reshape(x.shape[-1], side**2, -1).swapaxes(0, 1)
 
 
 def _row_products(x: jax.Array, dy: jax.Array, side: int, stride: int, rate: int) -> jax.Array:
-    """x^T dy for each tap, [taps, C, D]; both maps padded alike and flattened, so that a tap is a run of whole rows."""
+    """x^T dy for each tap, [taps, C, D]; both maps padded equally and flattened: a tap is a run of whole rows."""
     pad = side // 2 * rate
     widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
     rows, dy_rows = (jnp.pad(a, widths).reshape(-1, a.shape[-1]) for a in (x, dy))
     width = x.shape[2] + 2 * pad
-    edge = pad * width + pad  # dy is zero here, and a tap reaches no further
+    edge = pad * width + pad  # dy is zero here, and taps reach no further
     inside = dy_rows[edge : len(rows) - edge]
     reach = range(-(side // 2) * rate, side // 2 * rate + 1, rate)
     starts = [edge + i * width + j for i in reach for j in reach]
@@ -202,7 +202,7 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: tuple[tuple[int, i
       x: [B, H, W, C].
       window: side of the window.
       stride: step between windows.
-      padding: positions before and after H and W, which never win.
+      padding: positions before and after H and W, which are never the maximum.
 
     Returns:
       [B, h, w, C]; the gradient goes to the first maximum in row-major order.
@@ -248,7 +248,7 @@ line_max_pool.defvjp(_line_max_pool_forward, _line_max_pool_backward)
 def _pool_line(
     x: jax.Array, axis: int, window: int, stride: int, padding: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """Maximum along one axis, and which tap of the window is the first to have it (int8)."""
+    """Maximum along one axis, and the first tap of the window that has it (int8)."""
     widths = [padding if i == axis else (0, 0) for i in range(x.ndim)]
     padded = jnp.pad(x, widths, constant_values=-np.inf)
     count = (padded.shape[axis] - window) // stride + 1

@@ -1,7 +1,7 @@
-"""Sums over all positions of a map, and what batch normalization makes of them.
+"""Sums over all positions of a map, and the operations of batch normalization that use them.
 
 On a CPU, XLA turns a sum over rows into a windowed one that takes three times as long as a product with a row of ones;
-there, and there only, these functions and their gradients are such products.
+only there these functions and their gradients are such products.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """3x3 convolutions in fewer multiplications: Winograd's minimal filtering (Lavin and Gray 2016, sections 3 and 4.1).
 
-A tile of m x m results is computed from (m + 2)^2 products in the place of 9 m^2, which are summed over channels as
-matrix products. An atrous convolution of rate r is r^2 plain ones, one on each of the maps sampled by r.
+A tile of m x m results is computed from (m + 2)^2 products instead of 9 m^2, which are summed over channels as
+matrix products. An atrous convolution of rate r is r^2 plain ones, one on each of the maps sampled at stride r.
 
 With transforms A, B, G from `matrices`, a tile of the result is A^T [(G g G^T) * (B^T d B)] A for the kernel g and the
 (m + 2)^2 inputs d that it reads; here each pair of transforms is one matrix that acts on flattened tiles.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Where the transforms' polynomials are evaluated, besides infinity; these keep rounding small.
+# Where the transforms' polynomials are evaluated, besides infinity; these keep rounding errors small.
 _POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))
 TILES = (2, 3, 4)  # sides of a tile of results
 
@@ -41,7 +41,7 @@ def matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _with_roots(roots) -> list[Fraction]:
-    """Coefficients, the lowest first, of the product of (x - root)."""
+    """Coefficients, lowest order first, of the product of (x - root)."""
     coefficients = [Fraction(1)]
     for root in roots:
         shifted, scaled = [Fraction(0), *coefficients], [*(-root * c for c in coefficients), Fraction(0)]
@@ -50,14 +50,14 @@ def _with_roots(roots) -> list[Fraction]:
 
 
 def tile_side(height: int, width: int, rate: int) -> int:
-    """The side of tile that needs the fewest multiplications for a map of this size, in positions."""
+    """The side of a tile, in positions, that needs the fewest multiplications for a map of this size."""
     return min(TILES, key=lambda m: (m + 2) ** 2 * _count(height, m, rate) * _count(width, m, rate))
 
 
 def conv(x: jax.Array, kernel: jax.Array, rate: int = 1) -> jax.Array:
     """Atrous 3x3 convolution of stride 1 with centered zero padding.
 
-    Rounding errors are some ten times those of the plain sum: 5e-6 of the largest result in float32.
+    Rounding errors are about ten times those of the plain sum: 5e-6 of the largest result in float32.
 
     Args:
       x: [B, H, W, C].
