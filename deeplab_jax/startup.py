@@ -24,7 +24,7 @@ def set_xla_defaults(training: bool = False) -> None:
 
     Where only CPUs can be used these are flags that make them faster; where a GPU can be used and `training` is true,
     those that make its results repeatable and its products cuBLAS's. That a plugin for GPUs or TPUs is installed counts
-    only where this machine has what it is for, or JAX_PLATFORMS names it. No flag is added that XLA_FLAGS already names,
+    only where this machine has what it is for, or JAX_PLATFORMS names it. No flag is added that XLA_FLAGS has,
     nor one that the installed jaxlib may not know, for XLA ends the process then.
     """
     from importlib import metadata, util
