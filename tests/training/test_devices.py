@@ -13,7 +13,7 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
-from tests.training.conftest import LEAN, with_devices
+from tests.training.conftest import END_TO_END, LEAN, with_devices
 
 SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5")
 
@@ -37,10 +37,10 @@ def one_device(runs, tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize("devices", [2, 4])
-def test_several_devices_give_the_same_parameters(runs, one_device, tmp_path, devices):
-    env = with_devices(devices)
-    runs.run(tmp_path / "run", *SHORT, flags=["--mode=train"], env=env)
-    same_parameters(parameters(one_device), parameters(tmp_path / "run"))
+def test_several_devices_give_the_same_parameters(runs, tmp_path, devices):
+    for name, count in (("one", 1), ("several", devices)):
+        runs.run(tmp_path / name, *SHORT, END_TO_END, flags=["--mode=train"], env=with_devices(count))
+    same_parameters(parameters(tmp_path / "one"), parameters(tmp_path / "several"))
 
 
 def start_job(runs, workdir, *overrides, processes=2, devices=2, flags=(), env=None):

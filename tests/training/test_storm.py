@@ -12,10 +12,10 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from tests.small_disk import filled
-from tests.training.conftest import LEAN
+from tests.training.conftest import END_TO_END, LEAN
 from tests.training.test_resume import last_step, wait_for_steps
 
-STEPS = ("num_steps=300", "checkpoint.every=5", "checkpoint.keep=3", "eval.every=100", "log.every=2")
+STEPS = (END_TO_END, "num_steps=300", "checkpoint.every=5", "checkpoint.keep=3", "eval.every=100", "log.every=2")
 PER_RUN = 20
 FAULTS = (
     "kill", "stop", "SIGTERM", "SIGINT", "second writer", "flip", "truncate", "delete", "digests", "line", "full disk",
