@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     from deeplab_jax.training.termination import interruptible
 
     check_outputs([f"{workdir}/{name}" for name in WRITTEN], [find_config(FLAGS.config), *files_named(config)])
-    with interruptible(f"stopped; the same command goes on from {workdir}'s newest checkpoint"):
+    with interruptible(f"stopped; the same command continues from {workdir}'s newest checkpoint"):
         from deeplab_jax.runs import processes
 
         processes.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.process_id, FLAGS.num_processes)

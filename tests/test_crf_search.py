@@ -278,7 +278,7 @@ def test_processes_that_share_the_images_find_what_one_finds(trained, tmp_path, 
 def test_a_search_ends_where_another_process_does(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPLAB_HEARTBEAT_SECONDS", "1")
     job = Job(0, 2)
-    words = "process 1 has not come in 1 seconds; run the same command again, which goes on from here"
+    words = "process 1 did not appear in 1 seconds; run the same command again, which continues from here"
     with pytest.raises(UserError, match=words), job.meeting(tmp_path / "m"):
         grid.search(Landscape(), ledger(tmp_path), GRID, passes=1, say=str, job=job)
     assert len(ledger(tmp_path).results) > 0  # its own share is kept

@@ -1,11 +1,11 @@
 """Data sets and training batches, without TensorFlow.
 
-`open_dataset(config.data, split)` gives photographs and labels, `train_batches(ds, config, first_step=n)` the batches.
+`open_dataset(config.data, split)` returns photographs and labels, `train_batches(ds, config, first_step=n)` batches.
 """
 
 import importlib
 
-# Loaded when asked for: tables of classes and of annotations are used where tensorflow-datasets is not installed.
+# Loaded lazily: tables of classes and annotations are also used where tensorflow-datasets is not installed.
 _HOME = {
     "Example": "dataset", "SegmentationDataset": "dataset", "holdout_indices": "dataset", "has_holdout": "dataset",
     "open_dataset": "dataset", "require_two_classes": "dataset",

@@ -15,7 +15,7 @@ from deeplab_jax.errors import UserError
 
 
 class DamagedArchiveError(UserError):
-    """A file that is no whole archive; `path` says which."""
+    """A file that is not a complete archive; `path` names it."""
 
     def __init__(self, path: Path, why: str):
         super().__init__(f"{path} is damaged: {why}")
@@ -23,7 +23,7 @@ class DamagedArchiveError(UserError):
 
 
 def check_md5(path: Path, md5: str) -> None:
-    """Raises `DamagedArchiveError` if the file's MD5 is another."""
+    """Raises `DamagedArchiveError` if the file's MD5 differs."""
     with open(path, "rb") as f:
         if hashlib.file_digest(f, "md5").hexdigest() != md5:
             raise DamagedArchiveError(path, "its MD5 is not the published one")
@@ -33,10 +33,10 @@ def unpack(archives: Sequence[Path], folder: Path) -> Path:
     """Unpacks zip and tar archives into one folder, emptied before, and returns it.
 
     Only files are written, and only below `folder`: links, absolute names and names with `..` are left out. TFDS's own
-    extraction would import TensorFlow and hold in memory what the disk is too slow for.
+    extraction would import TensorFlow, and keep files in memory when the disk is too slow.
 
     Raises:
-      DamagedArchiveError: an archive is damaged, or is none. OSError: the disk.
+      DamagedArchiveError: a file is damaged or not an archive. OSError: a disk error.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -52,7 +52,7 @@ def unpack(archives: Sequence[Path], folder: Path) -> Path:
                     with open(target, "wb") as out:
                         shutil.copyfileobj(content, out, 2**20)
                     progress.update()
-            except Exception as e:  # zipfile, tarfile and zlib raise many kinds on damaged files
+            except Exception as e:  # zipfile, tarfile and zlib raise many exceptions on damaged files
                 if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile):
                     raise
                 raise DamagedArchiveError(archive, str(e) or type(e).__name__) from e
@@ -60,7 +60,7 @@ def unpack(archives: Sequence[Path], folder: Path) -> Path:
 
 
 def _files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and content of each file in an archive, links left out; read to its end, where the checksum is."""
+    """Name and content of each file in an archive, without links; read to its end, where the checksum is."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():

@@ -1,4 +1,4 @@
-"""Looks at every file of a data set and says in words what is wrong with it."""
+"""Checks every file of a data set and describes what is wrong with it."""
 
 import collections
 import dataclasses
@@ -17,7 +17,7 @@ from deeplab_jax.imaging import decoding, files, masks, photographs
 
 @dataclasses.dataclass
 class Inspection:
-    """What one example showed. `problems` and `remarks` are (kind, detail); see `KINDS`."""
+    """The result of checking one example. `problems` are (kind, detail); see `KINDS`."""
 
     split: str
     name: str
@@ -34,7 +34,7 @@ class Inspection:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One kind of thing found: a sentence, how many files, and some of their names. Errors stop training."""
+    """One kind of finding: a sentence, the number of files, and some of their names. Errors stop training."""
 
     error: bool
     kind: str
@@ -62,7 +62,7 @@ class Audit:
 
 
 def sources_of(data_config, splits: tuple[str, ...], seed: int = 0) -> tuple[base.SegmentationBuilder, dict]:
-    """The builder and the `Source`s of the splits ("holdout" too), from the raw files where there are any.
+    """The builder and the `Source`s of the splits ("holdout" too), from the raw files if there are any.
 
     Raises:
       UserError: the data set has no such split; names those it has.
@@ -75,7 +75,7 @@ def sources_of(data_config, splits: tuple[str, ...], seed: int = 0) -> tuple[bas
 
 
 def _raw_split(builder, stored: dict[str, list], data_config, split: str, seed: int) -> list[base.Source]:
-    """What `open_dataset` would hold, in its order."""
+    """The examples that `open_dataset` would hold, in its order."""
     train = data_config.train_split
     name = train if split == "holdout" else split
     available = builder.available_splits(list(stored))
@@ -103,13 +103,13 @@ def audit(
     """Reads every image and label of the splits once.
 
     Args:
-      builder: knows the classes and how its labels are read.
-      splits: `sources_of`'s.
+      builder: defines the classes and how labels are read.
+      splits: the result of `sources_of`.
       progress: called once for every example.
-      threads: readers.
+      threads: number of reading threads.
 
     Returns:
-      What was found.
+      The findings.
     """
     if hasattr(builder, "survey"):
         builder.survey()
@@ -131,7 +131,7 @@ def audit(
 
 
 def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, num_classes: int) -> Inspection:
-    """Reads one example and notes what is odd; never raises for a bad file."""
+    """Reads one example and records problems; never raises for a bad file."""
     found = Inspection(split, source.name, str(source.image), str(source.label))
     damaged = "skipped" if builder.on_corrupt == "skip" else "unreadable"
     try:
@@ -170,11 +170,11 @@ def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, 
 
 
 class _MissingLabelError(UserError):
-    """A label file that is not there."""
+    """A label file that does not exist."""
 
 
 def _read_label(found: Inspection, builder: base.SegmentationBuilder, source: base.Source):
-    """(pixels of each id, size) of a label that its builder alone can read."""
+    """(pixels of each id, size) of a label that only its builder can read."""
     raw = b""
     if getattr(source.label, "suffix", "") != ".json":  # one file for all images: read once, by the builder
         try:
@@ -190,7 +190,7 @@ def _read_label(found: Inspection, builder: base.SegmentationBuilder, source: ba
 
 
 def _inspect_facts(found: Inspection, facts: Facts, builder) -> None:
-    """Notes what a mask of one's own data shows beside its ids."""
+    """Records what a mask of the user's own data shows besides its ids."""
     if facts.lossy:
         found.add("jpeg mask")
     by_color = facts.family in builder.meaning().by_color
@@ -208,7 +208,7 @@ def _holds_boundary(facts: Facts) -> bool:
 
 
 def _label_problem(sentence: str, boundary: bool) -> tuple[str, str]:
-    """(kind, detail) of what `read_label` refused; `boundary`: PASCAL's boundary color is in it, and no table."""
+    """(kind, detail) of an error of `read_label`; `boundary`: PASCAL's boundary color occurs, and there is no table."""
     detail = sentence.partition("; ")[0]
     if boundary:
         return "boundary color", ""
@@ -226,14 +226,14 @@ def _is_class(color: tuple[int, ...], colors: np.ndarray | None) -> bool:
 
 
 def _inspect_image(found: Inspection, data: bytes, damaged: str) -> None:
-    """Reads an image as training would, but for the pixels of 8-bit JPEGs, of which an eighth is worked out."""
+    """Reads an image as training would, except that 8-bit JPEGs are decoded at an eighth of their size."""
     try:
         image = decoding.open_image(data, found.image, load=False)
         kind = photographs.kind_of(image, data)
         orientation, frames = decoding.orientation(image), decoding.frames_of(image)
         turned = orientation in range(2, 9)
         found.size = image.size if orientation in (5, 6, 7, 8) else image.size[::-1]
-        if image.format == "JPEG":  # every byte is still decoded, at an eighth of the work after that
+        if image.format == "JPEG":  # every byte is still decoded, but with an eighth of the work after that
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
         else:
@@ -246,7 +246,7 @@ def _inspect_image(found: Inspection, data: bytes, damaged: str) -> None:
         found.add("unusable image", str(e).removeprefix(f"{found.image}: "))
         found.size = None
         return
-    except Exception:  # Pillow raises many things on damaged files
+    except Exception:  # Pillow raises many exceptions on damaged files
         found.add(f"{damaged} image")
         found.size = None
         return
@@ -267,16 +267,17 @@ def _inspect_ids(found: Inspection, counts: np.ndarray, num_classes: int) -> Non
     void = counts[base.VOID] / max(1, counts.sum())
     if void == 1:
         found.add("all void")
-    elif void > 0.5 and set(used) != {0, base.VOID}:  # of those, `_void_as_class` tells
+    elif void > 0.5 and set(used) != {0, base.VOID}:  # `_void_as_class` reports those
         found.add("much void", f"{void:.0%}")
     if len(used) == 1 and used[0] != base.VOID:
         found.add("empty", f"class {used[0]}")
 
 
 def _void_as_class(inspections: list[Inspection]) -> None:
-    """Notes labels of 0 and 255 only: all that hold 255 where the whole data set is so, else the striking ones.
+    """Records labels of 0 and 255 only: all that hold 255 if the whole data set is like that, else the conspicuous
+    ones.
 
-    Where other classes occur, an image of background with thin void outlines is nothing odd.
+    Where other classes occur, an image of background with thin void outlines is normal.
     """
     counted = [(i, i.counts) for i in inspections if i.counts is not None]
     binary = {0, base.VOID}
@@ -344,17 +345,17 @@ def _summarize(builder, class_names, splits, inspections, findings) -> Audit:
 
 
 def _consequence(training: bool) -> str:
-    return "the network cannot learn them" if training else "their IoU there is 0 or, not predicted either, undefined"
+    return "the network cannot learn them" if training else "their IoU there is 0, or undefined if never predicted"
 
 
 def _skipped_ids(builder: base.SegmentationBuilder, counts: np.ndarray) -> str:
-    """What to look at where a class is missing below one that occurs, if the ids are the user's own."""
+    """A hint for a class that is missing below one that occurs, if the ids are the user's own."""
     largest = int(np.flatnonzero(counts).max(initial=0))
     if builder.name != "folder" or (counts[:largest] > 0).all():
         return ""
     if builder.options.classes:
-        return " (the ids skip: check that the classes file has the labels' order)"
-    return " (the ids skip: without config.data.classes, every number up to the largest is a class)"
+        return " (the ids have gaps: check that the classes file has the labels' order)"
+    return " (the ids have gaps: without config.data.classes, every number up to the largest is a class)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Augmentation with the released semantics: scale, pad, crop, mirror; and photometric jitter.
 
 Scaling is bilinear with aligned corners for the image and nearest for the label (recipes of DeepLab v2, "Aug"): `n`
-pixels become `round((n - 1) * s) + 1`, and pixel `i` of the result lies at `i * (n - 1) / (m - 1)` of the source.
+pixels become `round((n - 1) * s) + 1`, and pixel `i` of the result is at `i * (n - 1) / (m - 1)` in the source.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ import numpy as np
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.imaging.palettes import VOID
 
-# R, G, B of the mean color that the networks subtract, rounded: padding is nothing after preprocessing.
+# R, G, B of the mean color that the networks subtract, rounded: padding is about zero after preprocessing.
 MEAN_COLOR = np.array([123, 117, 104], np.uint8)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# Rows worked on at a time: what stands between two passes stays in the cache, and is too small for the allocator to
-# hand back to the system and fault in again each time (two thirds of the cost otherwise).
+# Rows processed at a time: intermediate results stay in the cache, and are too small for the allocator to return to
+# the system and fault in again each time (otherwise two thirds of the cost).
 _BAND = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each example. See `configs/base.py`, `config.data`."""
+    """The random choices for each example. See `configs/base.py`, `config.data`."""
 
     crop: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
@@ -53,12 +53,12 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scales, pads, crops, mirrors and jitters one example.
 
-    Only the part of the source that the crop shows is touched, so the cost does not depend on the photograph's size.
+    Only the part of the source that the crop shows is read, so the cost does not depend on the photograph's size.
 
     Args:
       image: uint8 `[H, W, 3]` RGB.
       label: uint8 `[H, W]`, 255 = void.
-      spec: what to draw.
+      spec: the augmentation.
       rng: all randomness comes from here, in a fixed order.
 
     Returns:
@@ -96,7 +96,7 @@ def augment(
 
 
 def resize_window(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
-    """A window of the image resized bilinearly with aligned corners, without making the rest.
+    """A window of the image resized bilinearly with aligned corners, without computing the rest.
 
     Args:
       image: uint8 `[H, W, 3]`.

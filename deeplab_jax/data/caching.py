@@ -1,4 +1,4 @@
-"""Prepared data sets on disk: keyed by what the raw files hold, built once under a lock, whole or not at all."""
+"""Prepared data sets on disk: keyed by the raw files' contents, built once under a lock, completely or not at all."""
 
 import concurrent.futures
 import contextlib
@@ -21,22 +21,22 @@ from deeplab_jax.files import write_text
 
 
 def cache_folder(configured: str) -> Path:
-    """`config.data.cache_dir`, by default `datasets` in the user's cache folder; made if it is not there."""
+    """`config.data.cache_dir`, by default `datasets` in the user's cache folder; created if missing."""
     folder = Path(configured).expanduser() if configured else Path(user_cache_dir("deeplab_jax")) / "datasets"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UserError(f"{folder}: cannot be made ({e.strerror}); set config.data.cache_dir") from e
+        raise UserError(f"{folder}: cannot be created ({e.strerror}); set config.data.cache_dir") from e
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: may not be written to; set config.data.cache_dir to a folder of yours")
+        raise UserError(f"{folder}: is not writable; set config.data.cache_dir to a folder of yours")
     return folder
 
 
 def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | None, cache: Path) -> str:
     """A digest, 16 hex digits, of what the builder would prepare: its version and classes, names and file contents.
 
-    Folders and times do not enter, so a moved or copied data set keeps its fingerprint. Contents are read once; a memo
-    in `cache` remembers the digest for files of unchanged path, size and time.
+    Folders and times are not included, so a moved or copied data set keeps its fingerprint. Contents are read once; a
+    record in `cache` keeps the digest for files of unchanged path, size and time.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([builder.name, str(builder.VERSION), *builder.classes().names]).encode())
@@ -50,7 +50,7 @@ def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | 
 
 
 def prepare(builder_class: type[SegmentationBuilder], cache: Path, key: str, **arguments) -> SegmentationBuilder:
-    """Returns a builder whose records lie in `cache/<name>-<key>`, building them if they are not there.
+    """Returns a builder whose records are in `cache/<name>-<key>`, building them if they are missing.
 
     Several processes may call this at once: one builds, the others wait. A kill leaves at most a temporary folder,
     which the next build removes.
@@ -76,7 +76,7 @@ def _build(open_builder, folder: Path, name: str, raw: Path | None) -> None:
     temporary, downloads = folder.with_name(f".{folder.name}.building"), folder.parent / "downloads"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        tfds.disable_progress_bar()  # ours counts images
+        tfds.disable_progress_bar()  # this package's own bar counts images
         settings = tfds.download.DownloadConfig(manual_dir=os.fspath(raw) if raw else None)
         with contextlib.redirect_stdout(io.StringIO()):  # stdout belongs to the command's results
             open_builder(temporary).download_and_prepare(download_dir=os.fspath(downloads), download_config=settings)

@@ -1,4 +1,4 @@
-"""Class lists: the project's own text files, and those that annotation tools export."""
+"""Class lists: text files in the format of this package, and those that annotation tools export."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _HEX = re.compile(r"^#?(?P<hex>[0-9a-fA-F]{6})$")
 
 
 class _Line(NamedTuple):
-    """One class: where it stands, its name, and R G B or None."""
+    """One class: its place in the file, its name, and R G B or None."""
 
     where: str
     name: str
@@ -29,15 +29,15 @@ class _Line(NamedTuple):
 def read_classes(path: Path) -> tuple[tuple[str, ...], np.ndarray | None]:
     """The classes in the order of their ids, and uint8 `[K, 3]` colors if they have them (all or none).
 
-    Text: one class a line, `name`, `name R G B`, `R G B name`, `name,R,G,B`, `name #RRGGBB`, `id name`, or CVAT's
-    `name:R,G,B:parts:actions`; empty lines, comments after # and a heading are left out. JSON: COCO's categories (an
+    Text: one class per line, `name`, `name R G B`, `R G B name`, `name,R,G,B`, `name #RRGGBB`, `id name`, or CVAT's
+    `name:R,G,B:parts:actions`; empty lines, comments after # and a heading are ignored. JSON: COCO's categories (an
     annotation file too), Supervisely's `meta.json` and tables of names and colors, CVAT's and Label Studio's label
-    lists, lists of names, and tables of ids and names. Where a tool's list starts at 1 or lacks the background, the
-    background is put in front, black.
+    lists, lists of names, and tables of ids and names. If a tool's list starts at 1 or lacks the background, the
+    background is inserted first, in black.
 
     Raises:
-      UserError: no such file, an empty one, a line that is not understood (it is shown), colors on some lines only, two
-        classes of one color or name, more than 255 classes.
+      UserError: no such file, an empty one, a line that is not understood (it is shown), colors on only some lines, two
+        classes with one color or name, more than 255 classes.
     """
     try:
         data = read_file(path)
@@ -49,7 +49,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], np.ndarray | None]:
     if text.lstrip()[:1] in ("{", "["):
         lines = _from_json(path, text)
     elif text.lstrip()[:1] == "<":
-        raise UserError(f"{path}: is XML; name a text file with one class a line, or run python -m "
+        raise UserError(f"{path}: is XML; give a text file with one class per line, or run python -m "
                         "deeplab_jax.convert_labels on the annotations, which writes one")  # fmt: skip
     else:
         lines = _from_text(path, text)
@@ -77,7 +77,7 @@ def _checked(path: Path, lines: Sequence[_Line]) -> tuple[tuple[str, ...], np.nd
             "all lines or on none"
         )
     if len(set(names)) != len(names):
-        raise UserError(f"{path}: the class '{max(names, key=names.count)}' is there twice; names must differ")
+        raise UserError(f"{path}: the class '{max(names, key=names.count)}' occurs twice; names must differ")
     if len(set(colors)) != len(colors):
         raise UserError(f"{path}: two classes have the same color {max(colors, key=colors.count)}; colors must differ")
     if len(names) > VOID:
@@ -95,7 +95,7 @@ def _from_text(path: Path, text: str) -> list[_Line]:
         numbered = numbered[1:]
     lines = [_text_line(path, f"line {n} ('{line}')", line) for n, line in numbered]
     if len(lines) == 1 and lines[0].color is None and re.search(r"[,;]", numbered[0][1]):
-        raise UserError(f"{path}: {lines[0].where} is not understood; write one class a line")
+        raise UserError(f"{path}: {lines[0].where} is not understood; write one class per line")
     return _without_ids(path, lines)
 
 
@@ -128,7 +128,7 @@ def _text_line(path: Path, where: str, line: str) -> _Line:
 
 
 def _odd_colon(line: str) -> bool:
-    """Whether a colon belongs to a format that is not known: `0: name` is."""
+    """Whether a colon belongs to an unknown format; `0: name` is known."""
     return not re.match(r"^\d+\s*:\s*[^\d:]", line)
 
 
@@ -141,7 +141,7 @@ def _is_number(word: str) -> bool:
 
 
 def _without_ids(path: Path, lines: list[_Line]) -> list[_Line]:
-    """Lines `0 name`, `1 name` (or `name 0`) without their numbers, which must be the lines' own."""
+    """Lines `0 name`, `1 name` (or `name 0`) without their numbers, which must be the line numbers."""
     for pattern in (r"^(?P<id>\d+)\s*:?\s+(?P<name>.+)$", r"^(?P<name>.+?)\s+(?P<id>\d+)$"):
         matches = [re.match(pattern, line.name) for line in lines]
         found = [m for m in matches if m]
@@ -154,7 +154,7 @@ def _without_ids(path: Path, lines: list[_Line]) -> list[_Line]:
             wrong = next(i for i, number in enumerate(ids) if number != i)
             raise UserError(
                 f"{path}: {lines[wrong].where} has the id {ids[wrong]} where {wrong} is expected; write the classes in "
-                "the order of their ids from 0, one a line"
+                "the order of their ids from 0, one per line"
             )
         return [line._replace(name=name) for line, name in zip(lines, names)]
     return lines
@@ -167,7 +167,7 @@ def _from_json(path: Path, text: str) -> list[_Line]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: is neither a list of classes, one a line, nor whole JSON ({e})") from e
+        raise UserError(f"{path}: is neither a list of classes, one per line, nor valid JSON ({e})") from e
     if isinstance(content, dict):
         for key in ("categories", "classes", "labels", "names"):
             if isinstance(content.get(key), list | dict):
@@ -179,7 +179,7 @@ def _from_json(path: Path, text: str) -> list[_Line]:
         lines = []
     if not lines:
         raise UserError(f"{path}: is JSON, but neither categories nor a table of class names; give a text file, one "
-                        "name a line")  # fmt: skip
+                        "name per line")  # fmt: skip
     return lines
 
 
@@ -212,7 +212,7 @@ def _from_objects(content: list) -> list[_Line]:
 
 
 def _by_id(found: Iterable[tuple[int, str, tuple[int, ...] | None]]) -> list[_Line]:
-    """In the order of the ids; the background is 0 where they start at 1, ids between that are missing are named so."""
+    """In the order of the ids; the background is 0 if they start at 1, and missing ids between are named as unused."""
     table = {i: (name, color) for i, name, color in found}
     colored = any(color is not None for _, color in table.values())
     if 0 not in table:

@@ -1,4 +1,4 @@
-"""Class weights of the loss, given or drawn from the training labels."""
+"""Class weights of the loss, given or computed from the training labels."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from deeplab_jax.console import say
 from deeplab_jax.data import reading
 from deeplab_jax.errors import UserError
 
-# Class weights by the power of 1 / frequency that they are.
+# Rules for class weights and their exponent of 1 / frequency.
 RULES = {"sqrt": 0.5, "fourth_root": 0.25, "median": 1.0}
 
 
@@ -60,7 +60,7 @@ def class_weights_for(config: ConfigDict, dataset) -> np.ndarray | None:
 
 
 def count_pixels(dataset) -> list[int]:
-    """Pixels of each class over a whole data set, void left out.
+    """Pixels of each class in a whole data set, excluding void.
 
     Raises:
       UserError: an example cannot be decoded and is not to be skipped, or none can.

@@ -1,4 +1,4 @@
-"""A picture of training examples exactly as the network is fed them."""
+"""A picture of training examples exactly as the network receives them."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,13 +13,13 @@ def contact_sheet(config, count: int = 12, columns: int = 4) -> np.ndarray:
     """The first `count` examples of the run that `config` describes, after augmentation.
 
     Args:
-      config: a whole config; its seed decides what is drawn, as in training.
-      count: how many.
+      config: a whole config; its seed determines the random choices, as in training.
+      count: the number of examples.
       columns: pairs of image and label side by side.
 
     Returns:
-      uint8 `[H, W, 3]`: image beside label in the data set's colors, void white; padding is crossed out; the names of
-      the classes in the crop above.
+      uint8 `[H, W, 3]`: image beside label in the data set's colors, void white, padding crossed out; above, the names
+      of the classes in the crop.
     """
     dataset = open_dataset(config.data, config.data.train_split, config.seed)
     batches = train_batches(dataset, config)

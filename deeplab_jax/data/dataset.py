@@ -36,14 +36,14 @@ class SegmentationDataset:
       class_names: tuple of str.
       num_classes: their number.
       palette: uint8 `[256, 3]`.
-      fingerprint: str, of the whole data set's raw files.
+      fingerprint: str, of all raw files of the data set.
       name, split: str.
-      folder: where the prepared records lie.
+      folder: the folder of the prepared records.
       cache_bytes: decoded examples are kept in memory up to this size; 0 = none.
-      skip_corrupt: whether readers are to leave out what cannot be decoded (see `data.reading`), not stop.
+      skip_corrupt: whether readers leave out undecodable examples (see `data.reading`) instead of stopping.
       skipped: names of the examples that were left out.
-      group_of: the group that a name belongs to: the entry of `config.data.holdout_by` it begins with, else its video;
-        None where it has none.
+      group_of: the group that a name belongs to: the entry of `config.data.holdout_by` with which it begins, else its
+        video; None if it has neither.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class SegmentationDataset:
         return example
 
     def record(self, i: int) -> dict[str, bytes]:
-        """The encoded example: `image`, `label` (b"" where there is none) and `name`, all bytes."""
+        """The encoded example: `image`, `label` (b"" if there is none) and `name`, all bytes."""
         return self._records[int(self._indices[i])]
 
     def size(self, i: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ class SegmentationDataset:
 
     @property
     def cached_bytes(self) -> int:
-        """Memory that decoded examples take now."""
+        """Memory in use by decoded examples."""
         return self._cached_bytes
 
 
@@ -124,7 +124,7 @@ def builder_class(name: str) -> type[SegmentationBuilder]:
 
 
 def raw_builder(data_config, seed: int = 0) -> SegmentationBuilder:
-    """A builder over the raw folder of `config.data`, nothing prepared yet; `UserError` if the folder is not there."""
+    """A builder over the raw folder of `config.data`, nothing prepared yet; `UserError` if the folder is missing."""
     if data_config.on_corrupt not in ("stop", "skip"):
         raise UserError(f"config.data.on_corrupt={data_config.on_corrupt}: must be stop or skip")
     cls = builder_class(data_config.name)
@@ -134,7 +134,7 @@ def raw_builder(data_config, seed: int = 0) -> SegmentationBuilder:
             raise UserError(f"config.data.{field}: is for config.data.name=folder; leave it out")
     ignore = tuple(data_config.get("ignore", own["ignore"]))
     if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i <= 65535 for i in ignore):
-        raise UserError(f"config.data.ignore={ignore}: must be ids, whole numbers from 0 on")
+        raise UserError(f"config.data.ignore={ignore}: must be ids, whole numbers of at least 0")
     raw = None
     if data_config.dir:
         raw = Path(data_config.dir).expanduser()
@@ -201,7 +201,7 @@ def open_dataset(data_config, split: str, seed: int = 0) -> SegmentationDataset:
 
 
 def require_two_classes(dataset: SegmentationDataset) -> None:
-    """Raises `UserError` where at most one class occurs in a split's labels: nothing could be learned from them."""
+    """Raises `UserError` if at most one class occurs in a split's labels: nothing could be learned from them."""
     seen: set[int] = set()
     read = 0
     for i in range(len(dataset)):
@@ -212,12 +212,12 @@ def require_two_classes(dataset: SegmentationDataset) -> None:
         seen |= set(np.unique(files.read_label(encoded)).tolist()) - {VOID}
         if len(seen) > 1:
             return
-    if not read:  # none can be decoded, or none has a label: the reader says so
+    if not read:  # none can be decoded, or none has a label: the reader reports it
         return
-    which = f"class '{dataset.class_names[seen.pop()]}' alone occurs" if seen else "no class occurs"
+    which = f"class '{dataset.class_names[seen.pop()]}' is the only one" if seen else "no class occurs"
     raise UserError(
-        f"{dataset.name} split '{dataset.split}': {which} in its labels, so there is nothing to learn; see what "
-        "python -m deeplab_jax.check_dataset says of them"
+        f"{dataset.name} split '{dataset.split}': {which} in its labels, so there is nothing to learn; see the "
+        "report of python -m deeplab_jax.check_dataset"
     )
 
 
@@ -227,7 +227,7 @@ def has_holdout(data_config) -> bool:
 
 
 def prefixes(data_config) -> tuple[str, ...]:
-    """The entries of `config.data.holdout_by`, which commas separate; none in configs older than the field."""
+    """The comma-separated entries of `config.data.holdout_by`; none in configs older than the field."""
     return tuple(part.strip() for part in getattr(data_config, "holdout_by", "").split(",") if part.strip())
 
 
@@ -241,11 +241,11 @@ def group_of(name: str, beginnings: Sequence[str]) -> str | None:
 
 
 def set_aside(names: Sequence[str], data_config, sequence_of=lambda name: None) -> np.ndarray:
-    """Which training examples make up the split "holdout".
+    """The training examples that make up the split "holdout".
 
     Args:
       names: of the training examples, in order.
-      data_config: `config.data`: whole groups where `holdout_by` names any, else `holdout` examples spread over all
+      data_config: `config.data`: whole groups if `holdout_by` names any, else `holdout` examples spread over all
         (see `holdout_indices`).
       sequence_of: the video an example belongs to, or None.
 
@@ -274,14 +274,15 @@ def set_aside(names: Sequence[str], data_config, sequence_of=lambda name: None) 
 
 
 def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: None, block: int = 10) -> np.ndarray:
-    """Which training examples to set aside, always the same for the same names.
+    """The training examples to set aside, always the same for the same names.
 
-    Photographs: every n-th. Frames of videos resemble their neighbours, so single frames would flatter: each video
-    gives its share in blocks of about `block` consecutive frames, the blocks spread evenly over the video.
+    Photographs: every n-th. Frames of videos resemble their neighbours, so single frames would look too good: each
+      video
+    contributes its share in blocks of about `block` consecutive frames, spread evenly over the video.
 
     Args:
       names: of the training examples, in order (frames of a video in the order of time).
-      count: how many to set aside.
+      count: the number to set aside.
       sequence_of: the video an example belongs to, or None.
 
     Returns:
@@ -289,7 +290,7 @@ def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: N
     """
     if not 0 < count < len(names):
         raise UserError(
-            f"config.data.holdout={count}: must be between 1 and {len(names) - 1}, less than the training images"
+            f"config.data.holdout={count}: must be between 1 and {len(names) - 1}, below the number of training images"
         )
     videos: dict[str | None, list[int]] = {}
     for i, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""What the masks of a data set mean, decided from all of them together: ids or colors, and how many classes."""
+"""The meaning of a data set's masks, decided from all of them together: ids or colors, and the number of classes."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from deeplab_jax.imaging import decoding, masks
 from deeplab_jax.imaging.masks import VOID_COLORS, Meaning, color_text, ids_of, packed_colors
 from deeplab_jax.imaging.palettes import VOID
 
-_MANY = 4096  # distinct values that are kept of a mask; a photograph among the masks has more
+_MANY = 4096  # distinct values that are kept for a mask; a photograph among the masks has more
 
 
 class Facts(NamedTuple):
-    """What one mask stores, without the map itself.
+    """The contents of one mask, without the map itself.
 
     Attributes:
-      name: what errors call it.
+      name: its name in errors.
       size: height, width.
       values, shown: int32 `[N]`, as in `masks.Stored`.
       counts: int64 `[N]`, pixels of each.
@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     frames: int = 1
 
     def ids(self, meaning: Meaning) -> np.ndarray:
-        """The class id of each value, uint8 `[N]`; raises `UserError` as `masks.ids_of`."""
+        """The class id of each value, uint8 `[N]`; raises `UserError` like `masks.ids_of`."""
         return ids_of(self.values, self.shown, self.family, self.lossy, meaning, self.name)
 
     def id_counts(self, meaning: Meaning) -> np.ndarray:
@@ -44,7 +44,7 @@ class Facts(NamedTuple):
 
 
 def facts_of(data: bytes, name: str, colors: np.ndarray | None) -> Facts:
-    """Reads a mask for `decide`; raises what `masks.read_stored` raises."""
+    """Reads a mask for `decide`; raises like `masks.read_stored`."""
     stored = masks.read_values(data, name)
     values, shown, counts = stored.values, stored.shown, stored.counts
     if stored.lossy and stored.family == "color" and colors is not None:  # thousands of colors near the classes'
@@ -61,7 +61,7 @@ def facts_of(data: bytes, name: str, colors: np.ndarray | None) -> Facts:
 
 
 def _frames(data: bytes, name: str) -> int:
-    """Pages or frames of a mask; kinds that have one are not opened."""
+    """Pages or frames of a mask; kinds that can only have one are not opened."""
     several = data[:4] in (b"II*\0", b"MM\0*", b"GIF8", b"RIFF") or b"acTL" in data[:128]
     return decoding.frames_of(decoding.open_image(data, name, load=False)) if several else 1
 
@@ -75,18 +75,18 @@ def decide(
 ) -> tuple[Meaning, list[str]]:
     """How to read the masks of a data set.
 
-    Masks hold ids, unless the classes have colors and the stored values are no ids, or the colors of palettes are the
-    classes' in another order. Masks of 0 and 255 alone show one object.
+    Masks hold ids, unless the classes have colors and the stored values are not ids, or palettes hold the classes'
+    colors in another order. Masks of only 0 and 255 show one object.
 
     Args:
       facts: of every mask that can be decoded.
       count: number of classes; None = the ids that occur.
-      colors: uint8 `[K, 3]`, the classes'; None = they have none.
+      colors: uint8 `[K, 3]`, the classes' colors; None = they have none.
       ignore: stored ids that are void.
       reduce_zero: the stored 0 is void and ids count from 1.
 
     Returns:
-      The meaning (with the number of classes), and what to tell of it.
+      The meaning (with the number of classes), and notes on it for the user.
 
     Raises:
       UserError: masks can be read as ids and by color, with different results; or settings that exclude each other.
@@ -118,11 +118,11 @@ def decide(
 
 
 def _counted(facts: Sequence[Facts], meaning: Meaning, notes: list[str]) -> Meaning:
-    """With the number of classes that the stored ids speak of."""
+    """The meaning with the number of classes that the stored ids imply."""
     lossy = [f for f in facts if f.lossy and f.family == "gray" and len(f.values) > 1]
     if lossy:
         raise UserError(
-            f"{lossy[0].name}: is compressed with loss, which invents ids ({len(lossy[0].values)} values); save masks "
+            f"{lossy[0].name}: has lossy compression, which invents ids ({len(lossy[0].values)} values); save masks "
             "as PNG, or give each class its gray as R G B in config.data.classes"
         )
     stored = {int(v) for f in facts for v in f.shown % 256 if f.family == "color"}
@@ -136,7 +136,7 @@ def _counted(facts: Sequence[Facts], meaning: Meaning, notes: list[str]) -> Mean
         skipped = sorted(set(range(largest)) - used)
         notes.append(
             f"without config.data.classes the classes are the numbers 0 to {largest}, of which {len(skipped)} never "
-            f"occur, the first {skipped[0]}"
+            f"occur; the first is {skipped[0]}"
         )
     return meaning._replace(num_classes=largest + 1)
 
@@ -144,7 +144,7 @@ def _counted(facts: Sequence[Facts], meaning: Meaning, notes: list[str]) -> Mean
 def _ids_or_none(facts: Facts, meaning: Meaning) -> np.ndarray:
     try:
         return facts.ids(meaning)
-    except UserError:  # told of with the file's name when it is read
+    except UserError:  # reported with the file's name when it is read
         return np.zeros(0, np.uint8)
 
 
@@ -156,13 +156,13 @@ def _are_ids(facts: Facts, meaning: Meaning) -> bool:
             return False
         values = facts.shown % 256
     lowest = 1 if meaning.reduce_zero else 0
-    assert meaning.num_classes is not None, "asked only where there are colors, and so classes"
+    assert meaning.num_classes is not None, "called only with colors, and so with classes"
     inside = (values >= lowest) & (values < meaning.num_classes + lowest)
     return bool((inside | np.isin(values, (*meaning.ignore, *([0] if meaning.reduce_zero else [])))).all())
 
 
 def _are_colors(facts: Facts, colors: np.ndarray) -> bool:
-    """Whether all colors are those of classes or void; with loss, whether gray classes may have been meant."""
+    """Whether all colors are those of classes or void; for lossy masks, whether gray classes may be intended."""
     if facts.lossy:
         return facts.family == "color" or bool((colors == colors[:, :1]).all(1).sum() >= 2)
     return bool(np.isin(facts.shown, packed_colors(np.concatenate([colors, VOID_COLORS]))).all())
@@ -185,7 +185,7 @@ def _differs(facts: Facts, meaning: Meaning) -> np.ndarray:
 
 
 def _colors_of(meaning: Meaning) -> np.ndarray:
-    assert meaning.colors is not None, "asked only where the classes have colors"
+    assert meaning.colors is not None, "called only if the classes have colors"
     return meaning.colors
 
 
@@ -196,7 +196,7 @@ def _gray_by_color(family: list[Facts], meaning: Meaning, notes: list[str]) -> b
     as_colors = all(_are_colors(f, colors) for f in family)
     as_colors &= any(f.lossy or np.isin(f.shown, classes).any() for f in family)
     if as_ids and as_colors and any(f.lossy for f in family):
-        return False  # ids that the loss has left whole
+        return False  # ids that the lossy compression has left intact
     if as_ids and as_colors:
         different = next((f for f in family if len(_differs(f, meaning))), None)
         if different is None:
@@ -239,14 +239,14 @@ def _palettes_by_color(family: list[Facts], meaning: Meaning) -> bool:
             shows.setdefault(value, set()).add(color)
     fits_ids = [f for f in family if _are_ids(f, meaning)]
     if all(len(colors) == 1 for colors in shows.values()) and len(fits_ids) == len(family):
-        return False  # one palette for all, with colors that no class has: it means nothing
+        return False  # one palette for all, with colors that no class has: its colors are arbitrary
     if len(known) > len(family) - len(known):
         return True
     ours = {f.name for f in known}
     other = next(f for f in family if f.name not in ours)
     raise UserError(
         f"{shuffled[0].name}: its palette shows the classes' colors under other ids, but that of {other.name} shows "
-        "colors that no class has; export all masks alike"
+        "colors that no class has; export all masks in the same way"
     )
 
 
@@ -258,7 +258,7 @@ def _differs_safely(facts: Facts, meaning: Meaning) -> np.ndarray:
 
 
 def _colors_by_color(family: list[Facts], meaning: Meaning) -> bool:
-    """RGB masks are looked up, but for gray ones whose values are ids and no class's color."""
+    """RGB masks are looked up, except gray ones whose values are ids but not the color of a class."""
     colors = _colors_of(meaning)
     if all(_are_colors(f, colors) for f in family):
         return True

@@ -1,4 +1,4 @@
-"""Training batches: batch n is a pure function of the seed and n, whatever threads and processes make it."""
+"""Training batches: batch n is a pure function of the seed and n, independent of threads and processes."""
 
 import dataclasses
 import sys
@@ -17,16 +17,16 @@ from deeplab_jax.errors import UserError
 _ORDER, _AUGMENT = 0, 1  # two independent streams of random numbers
 _BATCHES_AHEAD = 4
 _STAGE_FORM = (
-    "needs entries (share of the steps, (height, width), (scale, ...)), shares of at least 0 and at most 1 in all"
+    "needs entries (share of the steps, (height, width), (scale, ...)), shares of at least 0 and at most 1 in total"
 )
 
 
 class TrainBatches:
-    """Iterator over training batches from `first_step` on, without end; made by `train_batches`.
+    """Endless iterator over training batches from `first_step` on; created by `train_batches`.
 
     Example g of the run is row g % batch_size of batch g // batch_size. Each epoch is a permutation of the data set
     drawn from (seed, epoch); the augmentation of example g is drawn from (seed, g). The examples are a
-    `grain.MapDataset`, read by number in any order: where a run stands is a number, not the state of a reader.
+    `grain.MapDataset`, read by number in any order: the position of a run is a number, not the state of a reader.
     """
 
     def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: Sequence[int]):
@@ -63,7 +63,7 @@ class TrainBatches:
         return {"image": image, "label": label, "valid": valid, "index": np.int32(self.rows[place])}
 
     def position(self, number: int) -> int:
-        """Which example of the data set the run's example `number` is."""
+        """The index in the data set of the run's example `number`."""
         epoch, place = divmod(number, len(self.dataset))
         order = self._permutations.get(epoch)
         if order is None:
@@ -83,7 +83,7 @@ class TrainBatches:
         return augment(source.image, source.label, spec, np.random.default_rng([self.seed, _AUGMENT, number]))
 
     def source(self, number: int) -> Example:
-        """What the run's example `number` is cut from: its photograph, or the next one that can be decoded."""
+        """The source of the run's example `number`: its photograph, or the next one that can be decoded."""
         first = self.position(number)
         for k in range(len(self.dataset)):
             example = reading.read(self.dataset, (first + k) % len(self.dataset))
@@ -99,7 +99,7 @@ class Stage(NamedTuple):
       end: the first step after it.
       crop: height and width, pixels.
       scales: of `config.data.scales`' form.
-      field: where the config says so, as "config.data." is followed: "stages[0]", or "" for `crop` and `scales`.
+      field: its place in the config after "config.data.": "stages[0]", or "" for `crop` and `scales`.
     """
 
     end: int
@@ -108,7 +108,7 @@ class Stage(NamedTuple):
     field: str
 
     def named(self, name: str) -> str:
-        """How a message names this stage's `crop` or `scales`."""
+        """The name of this stage's `crop` or `scales` in messages."""
         return f"config.data.{self.field}: {name}" if self.field else f"config.data.{name}"
 
 
@@ -116,7 +116,7 @@ def stages(config) -> tuple[Stage, ...]:
     """The stages of a run that have steps: those of `config.data.stages`, then `crop` and `scales` to the end.
 
     Raises:
-      UserError: an entry is not (share, crop, scales), or the shares are not between 0 and 1 in all.
+      UserError: an entry is not (share, crop, scales), or the sum of the shares is not between 0 and 1.
     """
     found, begin, share = [], 0, 0.0
     for i, entry in enumerate(config.data.stages):
@@ -137,7 +137,7 @@ def stages(config) -> tuple[Stage, ...]:
 
 
 def check_augmentation(config) -> None:
-    """Raises UserError for crops, scales or stages that nothing can be cut by."""
+    """Raises UserError for crops, scales or stages that are impossible."""
     for stage in stages(config):
         scales, crop = stage.scales, stage.crop
         if config.data.continuous_scale and len(scales) != 2:
@@ -165,7 +165,7 @@ def train_batches(
       config: `batch_size` (global), `seed`, `data` and `optimizer.accumulate` are used.
       first_step: the position; resuming needs nothing else.
       process_index, process_count: this process gets rows `[p * m / P, (p + 1) * m / P)` of each of a batch's
-        micro-batches of m rows, so that a micro-batch holds the same examples however many processes share it.
+        micro-batches of m rows, so that a micro-batch holds the same examples for any number of processes.
 
     Returns:
       An iterator of dicts: `image` uint8 `[b, h, w, 3]` RGB, `label` uint8 `[b, h, w]` (255 = void and padding),
@@ -186,7 +186,7 @@ def train_batches(
 
 
 def prefetch(batches: Iterator, transfer: Callable = lambda batch: batch, size: int = 2) -> Iterator:
-    """Yields `transfer(batch)` in order, `size` of them started before they are asked for.
+    """Yields `transfer(batch)` in order, `size` of them started before they are requested.
 
     With `transfer = jax.device_put` or a sharded variant, copies to the device overlap the step.
     """

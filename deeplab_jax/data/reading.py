@@ -1,4 +1,4 @@
-"""Reading examples of which some may be damaged: the first stops, or each is skipped, named once and counted."""
+"""Reading examples that may be damaged: the first stops, or each one is skipped, named once and counted."""
 
 import contextlib
 import logging
@@ -11,14 +11,15 @@ from deeplab_jax.imaging.files import CorruptImageError
 if TYPE_CHECKING:
     from deeplab_jax.data.dataset import Example
 
-_named: set[tuple[str, str, str]] = set()  # folder, split and name of what this process has told of
+_named: set[tuple[str, str, str]] = set()  # folder, split and name of examples already reported by this process
 
 
 def read(dataset, i: int):
-    """Example `i` of a data set, or None where it cannot be decoded and the data set skips such examples.
+    """Example `i` of a data set, or None if it cannot be decoded and the data set skips such examples.
 
     Args:
-      dataset: `ds[i]`; a `SegmentationDataset` says in `skip_corrupt` whether to skip, and collects names in `skipped`.
+      dataset: supports `ds[i]`; `skip_corrupt` of a `SegmentationDataset` decides whether to skip, and `skipped`
+        collects names.
       i: its number.
 
     Raises:
@@ -28,7 +29,7 @@ def read(dataset, i: int):
         return dataset[i]
     except CorruptImageError as e:
         if not skips(dataset):
-            raise UserError(f"{e}, or set config.data.on_corrupt=skip to go on without it") from e
+            raise UserError(f"{e}, or set config.data.on_corrupt=skip to continue without it") from e
         name = name_of(dataset, i)
         dataset.skipped.add(name)
         told = (str(dataset.folder), dataset.split, name)
@@ -39,7 +40,7 @@ def read(dataset, i: int):
 
 
 def known_sizes(dataset, indices: Iterable[int]) -> list[tuple[int, int]]:
-    """(H, W) of the examples that have a header, without decoding them; empty where the data set does not tell."""
+    """(H, W) of the examples that have a header, without decoding them; empty if the data set has no sizes."""
     sizes = []
     if hasattr(dataset, "size"):
         for i in indices:
@@ -52,7 +53,7 @@ def readable(dataset) -> Iterator[tuple[int, "Example"]]:
     """(number, example) of those that can be decoded, in order.
 
     Raises:
-      UserError: there is none, or as `read`.
+      UserError: there is none, or like `read`.
     """
     found = False
     for i in range(len(dataset)):
@@ -75,6 +76,6 @@ def name_of(dataset, i: int) -> str:
 
 
 def all_corrupt(dataset) -> UserError:
-    """What to raise where a split holds nothing that can be decoded."""
+    """The error for a split in which nothing can be decoded."""
     name, split = getattr(dataset, "name", "data set"), getattr(dataset, "split", "")
     return UserError(f"{name} split '{split}': every image is corrupt; check config.data.dir")

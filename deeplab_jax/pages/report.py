@@ -153,10 +153,10 @@ def _picture(folder: Path, entry: dict, images: dict) -> dict | None:
         palette = files.read_palette(paths[1])
         photo, truth, *labels = files.read_photograph(paths[0]), *(files.read_label(p) for p in paths[1:])
     except UserError as e:
-        say(f"warning: {e}; the page goes without this picture")
+        say(f"warning: {e}; the page omits this picture")
         return None
     if any(one.shape != photo.shape[:2] for one in (truth, *labels)):
-        say(f"warning: {paths[0]}: differs in size from its labels; the page goes without this picture")
+        say(f"warning: {paths[0]}: differs in size from its labels; the page omits this picture")
         return None
     step = max(1, math.ceil(max(photo.shape[:2]) / _LARGEST))
     photo, truth, *labels = (a[::step, ::step] for a in (photo, truth, *labels))

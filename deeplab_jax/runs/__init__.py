@@ -1,1 +1,1 @@
-"""A run's folder: checkpoints, record, provenance, and the processes that share it. Who reads one need not train."""
+"""A run's folder: checkpoints, record, provenance, and the processes that share it. Needs no training code."""

@@ -1,10 +1,10 @@
-"""Checkpoints that are either whole or not counted: orbax writes them, digests prove them.
+"""Checkpoints that are either complete or ignored: orbax writes them, digests verify them.
 
 A checkpoint is `checkpoints/<step>/`, written by orbax to a temporary name and renamed, and then `digests/<step>.json`
 with the SHA-256 of each of its files. A checkpoint whose digests do not match is never used; a kill at any moment
-leaves a whole one, or something that the next run removes. Nothing that is damaged is deleted: it moves to `aside/`.
+leaves a complete one, or remains that the next run removes. Damaged ones are not deleted but moved to `aside/`.
 
-Process 0 alone writes, without the others: orbax's own barriers between processes are not used.
+Only process 0 writes, without the others: orbax's own barriers between processes are not used.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _NO_DIGEST = "its digests are missing"
 
 
 class CheckpointWriteError(UserError):
-    """A checkpoint could not be written, most often for want of disk space; the ones before it are untouched."""
+    """A checkpoint could not be written, usually for lack of disk space; earlier ones are untouched."""
 
 
 class Checkpoints:
@@ -38,9 +38,9 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: how many of the newest to keep, at least 1.
-      read_only: nothing is created, changed or deleted, as beside a training that is still running; the processes of a
-        job but the first are so in any case.
+      keep: the number of newest checkpoints to keep, at least 1.
+      read_only: nothing is created, changed or deleted, for use while a training is running; always so for all
+        processes of a job except the first.
 
     Raises:
       UserError: the workdir cannot be written.
@@ -51,10 +51,10 @@ class Checkpoints:
         self.keep = max(keep, 1)
         self._folder = self.workdir.absolute() / "checkpoints"
         self._digests = self.workdir / "digests"
-        self._deleted = self.workdir / ".deleted"  # what is being deleted; a kill in the middle leaves some of it
-        self._unwritten_best: dict | None = None  # the best mark that the disk has not taken yet
-        self._said = self._said_damaged = False  # that it did not; that the mark there cannot be read
-        absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells of every array at INFO
+        self._deleted = self.workdir / ".deleted"  # checkpoints being deleted; a kill may leave parts of them
+        self._unwritten_best: dict | None = None  # best mark not yet written (disk full)
+        self._said = self._said_damaged = False  # whether that, and an unreadable mark, were reported
+        absl_logging.set_verbosity(absl_logging.ERROR)  # orbax logs every array at INFO
         self._manager = None
         if read_only or jax.process_index() > 0:
             return
@@ -70,31 +70,31 @@ class Checkpoints:
 
     @property
     def _writing(self) -> ocp.CheckpointManager:
-        assert self._manager is not None, "opened to read only"
+        assert self._manager is not None, "opened read-only"
         return self._manager
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that were committed, oldest first (their digests are not checked here)."""
+        """Steps of the committed checkpoints, oldest first (their digests are not checked here)."""
         return sorted(int(p.stem) for p in self._digests.glob("*.json") if p.stem.isdigit())
 
     def present(self) -> list[int]:
-        """Steps of all checkpoints of which there is a folder or a digest, oldest first."""
+        """Steps of all checkpoints with a folder or a digest, oldest first."""
         folders = self._folder.iterdir() if self._folder.is_dir() else ()
         return sorted({*self.steps(), *(int(p.name) for p in folders if p.name.isdigit())})
 
     def save(self, step: int, tree: dict[str, np.ndarray], meta: dict) -> None:
-        """Writes and commits a checkpoint, then deletes those no longer kept; process 0 calls it.
+        """Writes and commits a checkpoint, then deletes those no longer kept; called by process 0.
 
         Args:
           step: the number of steps done.
           tree: flat name -> array; see `flatten_state`.
-          meta: JSON values kept beside it.
+          meta: JSON values stored beside it.
 
         Raises:
           CheckpointWriteError: it could not be written (disk full, no permission); nothing of it remains.
         """
         try:
-            if (self._folder / str(step)).exists():  # left uncommitted by a kill
+            if (self._folder / str(step)).exists():  # left by a kill, uncommitted
                 self._delete(step)
             args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
             self._writing.save(step, args=args, force=True)
@@ -104,7 +104,7 @@ class Checkpoints:
             self._remove_partial(step)
             raise CheckpointWriteError(
                 f"{self._folder / str(step)}: could not be written ({reason(e)}); free disk space and run the same "
-                "command again, which goes on from the checkpoint before"
+                "command again, which continues from the previous checkpoint"
             ) from e
         self._write_best()
         kept = {*self.steps()[-self.keep :], self.best_step()}
@@ -115,18 +115,18 @@ class Checkpoints:
         """Reads one checkpoint as (flat name -> array, meta).
 
         Raises:
-          UserError: it is missing, or one of its files is not what was written.
+          UserError: it is missing, or one of its files has changed.
         """
         problem = self.problem(step)
         if problem:
-            raise UserError(f"{self._folder / str(step)}: {problem}; move it away, and the one before is used")
+            raise UserError(f"{self._folder / str(step)}: {problem}; move it away to use the previous one")
         return self.read(step)
 
     def newest_whole(self, say=say_on_stderr) -> int | None:
-        """The step of the newest checkpoint that can be used; each that cannot is reported. Changes nothing.
+        """The step of the newest usable checkpoint; unusable ones are reported. Changes nothing.
 
-        A checkpoint without a digest is used if it reads whole, which is reported too; beside a training that is
-        running it may be one that is just being written, so a reader takes it only where no other is whole.
+        A checkpoint without a digest is used if it can be read completely, which is reported too; while a training is
+        running it may be one that is just being written, so a reader uses it only if no other is complete.
         """
         steps = self.present()
         if not self._manager:
@@ -137,23 +137,23 @@ class Checkpoints:
             if not problem:
                 return step
             if problem == _NO_DIGEST and self._reads_whole(step):
-                say(f"warning: {self.workdir}: checkpoint {step} has no digests; it reads whole and is used")
+                say(f"warning: {self.workdir}: checkpoint {step} has no digests; it can be read completely and is used")
                 return step
-            say(f"{self.workdir}: checkpoint {step} is damaged ({problem}) and is not used; trying the one before")
+            say(f"{self.workdir}: checkpoint {step} is damaged ({problem}) and is not used; trying the previous one")
         return None
 
     def go_on_from(self, done: int, say=say_on_stderr) -> None:
-        """Makes the folder agree with the step that a run goes on from: those after it, all damaged, move to `aside/`.
+        """Makes the folder match the step from which a run continues: later ones, all damaged, move to `aside/`.
 
-        What a kill left of a deletion is removed, and a checkpoint that lacked its digests gets them.
+        The remains of an interrupted deletion are removed, and a checkpoint without digests gets them.
 
         Raises:
-          OSError: the disk did not take it.
+          OSError: the disk is full, or another disk error.
         """
         committed = self.steps()
         for step in self.present():
             if step > done:
-                say(f"{self.workdir}: what there is of checkpoint {step} was moved to {self._move_aside(step)}")
+                say(f"{self.workdir}: the remains of checkpoint {step} were moved to {self._move_aside(step)}")
             elif step not in committed:
                 if step == done:
                     self._commit(step)
@@ -175,7 +175,7 @@ class Checkpoints:
     def _reads_whole(self, step: int) -> bool:
         try:
             self.read(step)
-        except Exception:  # whatever orbax says to half a checkpoint
+        except Exception:  # whatever orbax raises for a partial checkpoint
             return False
         return True
 
@@ -183,11 +183,11 @@ class Checkpoints:
         write_json(self._digests / f"{step}.json", {"files": _digest_files(self._folder / str(step))})
 
     def problem(self, step: int) -> str:
-        """What is wrong with a checkpoint, or "" if each of its files has the digest written with it."""
+        """The problem of a checkpoint, or "" if each of its files has the digest written with it."""
         folder = self._folder / str(step)
         digests = self._digests / f"{step}.json"
         if not folder.is_dir():
-            return "its folder is missing" if digests.exists() else "there is none"
+            return "its folder is missing" if digests.exists() else "it does not exist"
         try:
             expected = dict(read_json(digests)["files"])
         except FileNotFoundError:
@@ -206,9 +206,9 @@ class Checkpoints:
         return ""
 
     def mark_best(self, step: int, mean_iou: float) -> bool:
-        """Notes a checkpoint's mean IoU on the selection split; returns whether it is the best so far.
+        """Records a checkpoint's mean IoU on the selection split; returns whether it is the best so far.
 
-        A mark that the disk does not take is kept in memory, counts, and is written with the next checkpoint.
+        A mark that cannot be written is kept in memory, counts, and is written with the next checkpoint.
         """
         best = self.best()
         if best and best["mean_iou"] >= mean_iou and best["step"] != step and best["step"] in self.steps():
@@ -219,12 +219,12 @@ class Checkpoints:
         return True
 
     def best_step(self) -> int | None:
-        """The step with the best mean IoU on the selection split, if one was marked and is still there."""
+        """The step with the best mean IoU on the selection split, if one was marked and still exists."""
         best = self.best()
         return best["step"] if best and best["step"] in self.steps() else None
 
     def best(self) -> dict | None:
-        """The mark as it was made, {"step", "mean_iou"}, whether or not its checkpoint is still there."""
+        """The mark as it was written, {"step", "mean_iou"}, whether or not its checkpoint still exists."""
         if self._unwritten_best:
             return self._unwritten_best
         try:
@@ -239,7 +239,7 @@ class Checkpoints:
         return best
 
     def forget_after(self, step: int) -> None:
-        """Drops a best mark from beyond `step`: the run went back before it."""
+        """Drops a best mark from after `step`: the run went back before it."""
         best = self.best()
         if best and best["step"] > step and self._manager:
             self._unwritten_best = None
@@ -255,21 +255,21 @@ class Checkpoints:
             write_json(path, self._unwritten_best)
         except OSError as e:
             if not self._said:
-                say_on_stderr(f"warning: {path}: cannot be written ({reason(e)}); it is kept and tried again")
+                say_on_stderr(f"warning: {path}: cannot be written ({reason(e)}); it is kept and written later")
             self._said = True
             return
         self._unwritten_best, self._said = None, False
 
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
-        """Like `restore`, of a checkpoint that `newest_whole` or `problem` has just looked at."""
+        """Like `restore`, for a checkpoint that `newest_whole` or `problem` has just checked."""
         manager = self._manager or _manager(self._folder, read_only=True)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
         restored = manager.restore(step, args=args)
         return dict(restored.state), dict(restored.meta)
 
     def _delete(self, step: int) -> None:
-        """Deletes one so that a kill at any moment leaves a whole one, or only what the next writer removes."""
-        (self._digests / f"{step}.json").unlink(missing_ok=True)  # uncommit first
+        """Deletes one so that a kill at any moment leaves a complete one, or remains that the next writer removes."""
+        (self._digests / f"{step}.json").unlink(missing_ok=True)  # uncommit it first
         folder = self._folder / str(step)
         if folder.exists():
             self._deleted.mkdir(exist_ok=True)
@@ -285,20 +285,20 @@ class Checkpoints:
 
 
 def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, dict, dict]:
-    """Opens a training workdir; changes nothing in it, so that its training may be running.
+    """Opens a training workdir; changes nothing in it, so that the training may be running.
 
     Args:
       workdir: a folder that `main` wrote.
-      step: which checkpoint; None = the best where one was chosen, else the newest that is whole. A best or newest one
-        that is not whole is passed over, which is said on stderr.
+      step: the checkpoint; None = the best if one was chosen, else the newest complete one. A best or newest one that
+        is incomplete is skipped, which is reported on stderr.
 
     Returns:
       (config, variables, meta): the run's ConfigDict, whose `model` is the one that the checkpoint was trained with;
-      its variables, as Flax takes them, of host arrays; and what was recorded with them: `step`, `class_names`,
+      its variables in Flax's form, as host arrays; and the values recorded with them: `step`, `class_names`,
       `palette`, `num_classes`, `data_fingerprint`.
 
     Raises:
-      UserError: it is not a workdir, or has no checkpoint that is whole, or that of `step` is not.
+      UserError: it is not a workdir, has no complete checkpoint, or that of `step` is not complete.
     """
     workdir = Path(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -311,14 +311,14 @@ def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDi
     problem = "" if wanted is None else checkpoints.problem(wanted)
     if step is not None and problem:
         raise UserError(
-            f"{workdir}: checkpoint {step} cannot be used ({problem}); it has those of steps "
+            f"{workdir}: checkpoint {step} cannot be used ({problem}); the steps it has are "
             f"{', '.join(map(str, checkpoints.steps())) or 'none'}"
         )
     if problem:
         say_on_stderr(f"{workdir}: the best checkpoint, {wanted}, is not used ({problem}); looking for the newest")
     chosen = checkpoints.newest_whole() if wanted is None or problem else wanted
     if chosen is None:
-        raise UserError(f"{workdir}: has no whole checkpoint yet; let its training write one")
+        raise UserError(f"{workdir}: has no complete checkpoint yet; wait until its training has written one")
     flat, meta = checkpoints.read(chosen)  # its digests were just checked
     try:
         meta = schema.meta(meta)
@@ -328,7 +328,7 @@ def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDi
 
 
 def _manager(folder: Path, *, read_only: bool = False, cleanup_tmp_directories: bool = False) -> ocp.CheckpointManager:
-    """orbax's manager of a folder that is there, for this process alone: it waits for no other."""
+    """orbax's manager of an existing folder, for this process only: it does not wait for others."""
     alone = {}
     if jax.process_count() > 1:
         mine = jax.process_index()

@@ -1,4 +1,4 @@
-"""Work on the local devices: a thread for each, results in the order of what they are of."""
+"""Work on the local devices: a thread for each, results in the order of the items."""
 
 import queue
 from collections import deque
@@ -11,15 +11,15 @@ import jax
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 4  # items for each device that are under way while the result of the oldest is awaited
+_AHEAD = 4  # items per device in progress while the oldest result is awaited
 
 
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], devices: Sequence[jax.Device]
 ) -> Iterator[tuple[Item, Result]]:
-    """Yields (item, `work(item)`) in order; each call has one of the devices as its `jax.default_device`, alone.
+    """Yields (item, `work(item)`) in order; each call has one of the devices to itself, as its `jax.default_device`.
 
-    With one device it is called in this thread, when the result is asked for, and the default device stays as it is.
+    With one device it is called in this thread, when the result is requested, and the default device is unchanged.
     """
     if len(devices) == 1:
         for item in items:

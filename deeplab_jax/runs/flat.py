@@ -1,4 +1,4 @@
-"""A run's state as flat name -> array, which is how checkpoints hold it."""
+"""A run's state as flat name -> array, the form in checkpoints."""
 
 import jax
 import numpy as np
@@ -25,14 +25,14 @@ def unflatten_state(template, flat: dict[str, np.ndarray]):
     """Fills a template state with the arrays of `flatten_state`.
 
     Raises:
-      UserError: names or shapes differ: the checkpoint is of another architecture or optimizer.
+      UserError: names or shapes differ: the checkpoint belongs to another architecture or optimizer.
     """
     leaves, treedef = jax.tree.flatten(template)
     names = names_of(template)
     lacking = sorted(set(names) - set(flat))
     unknown = sorted(set(flat) - set(names))
     if lacking or unknown:
-        what = f"lacks '{lacking[0]}'" if lacking else f"has '{unknown[0]}', which this config does not"
+        what = f"lacks '{lacking[0]}'" if lacking else f"has '{unknown[0]}', which this config does not have"
         raise UserError(f"the checkpoint is of another architecture: it {what}; use another --workdir or its config")
     for name, leaf in zip(names, leaves):
         if flat[name].shape != leaf.shape:
@@ -44,7 +44,7 @@ def unflatten_state(template, flat: dict[str, np.ndarray]):
 
 
 def variables_from(flat: dict[str, np.ndarray]) -> dict:
-    """Flax variables (averaged ones where there are any) from a flat state."""
+    """Flax variables (averaged ones if there are any) from a flat state."""
     averaged = "ema." if any(name.startswith("ema.trainable.") for name in flat) else ""
     groups = {f"{averaged}trainable.": "params.", "frozen.": "params.", f"{averaged}batch_stats.": "batch_stats."}
     found = {

@@ -1,4 +1,4 @@
-"""A full disk is reported once, by whoever writes; libraries' threads that meet it as well are kept quiet."""
+"""A full disk is reported once, by the writer; libraries' threads that also fail are kept quiet."""
 
 import contextlib
 import logging
@@ -11,11 +11,11 @@ from deeplab_jax.files import reason
 
 @contextlib.contextmanager
 def reported_once() -> Iterator[None]:
-    """Inside, what libraries' threads and tasks print about a full disk is dropped.
+    """Inside, output of libraries' threads and tasks about a full disk is suppressed.
 
     orbax, tensorstore and TensorBoard's writer each print a traceback for every array and event, hundreds of them, and
-    raise the error where it is waited for too; there it becomes one sentence (see `checkpoints` and `reporting`). The
-    first error ends orbax's event loop, and each of tensorstore's threads that comes to it afterwards prints that.
+    also raise the error where it is awaited; there it becomes one sentence (see `checkpoints` and `reporting`). The
+    first error ends orbax's event loop, and each of tensorstore's threads that uses it afterwards prints that.
     """
     before, before_elsewhere = threading.excepthook, sys.excepthook
 

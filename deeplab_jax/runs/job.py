@@ -1,8 +1,8 @@
-"""Processes that share a command's files without collectives: who does which, and what became of all.
+"""Processes that share a command's files without collectives: which process handles which file, and the outcome.
 
-Each of `count` processes takes every `count`-th file of one list. They meet in a folder that all of them see: each
+Each of `count` processes handles every `count`-th file of one list. They meet in a folder that all of them see: each
 keeps a small file there, which changes while the process lives and holds its report when its share is done. The first
-process reads them and writes the result with which all end. A process that dies takes nobody along.
+process reads them and writes the result with which all end. A process that dies does not stop the others.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ AGAIN = "run the same command again"
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a process's share.
+    """The outcome of a process's share.
 
     Attributes:
       index: of the process.
-      found: what it reported; None where it ended before that.
-      reason: then a clause that names the process and says how it ended.
+      found: its report; None if it ended before reporting.
+      reason: in that case, a clause that names the process and how it ended.
     """
 
     index: int
@@ -42,12 +42,12 @@ class Report:
 
 
 def absence(report: Report, files: int, left: Sequence[Path]) -> str:
-    """What to say about a process whose own report does not count.
+    """The sentence about a process whose own report does not count.
 
     Args:
-      report: of it.
-      files: how many there are in its share.
-      left: those of them that are not done.
+      report: its report.
+      files: the number of files in its share.
+      left: its files that are not done.
     """
     why = report.reason or f"process {report.index} was given other files or settings"
     if not left:
@@ -56,7 +56,7 @@ def absence(report: Report, files: int, left: Sequence[Path]) -> str:
 
 
 def digest(facts: Any) -> str:
-    """32 characters that tell JSON values from others."""
+    """32 characters that identify JSON values."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -65,23 +65,23 @@ class Job:
 
     Attributes:
       index: of this process, from 0.
-      count: how many processes there are.
+      count: the number of processes.
     """
 
     def __init__(self, index: int = 0, count: int = 1):
-        """Raises `UserError` where `index` is not below `count`."""
+        """Raises `UserError` if `index` is not below `count`."""
         if not 0 <= index < count:
-            raise UserError(f"--process_id={index}: must be from 0 to {count - 1}, as --num_processes={count}")
+            raise UserError(f"--process_id={index}: must be from 0 to {count - 1}, because --num_processes={count}")
         self.index, self.count = index, count
         self._meeting: _Meeting | None = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that sums up."""
+        """Whether this is the process that prints the summary."""
         return self.index == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of a list that is the same in all.
+        """This process's part of a list that is the same in all processes.
 
         >>> Job(1, 3).share(["a", "b", "c", "d", "e"])
         ['b', 'e']
@@ -94,9 +94,9 @@ class Job:
 
     @contextlib.contextmanager
     def meeting(self, folder: str | os.PathLike) -> Iterator[None]:
-        """Inside, the processes know of each other through files in `folder`, and `conclude` may be called.
+        """Inside, the processes find each other through files in `folder`, and `conclude` may be called.
 
-        The folder is made, and removed by the first process at the end. A process alone makes none.
+        The folder is created, and removed by the first process at the end. A single process creates none.
         """
         if self.count == 1:
             yield
@@ -113,13 +113,13 @@ class Job:
         return position % self.count == self.index
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Waits until the others have done their part, as `ready` tells.
+        """Waits until `ready` reports that the others have done their part.
 
         Raises:
-          UserError: one of them ended before.
+          UserError: one of them ended before that.
         """
         if self._meeting is None:
-            assert ready(), "a process alone waits for nobody"
+            assert ready(), "a single process has nobody to wait for"
         else:
             self._meeting.wait_until(ready)
 
@@ -127,8 +127,8 @@ class Job:
         """Reports that this process's share is done, waits for the others, and returns one number in all of them.
 
         Args:
-          report: of this process, as JSON holds it.
-          sum_up: called in the first process alone, with every process's report; what it returns all return.
+          report: of this process, JSON values.
+          sum_up: called only in the first process, with every process's report; all processes return its result.
 
         Raises:
           UserError: the first process is gone.
@@ -140,7 +140,7 @@ class Job:
 
 @dataclass
 class _Peer:
-    """Another process as its file shows it: what it holds, when that last changed, and whether it ever did."""
+    """Another process as seen in its file: the contents, when they last changed, and whether they ever did."""
 
     state: dict[str, Any] | None = None
     changed: float = 0.0
@@ -166,7 +166,7 @@ class _Meeting:
     def __enter__(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # Files of an earlier run: what the first one finds from here on is of processes of this one.
+            # Removes files of an earlier run: later ones are from processes of this run.
             for old in self._folder.iterdir() if self._index == 0 else [self._path(self._index)]:
                 old.unlink(missing_ok=True)
             write_json(self._path(self._index), self._state)
@@ -185,7 +185,7 @@ class _Meeting:
             self._beat(does="failed", said=text)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """As `Job.wait_until`; from the first call on each process looks at all others."""
+        """Like `Job.wait_until`; from the first call on each process watches all others."""
         now = time.monotonic()
         for k in self._peers.keys() - self._watched:
             self._peers[k] = _Peer(self._read(k), now)
@@ -194,12 +194,12 @@ class _Meeting:
         while not ready():
             ended = [self._report(k) for k in self._peers]
             reasons = [report.reason for report in ended if report and report.found is None]
-            if reasons and not ready():  # what it did last counts
-                raise UserError(f"{'; '.join(reasons)}; {AGAIN}, which goes on from here")
+            if reasons and not ready():  # its last work counts
+                raise UserError(f"{'; '.join(reasons)}; {AGAIN}, which continues from here")
             self._pause(True)
 
     def first_concludes(self, report: dict[str, Any], sum_up: Callable[[list[Report]], int]) -> int:
-        """Waits until each of the others has reported or is gone, and tells them the result."""
+        """Waits until each of the others has reported or is gone, and writes the result for them."""
         self._beat()
         self._waits_since = time.monotonic()
         reports = {0: Report(0, report)}
@@ -212,7 +212,7 @@ class _Meeting:
         waiting = [k for k, found in reports.items() if k and found.found is not None]
         tokens = {str(k): (self._peers[k].state or {}).get("token") for k in waiting}
         self._beat(does="ended", result=result, heard=tokens)
-        while any(self._read(k) is not None and not self._gone(k) for k in waiting):  # they take leave
+        while any(self._read(k) is not None and not self._gone(k) for k in waiting):  # they remove their files
             self._pause(True)
         self._ends.set()
         self._thread.join()
@@ -223,7 +223,7 @@ class _Meeting:
         return result
 
     def conclude(self, report: dict[str, Any]) -> int:
-        """Reports, waits for the first process's result, and takes leave."""
+        """Reports, waits for the first process's result, and removes its file."""
         self._beat(does="reports", report=report)
         self._waits_since = time.monotonic()
         while True:
@@ -240,11 +240,11 @@ class _Meeting:
             if self._peers[0].lives and first.get("does") == "failed":
                 gone = f"{self._name(0)} ended ({first.get('said')})"
             if gone:
-                raise UserError(f"{gone}; the files of process {self._index} are done, nobody sums up; {AGAIN}")
+                raise UserError(f"{gone}; the files of process {self._index} are done, the summary is not; {AGAIN}")
             self._pause(True)
 
     def _report(self, k: int) -> Report | None:
-        """Process k's, if it has ended; asked in this order, a report that it wrote last is not missed."""
+        """Process k's report, if it has ended; in this order, a report written just before the end is not missed."""
         gone = self._gone(k)
         self._look(k)
         state = self._peers[k].state or {}
@@ -255,14 +255,14 @@ class _Meeting:
         return Report(k, None, gone) if gone else None
 
     def _gone(self, k: int) -> str:
-        """How process k ended without a word, as a clause; "" while it may be there."""
+        """How process k ended without a report, as a clause; "" while it may be alive."""
         peer = self._peers[k]
         silent = time.monotonic() - max(peer.changed, 0.0 if peer.lives else self._waits_since)
         if peer.lives and peer.state and _is_dead(peer.state):
             return f"{self._name(k)} is gone"
         if silent <= self._patience:
             return ""
-        words = f"has given no sign for {silent:.0f} seconds" if peer.lives else f"has not come in {silent:.0f} seconds"
+        words = f"gave no sign for {silent:.0f} seconds" if peer.lives else f"did not appear in {silent:.0f} seconds"
         return f"{self._name(k)} {words}"
 
     def _name(self, k: int) -> str:
@@ -288,7 +288,7 @@ class _Meeting:
                 self._look(k)
 
     def _beat(self, **news: Any) -> None:
-        with self._lock, contextlib.suppress(OSError):  # what a full disk does not take, the next beat tries again
+        with self._lock, contextlib.suppress(OSError):  # if the disk is full, the next beat tries again
             self._state |= {"beat": self._state["beat"] + 1} | news
             write_json(self._path(self._index), self._state)
 
@@ -301,14 +301,14 @@ class _Meeting:
 
 
 def _kernel() -> str:
-    """What processes share whose numbers mean the same: the start of one Linux, and its name space of numbers."""
+    """Identifies the kernel and PID namespace: equal for processes whose process numbers are comparable."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     return ""
 
 
 def _is_dead(state: dict[str, Any]) -> bool:
-    """Whether a process is known to have ended; of those elsewhere nothing is known."""
+    """Whether a process is known to have ended; False for processes elsewhere."""
     if not _kernel() or state.get("kernel") != _kernel():
         return False
     try:

@@ -1,4 +1,4 @@
-"""One writer per workdir: a lock that lives as long as its process, however that ends."""
+"""One writer per workdir: a lock that lives as long as its process, however the process ends."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ _LOCK, _HOLDER = ".writer.lock", ".writer.json"
 
 @contextlib.contextmanager
 def writing(workdir: str | Path) -> Iterator[None]:
-    """Holds the right to write a workdir; the same process may ask again inside. Readers need nothing of the kind.
+    """Holds the right to write a workdir; the same process may request it again inside. Readers need no lock.
 
-    The lock is the operating system's (`filelock`), on the file `.writer.lock`: a kill frees it. `.writer.json` says
-    which process of which host has it. Of the processes of one job, the first holds it for all.
+    The lock is the operating system's (`filelock`), on the file `.writer.lock`: a kill frees it. `.writer.json` names
+    the process and host that hold it. The first process of a job holds it for all.
 
     Raises:
-      UserError: another process is writing, which is named, or the folder cannot be written.
+      UserError: another process, which is named, is writing, or the folder cannot be written.
     """
     if not processes.is_first():
         yield
@@ -37,17 +37,17 @@ def writing(workdir: str | Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout as e:
         raise UserError(
-            f"{workdir}: {_holder(workdir)} is writing there; wait for its end, or give another --workdir"
+            f"{workdir}: {_holder(workdir)} is writing there; wait until it ends, or give another --workdir"
         ) from e
     except NotImplementedError:
-        say(f"warning: {workdir}: this file system has no locks; see to it that no second command writes there")
+        say(f"warning: {workdir}: this file system has no locks; make sure that no second command writes there")
         yield
         return
     except OSError as e:
         raise UserError(f"{workdir}: cannot be written ({reason(e)}); give another --workdir") from e
     try:
         if lock.lock_counter == 1:
-            with contextlib.suppress(OSError):  # a courtesy to the second; a full disk is told of elsewhere
+            with contextlib.suppress(OSError):  # only informs the second; a full disk is reported elsewhere
                 write_json(workdir / _HOLDER, {"host": socket.gethostname(), "pid": os.getpid()})
         yield
     finally:
@@ -58,10 +58,10 @@ def writing(workdir: str | Path) -> Iterator[None]:
 
 
 def check_can_write(workdir: str | Path) -> None:
-    """Tells before long preparations what `writing` would find out after them; leaves nothing behind.
+    """Reports, before long preparations, the errors that `writing` would raise after them; leaves nothing behind.
 
     Raises:
-      UserError: as `writing`.
+      UserError: like `writing`.
     """
     if not processes.is_first():
         return

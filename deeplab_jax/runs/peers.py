@@ -1,11 +1,11 @@
-"""The death of a process of a job, noticed at once by the others.
+"""Detects at once the death of another process of a job.
 
 JAX's coordination service notices a dead process only by its missing heartbeats, and ends one whose connection to
-process 0 closes with an abort and a stack, from a thread of its own. So the connections to it run through relays of
-ours, one in each process: process 0's is where the others find it, at the coordinator's address, and theirs keep JAX's
-side open when process 0 is gone. Each process also holds a connection to process 0's relay over which it only says
-its rank, and "bye" where it ends as all do; one that closes without that was somebody's death. A host that vanishes
-closes nothing: the system's own probes (TCP keepalive) find it out.
+process 0 closes with an abort and a stack trace, from a thread of its own. So the connections to it run through
+relays, one in each process: process 0's listens at the coordinator's address, and those of the others keep JAX's
+side open when process 0 is gone. Each process also holds a connection to process 0's relay over which it only sends
+its rank, and "bye" if it ends together with all others; a connection that closes without it means a death. A host
+that disappears closes nothing: the system's own probes (TCP keepalive) detect it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 _HELLO, _BYE, _LOST = b"deeplab_jax process ", b"bye", b"lost "
 _NO_PROXY = "no_grpc_proxy"
-_RETRY = 0.2  # seconds between two tries to reach process 0, which may start later
+_RETRY = 0.2  # seconds between attempts to reach process 0, which may start later
 
 
 class Watch:
@@ -25,25 +25,25 @@ class Watch:
 
     Args:
       address: "host:port" of process 0, as all processes know it.
-      rank: this process's.
-      on_loss: what to do, once.
-      host_timeout: seconds after which a host that does not answer any more counts as gone.
+      rank: this process's rank.
+      on_loss: called once.
+      host_timeout: seconds after which a host that no longer answers counts as gone.
     """
 
     def __init__(self, address: str, rank: int, on_loss: Callable[[int], object], host_timeout: int = 100):
         host, _, port = address.rpartition(":")
         self._host, self._port, self._rank = host.strip("[]"), int(port), rank
         self._on_loss, self._host_timeout = on_loss, host_timeout
-        self._controls: dict[int, asyncio.StreamWriter] = {}  # rank -> where news of others goes
+        self._controls: dict[int, asyncio.StreamWriter] = {}  # rank -> connection for news of others
         self._lost = False
-        self._watched = asyncio.Event()  # process 0 is, from here
+        self._watched = asyncio.Event()  # set when this process watches process 0
         self._loop = asyncio.new_event_loop()
-        # gRPC would send what goes to this computer through a proxy as well.
+        # gRPC would otherwise send even local traffic through a proxy.
         exceptions = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy", "")
         os.environ[_NO_PROXY] = ",".join(filter(None, (exceptions, "127.0.0.1")))
 
     def start(self) -> dict[str, str]:
-        """Starts the relay; returns the addresses that `jax.distributed.initialize` is to be called with.
+        """Starts the relay; returns the addresses with which to call `jax.distributed.initialize`.
 
         Raises:
           OSError: process 0 cannot listen at its address.
@@ -52,7 +52,7 @@ class Watch:
         return asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
     def leave(self) -> None:
-        """Says that this process ends because all of them do."""
+        """Announces that this process ends because all of them do."""
         with contextlib.suppress(TimeoutError):
             asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(timeout=10)
 
@@ -77,7 +77,7 @@ class Watch:
     # ---- process 0 -------------------------------------------------------------------------------------------------
 
     async def _at_process_0(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A connection from another process: JAX's, which goes on to its service, or the one that is watched."""
+        """A connection from another process: JAX's, which is relayed to its service, or the watched one."""
         try:
             line = await reader.readline()
         except (OSError, ValueError):
@@ -89,7 +89,7 @@ class Watch:
             return
         try:
             service = await asyncio.open_connection("127.0.0.1", self._service)
-        except OSError:  # not there yet; JAX tries again
+        except OSError:  # not listening yet; JAX tries again
             writer.close()
             return
         service[1].write(line)
@@ -98,8 +98,8 @@ class Watch:
     # ---- the others ------------------------------------------------------------------------------------------------
 
     async def _to_process_0(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A connection of this process's JAX; its side stays open when the other one closes."""
-        await self._watched.wait()  # else process 0 could be gone before anybody looks
+        """A connection of this process's JAX; its side stays open when the other side closes."""
+        await self._watched.wait()  # otherwise process 0 could be gone before anybody watches
         up_reader, up_writer = await self._reach()
         await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer, close=False))
 
@@ -120,7 +120,7 @@ class Watch:
     # ---- both ------------------------------------------------------------------------------------------------------
 
     async def _until_gone(self, rank: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Reads what a process says about itself and others until its connection closes."""
+        """Reads a process's messages about itself and others until its connection closes."""
         _keep_alive(writer, self._host_timeout)
         said_bye = False
         while line := await _line(reader):
@@ -135,12 +135,12 @@ class Watch:
         for other_rank, control in self._controls.items():
             if other_rank != rank:
                 control.write(_LOST + str(rank).encode() + b"\n")
-        await asyncio.sleep(1)  # this process may be about to end by itself, with a sentence of its own
+        await asyncio.sleep(1)  # this process may be about to end by itself, with its own sentence
         self._on_loss(rank)
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
-    """The next line, or nothing at the end, however it came."""
+    """The next line; empty at the end of the connection, whatever its cause."""
     try:
         return await reader.readline()
     except (OSError, ValueError):
@@ -148,7 +148,7 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, close: bool = True) -> None:
-    """Passes on what comes until it ends."""
+    """Forwards data until the connection ends."""
     with contextlib.suppress(OSError):
         while data := await reader.read(1 << 16):
             writer.write(data)
@@ -163,7 +163,7 @@ def _address_of(server: asyncio.Server) -> str:
 
 
 def _keep_alive(writer: asyncio.StreamWriter, seconds: int) -> None:
-    """Has the system ask for a sign of life, so that a host that is gone is noticed after about `seconds`."""
+    """Enables the system's probes, so that a lost host is noticed after about `seconds`."""
     connection: socket.socket = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     probes = {"TCP_KEEPIDLE": seconds // 2, "TCP_KEEPINTVL": seconds // 10, "TCP_KEEPCNT": 5}

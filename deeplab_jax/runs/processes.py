@@ -1,4 +1,4 @@
-"""Several processes: JAX's own distributed runtime, and what the loop needs of it."""
+"""Several processes: JAX's own distributed runtime, and the operations that training needs."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ _LONG = 7 * 24 * 3600  # seconds
 _barriers = itertools.count()
 _watch: Watch | None = None
 _left = False
-_ended = threading.Lock()  # taken by who says why this process ends
+_ended = threading.Lock()  # held by the thread that reports why this process ends
 _LOST = ("gloo", "nccl", "heartbeat", "coordination service", "connection", "socket closed", "peer", "unavailable:")
 
 
@@ -25,7 +25,8 @@ class LostPeerError(UserError):
     """Another process of the job is gone.
 
     Attributes:
-      ends_at_once: the process is not to end as Python does: JAX's shutdown would wait for the other one, and abort.
+      ends_at_once: the process must not end in Python's usual way: JAX's shutdown would wait for the other one, and
+        abort.
     """
 
     ends_at_once = True
@@ -35,10 +36,10 @@ def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_pr
     """Joins the processes of a job, before the first use of a device.
 
     Args:
-      wanted: true to join even where no known launcher is seen (Cloud TPU and Kubernetes find their peers then).
-      coordinator: "host:port" of process 0, where no launcher tells it.
+      wanted: true to join even if no known launcher is detected (Cloud TPU and Kubernetes find their peers then).
+      coordinator: "host:port" of process 0, if no launcher provides it.
       process_id: this process's rank, with `coordinator`.
-      num_processes: how many there are, with `coordinator`.
+      num_processes: the number of processes, with `coordinator`.
 
     Raises:
       UserError: the flags are incomplete, or the peers cannot be reached.
@@ -57,15 +58,15 @@ def initialize(wanted: bool, coordinator: str = "", process_id: int = -1, num_pr
         else:
             arguments |= _told_by_launcher()
         if "coordinator_address" in arguments:
-            # Who is gone is noticed by a watch of ours, before JAX would abort this process for it.
+            # `peers.Watch` notices a dead process before JAX would abort this process for it.
             arguments |= _start_watch(arguments, host_timeout) | {"heartbeat_timeout_seconds": _LONG}
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError, OSError) as e:
-        raise UserError(f"--distributed: the job's processes could not be joined ({str(e).splitlines()[0]})") from e
+        raise UserError(f"--distributed: could not join the job's processes ({str(e).splitlines()[0]})") from e
 
 
 def _told_by_launcher() -> dict[str, Any]:
-    """What JAX finds out from a launcher, as arguments; nothing where this version of it cannot be asked."""
+    """The arguments that JAX determines from a launcher; empty if this version of JAX does not provide them."""
     try:
         from jax._src.clusters import ClusterEnv
 
@@ -91,18 +92,18 @@ def _start_watch(arguments: dict[str, Any], host_timeout: int) -> dict[str, str]
 def _sentence(rank: int, count: int, why: str) -> str:
     return (
         f"process {rank} of {count}: another process of the job ended ({why}); see its messages; the same command "
-        "goes on from the newest checkpoint"
+        "continues from the newest checkpoint"
     )
 
 
 def lost_peer_error(error: Exception) -> LostPeerError:
-    """The sentence for an error of the runtime that says that another process is gone; see `lost_peer`."""
+    """The sentence for a runtime error that means that another process is gone; see `lost_peer`."""
     _ended.acquire(blocking=False)
     return LostPeerError(_sentence(jax.process_index(), jax.process_count(), str(error).splitlines()[0][:200]))
 
 
 def leave() -> None:
-    """Says to the others that this process ends because all of them do; one that ends without takes them along."""
+    """Announces to the others that this process ends because all do; without this, they would end too."""
     global _left
     _left = True
     if _watch:
@@ -110,15 +111,15 @@ def leave() -> None:
 
 
 def is_waited_for() -> bool:
-    """Whether this process is one of several, which are not done: they would wait for it, and it for them."""
+    """Whether this is one of several processes that are not done: they would wait for each other."""
     return jax.distributed.is_initialized() and not _left
 
 
 def launched() -> bool:
     """Whether a launcher that jax.distributed knows started this process as one of several.
 
-    SLURM_NTASKS tells nothing: it is set in the whole of an allocation, also where no srun started this process and
-    no peer will come.
+    SLURM_NTASKS is no evidence: it is set in the whole allocation, even if no srun started this process and there
+    will be no peers.
     """
     slurm = "SLURM_PROCID" in os.environ and _number("SLURM_STEP_NUM_TASKS") > 1
     return slurm or _number("OMPI_COMM_WORLD_SIZE") > 1
@@ -130,10 +131,10 @@ def _number(variable: str, default: int = 1) -> int:
 
 
 def heartbeat_seconds() -> int:
-    """For how long a process may give no sign before the others take it for dead: DEEPLAB_HEARTBEAT_SECONDS, or 100.
+    """How long a process may be silent before the others consider it dead: DEEPLAB_HEARTBEAT_SECONDS, or 100.
 
     Raises:
-      UserError: the variable is no whole number above 0.
+      UserError: the variable is not a whole number above 0.
     """
     text = os.environ.get("DEEPLAB_HEARTBEAT_SECONDS", "100")
     if not text.isdigit() or int(text) < 1:
@@ -144,21 +145,21 @@ def heartbeat_seconds() -> int:
 def place(wanted: bool, coordinator: str = "", process_id: int = -1, num_processes: int = 0) -> tuple[int, int]:
     """This process's (index, count) in a job whose processes share files and use no collectives.
 
-    They are found as `initialize` finds them. Where a launcher starts several on a host, each sees alone the GPU of its
-    number there. To be called before the first use of a device.
+    They are found in the same way as by `initialize`. If a launcher starts several on a host, each sees only the GPU
+    with its number there. Call it before the first use of a device.
 
     Args:
-      wanted: true to ask JAX about peers where no known launcher is seen (Cloud TPU, Kubernetes).
-      coordinator: given as for `initialize`, it only says that the other two must be.
+      wanted: true to ask JAX about peers if no known launcher is detected (Cloud TPU, Kubernetes).
+      coordinator: accepted as in `initialize`; it only requires the other two.
       process_id: this process's rank, with `num_processes`.
-      num_processes: how many there are.
+      num_processes: the number of processes.
 
     Raises:
       UserError: the arguments are incomplete, or `wanted` and no peers are found.
     """
     if coordinator or process_id >= 0 or num_processes:
         if process_id < 0 or num_processes < 1:
-            raise UserError("--process_id and --num_processes belong together; give both")
+            raise UserError("--process_id and --num_processes must be given together")
         return process_id, num_processes
     if "SLURM_PROCID" in os.environ and _number("SLURM_STEP_NUM_TASKS") > 1:
         found = int(os.environ["SLURM_PROCID"]), _number("SLURM_STEP_NUM_TASKS")
@@ -171,7 +172,7 @@ def place(wanted: bool, coordinator: str = "", process_id: int = -1, num_process
     else:
         return 0, 1
     several = any(part.partition("(")[0] != "1" for part in here.split(","))  # "8(x4)": 8 on each of 4 hosts
-    if several and local.isdigit() and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ","):  # else one GPU was chosen
+    if several and local.isdigit() and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ","):  # else one GPU is chosen
         jax.config.update("jax_cuda_visible_devices", local)
         jax.config.update("jax_rocm_visible_devices", local)
     return found
@@ -179,16 +180,16 @@ def place(wanted: bool, coordinator: str = "", process_id: int = -1, num_process
 
 def _place_by_jax() -> tuple[int, int]:
     try:
-        from jax._src.clusters import ClusterEnv  # which jax.distributed.initialize asks as well
+        from jax._src.clusters import ClusterEnv  # also used by jax.distributed.initialize
 
         kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
         cluster = next((kind for kind in kinds if kind.is_env_present()), None)
         if cluster is not None:
             return cluster.get_process_id(), cluster.get_process_count()
-    except Exception as e:  # whatever a metadata server, or another release of JAX, makes of the question
-        raise UserError(f"--distributed: JAX cannot say which process this is ({reason(e)}); give "
+    except Exception as e:  # whatever a metadata server, or another release of JAX, raises
+        raise UserError(f"--distributed: JAX cannot determine which process this is ({reason(e)}); give "
                         "--process_id and --num_processes") from e  # fmt: skip
-    raise UserError("--distributed: no launcher is seen; give --process_id and --num_processes")
+    raise UserError("--distributed: no launcher is detected; give --process_id and --num_processes")
 
 
 def is_first() -> bool:
@@ -197,7 +198,7 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here, however slowly it was set up.
+    """Waits until every process arrives, however slow its set-up was.
 
     This is the coordination service's barrier; the collectives of the devices, which on CPUs give up after 30 seconds
     of waiting for a peer to connect, begin after it.
@@ -205,7 +206,7 @@ def barrier(name: str) -> None:
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        unique = f"{name} {next(_barriers)}"  # all come to the same ones in the same order
+        unique = f"{name} {next(_barriers)}"  # all processes reach the same barriers in the same order
         multihost.sync_global_processes(unique, timeout=_LONG, processes=set(range(jax.process_count())))
 
 
@@ -215,12 +216,12 @@ def from_first(number: int) -> int:
         return number
     from jax.experimental import multihost_utils
 
-    barrier("from_first")  # process 0 may have read or written for longer than the devices wait
+    barrier("from_first")  # process 0 may have read or written for longer than the devices' time-out
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def lost_peer(error: Exception) -> bool:
-    """Whether an error of the runtime says that another process of the job is gone."""
+    """Whether a runtime error means that another process of the job is gone."""
     return jax.process_count() > 1 and any(word in str(error).lower() for word in _LOST)
 
 
@@ -228,8 +229,8 @@ def any_process(flag: bool, *, ask: bool) -> bool:
     """Whether the flag is set in any process.
 
     Args:
-      flag: this process's.
-      ask: the processes meet here, and learn of each other's flags; without it, several take it for unset.
+      flag: this process's flag.
+      ask: whether the processes meet here and exchange their flags; without it, several processes return False.
     """
     if jax.process_count() == 1:
         return flag

@@ -1,4 +1,4 @@
-"""What a workdir says about where its results came from: config.json, run.json, and the configs of before."""
+"""The origin of a workdir's results: config.json, run.json, and earlier configs."""
 
 import json
 import os
@@ -24,16 +24,16 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ten
 
 
 def record_start(workdir: str | Path, config: ConfigDict, step: int, **facts) -> None:
-    """Writes, together, what a run that is about to train says of itself; nothing is written before that.
+    """Writes, together, the description of a run that is about to train; nothing is written before that.
 
-    `config.json` is its config. Where that differs from the config so far, the earlier one joins the list in
-    `config_history.json`, with the step up to which it held. `run.json` gets one entry more: command, versions, commit,
-    devices, the step, and the facts given. A file that is damaged is kept beside the new one, which is said.
+    `config.json` is its config. If that differs from the previous config, the previous one is added to the list in
+    `config_history.json`, with the step up to which it applied. `run.json` gets one more entry: command, versions,
+    commit, devices, the step, and the given facts. A damaged file is reported and kept beside the new one.
 
     Args:
-      workdir: the run's folder; made if it is not there.
+      workdir: the run's folder; created if missing.
       config: of this start.
-      step: how many steps are done.
+      step: the number of steps done.
       **facts: JSON values for run.json.
 
     Raises:
@@ -50,7 +50,7 @@ def record_start(workdir: str | Path, config: ConfigDict, step: int, **facts) ->
         old = dict(fields(ConfigDict(before))) if before else {}
         changed = [name for name, value in fields(ConfigDict(new)) if old and old.get(name, value) != value]
         if changed:
-            say(f"the config differs from the run's so far in: {', '.join(changed)}")
+            say(f"the config differs from the run's previous one in: {', '.join(changed)}")
             earlier = _read_or_set_aside(paths["config_history"], schema.history) or []
             entry = {"until_step": step, "config": before}
             if not earlier or earlier[-1] != entry:
@@ -68,7 +68,7 @@ _OF_A_RUN = (
 
 
 def begin_again(workdir: str | Path) -> None:
-    """Moves what a workdir holds of its run to `aside/run_1`, or the next number; `run.json` stays.
+    """Moves the run in a workdir to `aside/run_1`, or the next number; `run.json` stays.
 
     Raises:
       UserError: the workdir cannot be written.
@@ -87,11 +87,11 @@ def begin_again(workdir: str | Path) -> None:
             os.rename(path, aside / path.name)
     except OSError as e:
         raise UserError(f"{aside}: cannot be written ({reason(e)}); give another --workdir") from e
-    say(f"--restart: what was in {workdir} was moved to {aside}")
+    say(f"--restart: the contents of {workdir} were moved to {aside}")
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
-    """The config that a workdir's run was started with the last time.
+    """The config with which a workdir's run was last started.
 
     Raises:
       UserError: config.json is missing or damaged.
@@ -111,7 +111,7 @@ def config_of(workdir: str | Path, step: int, meta: dict) -> ConfigDict:
     Args:
       workdir: the run's folder.
       step: of the checkpoint.
-      meta: what was recorded with it; its `config`, if it has one, stands in for a config.json that is damaged.
+      meta: the values recorded with it; its `config`, if there is one, replaces a damaged config.json.
 
     Raises:
       UserError: neither can be used.
@@ -130,7 +130,7 @@ def config_of(workdir: str | Path, step: int, meta: dict) -> ConfigDict:
 
 
 def _own_config(workdir: Path, step: int, meta: dict) -> ConfigDict | None:
-    """The config that held when a checkpoint was written, or None where only config.json can say."""
+    """The config that applied when a checkpoint was written, or None if only config.json can tell."""
     if "config" in meta:
         return schema.config(meta["config"])
     try:
@@ -142,13 +142,13 @@ def _own_config(workdir: Path, step: int, meta: dict) -> ConfigDict | None:
 
 
 def _read_or_set_aside(path: Path, check):
-    """What `check` makes of a JSON file; None where there is none, or where it is damaged and was moved aside."""
+    """The result of `check` for a JSON file; None if there is none, or if it is damaged and was moved aside."""
     try:
         return check(read_json(path))
     except FileNotFoundError:
         return None
     except ValueError as e:
-        say(f"warning: {path}: {e}; it is kept as {set_aside(path).name}, and the run goes on without it")
+        say(f"warning: {path}: {e}; it is kept as {set_aside(path).name}, and the run continues without it")
         return None
 
 
@@ -169,7 +169,7 @@ def _entry(step: int, facts: dict) -> dict:
 
 
 def commit() -> str:
-    """The commit of the source checkout, with + where it has changes, or "" outside one."""
+    """The commit of the source checkout, with + if it has changes, or "" outside one."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:

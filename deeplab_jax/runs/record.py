@@ -1,4 +1,4 @@
-"""Reading a run's record, metrics.jsonl: every row that can be read, whatever stands beside it."""
+"""Reading a run's record, metrics.jsonl: every readable row, regardless of damage elsewhere."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from deeplab_jax.files import reason
 
 
 class Record(NamedTuple):
-    """What a record holds.
+    """The contents of a record.
 
     Attributes:
       rows: each {"step": n, name: value, ...}, in the file's order.
-      problem: what is wrong with the rest, or "". A last line that a kill cut short is not counted as damage.
+      problem: what is wrong with the rest, or "". A last line cut short by a kill does not count as damage.
     """
 
     rows: list[dict]
@@ -21,12 +21,12 @@ class Record(NamedTuple):
 
 
 def read_record(path: str | Path) -> list[dict]:
-    """The rows of a metrics.jsonl that can be read; see `inspect_record`."""
+    """The readable rows of a metrics.jsonl; see `inspect_record`."""
     return inspect_record(path).rows
 
 
 def inspect_record(path: str | Path) -> Record:
-    """Reads a metrics.jsonl; where there is none, it has no rows, and that is no problem."""
+    """Reads a metrics.jsonl; a missing file has no rows, and is not a problem."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -53,7 +53,7 @@ def inspect_record(path: str | Path) -> Record:
 
 
 def _row(line: bytes) -> dict | None:
-    """The row of one line, or None if it is not one: a step and numbers, as they are plotted."""
+    """The row of one line, or None if it is not a row: a step and numbers that can be plotted."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -64,12 +64,12 @@ def _row(line: bytes) -> dict | None:
 
 
 def is_count(value: object) -> bool:
-    """Whether a value read from JSON is a whole number from 0 that fits 64 bits."""
+    """Whether a value read from JSON is a whole number of at least 0 that fits 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _is_number(value: object) -> bool:
-    """Numbers that a float holds; a loss may be NaN or infinite where such steps are skipped."""
+    """Numbers that fit a float; a loss may be NaN or infinite if such steps are skipped."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or math.log2(abs(value) + 1) < 1024

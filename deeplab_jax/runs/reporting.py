@@ -1,7 +1,7 @@
-"""What a run tells while it runs: metrics.jsonl is the record, TensorBoard (through clu) a view of it.
+"""Reporting during a run: metrics.jsonl is the record, TensorBoard (through clu) a view of it.
 
-The only module that imports TensorFlow, through clu's metric writer and progress; where TensorFlow is not installed,
-the record alone is written, and that is said once.
+The only module that imports TensorFlow, through clu's metric writer and progress; if TensorFlow is not installed,
+only the record is written, which is reported once.
 """
 
 import json
@@ -21,17 +21,17 @@ from deeplab_jax.runs.record import inspect_record
 
 
 class Reporter:
-    """Writes scalars and pictures of one run; after a resume, what lay beyond the checkpoint is taken back.
+    """Writes scalars and pictures of one run; after a resume, entries after the checkpoint are removed.
 
     Args:
       workdir: the run's folder.
-      first_step: steps already done: 0, or the resumed checkpoint's.
+      first_step: the number of steps already done: 0, or the resumed checkpoint's.
       num_steps: steps of the whole run.
       active: false on all processes but the first: nothing is written.
       costs: (end, cost of a step before it) of each stage of the run, in the order of the steps; in any unit.
 
     Raises:
-      UserError: the record cannot be written (here only; a disk that fills up later does not stop training).
+      UserError: the record cannot be written (only here; a disk that fills up later does not stop training).
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Reporter:
         self._record = Path(workdir) / "metrics.jsonl"
         self._pictures = Path(workdir) / "pictures"
         self._writer, self._progress = None, None
-        self._unwritten: list[bytes] = []  # rows that a full disk did not take
-        self._size = 0  # of the record without them
-        self._full = False  # whether that was said
+        self._unwritten: list[bytes] = []  # rows not yet written (disk full)
+        self._size = 0  # bytes of the record on disk
+        self._full = False  # whether a full disk was reported
         self._start = (time.perf_counter(), first_step)
         self._num_steps = num_steps
         if not active:
@@ -70,7 +70,7 @@ class Reporter:
             self._end_view(e)
 
     def _rows_until(self, first_step: int) -> list[dict]:
-        """The rows of the steps that are done; a damaged record is kept beside the new one."""
+        """The rows of the finished steps; a damaged record is kept beside the new one."""
         found = inspect_record(self._record)
         if found.problem:
             kept = set_aside(self._record)
@@ -79,7 +79,7 @@ class Reporter:
                 f"damaged file beside it as {kept.name}"
             )
         elif first_step and not self._record.exists():
-            say(f"warning: {self._record}: is gone; the record begins again after step {first_step}")
+            say(f"warning: {self._record}: is missing; the record begins again after step {first_step}")
         return [row for row in found.rows if row["step"] <= first_step]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -92,7 +92,7 @@ class Reporter:
         self._view(lambda w: w.write_scalars(step, {k: v for k, v in row.items() if k != "step"}))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Records a picture [H, W, 3] uint8, as PNG in `pictures/` and in TensorBoard; a full disk goes without it."""
+        """Records a picture [H, W, 3] uint8, as PNG in `pictures/` and in TensorBoard; omitted if the disk is full."""
         if not self._active:
             return
         from PIL import Image
@@ -106,7 +106,7 @@ class Reporter:
         self._view(lambda w: w.write_images(step, {name: image[None]}))
 
     def hyperparameters(self, values: dict) -> None:
-        """Shows the config's fields in TensorBoard's hyperparameter page."""
+        """Shows the config's fields on TensorBoard's hyperparameter page."""
         if self._writer:
             plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
             self._view(lambda w: w.write_hparams(plain))
@@ -124,7 +124,7 @@ class Reporter:
         say(f"step {step}/{self._num_steps}  {numbers}  {rate}  {clock(left)} left")
 
     def _work(self, start: int, end: int) -> float:
-        """What the steps after `start` up to `end` cost."""
+        """The cost of the steps after `start` up to `end`."""
         total, begin = 0.0, 0
         for stop, cost in self._costs or ((self._num_steps, 1.0),):
             total += cost * max(0, min(end, stop) - max(start, begin))
@@ -132,22 +132,22 @@ class Reporter:
         return total
 
     def restart_clock(self, step: int) -> None:
-        """Starts the rate anew after something that was not training (compilation, evaluation)."""
+        """Restarts the rate after something other than training (compilation, evaluation)."""
         self._start = (time.perf_counter(), step)
 
     def flush(self) -> None:
-        """Writes out what is buffered."""
+        """Writes buffered data."""
         self._write_rows()
         self._view(lambda w: w.flush())
 
     def close(self) -> None:
-        """Writes out what is buffered and closes the TensorBoard log."""
+        """Writes buffered data and closes the TensorBoard log."""
         self._write_rows()
         self._view(lambda w: w.close())
         self._writer = self._progress = None
 
     def _write_rows(self) -> None:
-        """Appends the rows that wait; where the disk does not take them they wait on, and training with them."""
+        """Appends the waiting rows; if the disk is full they wait longer, and training continues."""
         if not self._unwritten:
             return
         try:
@@ -163,11 +163,11 @@ class Reporter:
 
     def _say_full(self, path: Path, error: OSError) -> None:
         if not self._full:
-            say(f"warning: {path}: cannot be written ({reason(error)}); metrics are kept in memory, training goes on")
+            say(f"warning: {path}: cannot be written ({reason(error)}); metrics are kept in memory, training continues")
         self._full = True
 
     def _view(self, write: Callable[[Any], None]) -> None:
-        """Writes to TensorBoard's log if there is one; after a failure no more, for the record is what counts."""
+        """Writes to TensorBoard's log if there is one; stops after a failure, because the record is authoritative."""
         if not self._writer:
             return
         try:
@@ -187,7 +187,7 @@ class Reporter:
         except ImportError as e:
             say(f"TensorBoard logs are not written ({e.name} is not installed); metrics go to {self._record}")
             return
-        # An event file cannot be shortened, so the view is written again from the record.
+        # An event file cannot be shortened, so the view is rewritten from the record.
         shutil.rmtree(folder, ignore_errors=True)
         writer = self._writer = metric_writers.SummaryWriter(str(folder))
         for row in rows:
@@ -199,11 +199,11 @@ class Reporter:
         )
 
     def _kept_pictures(self, first_step: int) -> Iterator[tuple[Path, int, str]]:
-        """(path, step, name) of the pictures of steps that are done; those of later steps are deleted."""
+        """(path, step, name) of the pictures of finished steps; those of later steps are deleted."""
         for path in sorted(self._pictures.glob("*.png")):
             step, _, name = path.stem.partition("_")
             if not step.isdecimal() or not name:
-                continue  # not one of ours
+                continue  # not written by this package
             if int(step) <= first_step:
                 yield path, int(step), name
             else:
@@ -214,8 +214,8 @@ def show_evaluation(workdir: str | Path, step: int, split: str, results: list[di
     """Adds an evaluation to the workdir's TensorBoard log; without TensorFlow, nothing happens.
 
     Args:
-      workdir: the run's folder, with `eval/` as the evaluation left it.
-      step: of the checkpoint that was evaluated.
+      workdir: the run's folder, with the evaluation's `eval/`.
+      step: of the evaluated checkpoint.
       split: its name; scalars are `<split>/crf<n>/...`, pictures `<split>/...`.
       results: as `evaluation.evaluate.evaluate` returns them.
     """
@@ -246,13 +246,13 @@ def _show_picture(writer, step: int, name: str, path: Path) -> None:
     try:
         image = read_photograph(path)
     except UserError as e:
-        say(f"warning: {e}; the log goes without this picture")
+        say(f"warning: {e}; the log omits this picture")
         return
     writer.write_images(step, {name: image[None]})
 
 
 def _tensorboard_writer(folder: Path):
-    """clu's writer of TensorBoard logs, or None where TensorFlow is not installed."""
+    """clu's writer of TensorBoard logs, or None if TensorFlow is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
@@ -263,7 +263,7 @@ def _tensorboard_writer(folder: Path):
 
 
 def append(path: Path, size: int, data: bytes) -> None:
-    """Appends to a file after its first `size` bytes; what a full disk left of an earlier try is cut off first."""
+    """Appends to a file after its first `size` bytes; cuts off what an earlier attempt on a full disk left."""
     with path.open("ab") as file:
         if file.tell() > size:
             file.truncate(size)

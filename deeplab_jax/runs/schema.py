@@ -1,7 +1,7 @@
-"""What a workdir's files hold, checked at one place when they are read: config.json, run.json, best.json, eval/*.json.
+"""Checks of a workdir's files when they are read: config.json, run.json, best.json, eval/*.json.
 
-Each function takes what the JSON says, whatever that is, and returns it in the form that the program uses, or raises a
-ValueError that says in a few words what is wrong with it. Presets are checked in `crf.params`, rows of the record in
+Each function accepts any JSON value and returns it in the form that the program uses, or raises a ValueError that
+states briefly what is wrong with it. Presets are checked in `crf.params`, rows of the record in
 `runs.record`.
 """
 
@@ -15,7 +15,7 @@ from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS, NORMALIZATIONS, WEIGH
 from deeplab_jax.old_fields import renamed
 from deeplab_jax.runs.record import is_count
 
-_NEEDED = ("model", "crf", "data", "eval")  # groups that no version of the program has left out
+_NEEDED = ("model", "crf", "data", "eval")  # groups that every version of the program has written
 _MOST = 1 << 31
 
 # Lowest and highest value of the config's numbers, also of each in a tuple; a number without an entry must be finite.
@@ -77,7 +77,7 @@ def config(value: object) -> ConfigDict:
     try:
         _check_types(_defaults(), renamed(value), "")
         found = recorded_config(value)
-    except (KeyError, TypeError, AttributeError) as e:  # a name that ConfigDict has for itself
+    except (KeyError, TypeError, AttributeError) as e:  # a name that ConfigDict reserves
         raise ValueError(f"has a field that no config can have ({str(e)[:100]})") from e
     if "name" not in value:
         del found["name"]
@@ -115,7 +115,7 @@ def _finite(value: float) -> bool:
 
 
 def out_of_range(settings: ConfigDict) -> str:
-    """Which number of a config lies outside its range, in words, or ""."""
+    """A sentence about a number of a config outside its range, or ""."""
     for group, values in settings.items():
         fields = {f"{group}.{k}": v for k, v in values.items()} if isinstance(values, ConfigDict) else {group: values}
         for name, value in fields.items():
@@ -137,28 +137,28 @@ def out_of_range(settings: ConfigDict) -> str:
 def best_mark(value: object) -> dict:
     """{"step", "mean_iou"} of a best.json."""
     if not isinstance(value, dict) or not is_count(value.get("step")) or not _share(value.get("mean_iou")):
-        raise ValueError("is damaged, it holds no step with its mean IoU")
+        raise ValueError("is damaged: it holds no step with its mean IoU")
     return {"step": value["step"], "mean_iou": float(value["mean_iou"])}
 
 
 def run_entries(value: object) -> list[dict]:
     """The starts that a run.json lists."""
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise ValueError("is damaged, it holds no list of starts")
+        raise ValueError("is damaged: it holds no list of starts")
     return value
 
 
 def history(value: object) -> list[dict]:
-    """The earlier configs that a config_history.json lists, each with the step up to which it held."""
+    """The earlier configs that a config_history.json lists, each with the step up to which it applied."""
     if not isinstance(value, list) or not all(
         isinstance(e, dict) and is_count(e.get("until_step")) and isinstance(e.get("config"), dict) for e in value
     ):
-        raise ValueError("is damaged, it holds no list of configs with steps")
+        raise ValueError("is damaged: it holds no list of configs with steps")
     return value
 
 
 def meta(value: object) -> dict:
-    """What stands beside a checkpoint's arrays: class names, and a palette with a color for each."""
+    """The values beside a checkpoint's arrays: class names, and a palette with a color for each."""
     value = value if isinstance(value, dict) else {}
     names = value.get("class_names")
     if not isinstance(names, list) or not 2 <= len(names) <= 256 or not all(isinstance(n, str) for n in names):
@@ -194,9 +194,9 @@ def results(value: object) -> list[dict]:
 
 
 def pictures(value: object) -> dict:
-    """What an evaluation's *_images.json says of its images and pictures; entries that say nothing are left out."""
+    """The images and pictures in an evaluation's *_images.json; empty entries are left out."""
     if not isinstance(value, dict):
-        raise ValueError("is damaged, it holds no list of pictures")
+        raise ValueError("is damaged: it holds no list of pictures")
     images, counts, entries = (_list(value, name) for name in ("images", "crf_iterations", "pictures"))
     return {
         "images": [_image(entry) for entry in images],

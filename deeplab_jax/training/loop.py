@@ -212,7 +212,7 @@ class Run:
         """Ends as a signal asked for, here or in another process, once the state is saved."""
         self.reporter.close()
         name = self.stop.name or "a signal to another process"
-        say(f"{name}: saved step {self.saved} and stopping; the same command goes on from there")
+        say(f"{name}: saved step {self.saved} and stopping; the same command continues from there")
         processes.leave()
         raise Terminated(self.stop.arrived or 15)
 

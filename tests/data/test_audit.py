@@ -71,7 +71,7 @@ def test_every_fault_is_named(messy):
             assert any(name in example for example in found[kind].examples), kind
             assert found[kind].count == 1, kind
     assert found["loose mask"].examples[0].endswith("alone.png")
-    assert "dog" in found["never"].sentence and "skip" in found["never"].sentence
+    assert "dog" in found["never"].sentence and "gaps" in found["never"].sentence
     assert {f.kind for f in result.errors} == {
         "size", "ids", "unreadable image", "unreadable label", "rgb mask", "boundary color",
     }  # fmt: skip
@@ -226,7 +226,7 @@ def test_missing_classes_are_explained(config, tmp_path):
     sentence = _findings(config)["never"].sentence
     assert sentence == (
         "classes never occur in train: b, d; the network cannot learn them "
-        "(the ids skip: check that the classes file has the labels' order)"
+        "(the ids have gaps: check that the classes file has the labels' order)"
     )
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     write_label(tmp_path / "masks" / "p00.png", blocks(0, 1))
@@ -235,7 +235,7 @@ def test_missing_classes_are_explained(config, tmp_path):
     result = audit.audit(*audit.sources_of(config.data, ("train", "val")))
     sentences = [f.sentence for f in result.findings if f.kind == "never"]
     assert len(sentences) == 2 and not any("skip" in s for s in sentences)  # no classes file of the user's
-    assert sentences[1].endswith("their IoU there is 0 or, not predicted either, undefined")
+    assert sentences[1].endswith("their IoU there is 0, or undefined if never predicted")
 
 
 def test_holdout_is_checked_as_a_split(config, tmp_path):

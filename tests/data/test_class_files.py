@@ -54,7 +54,7 @@ def test_lists_of_names(tmp_path, text, names):
     ("text", "words"),
     [
         ("a 0 0 0\nb 1 2\n", r"line 2 \('b 1 2'\) is not understood"),
-        ("a, b, c\n", r"line 1 \('a, b, c'\) is not understood; write one class a line"),
+        ("a, b, c\n", r"line 1 \('a, b, c'\) is not understood; write one class per line"),
         ("a: b: c\n", r"line 1 \('a: b: c'\) is not understood"),
         ("a 0 0 0\nb\n", r"1 of 2 lines have a color R G B, but line 2 \('b'\) has none"),
         ("1 a\n2 b\n", r"line 1 \('1 a'\) has the id 1 where 0 is expected"),
@@ -63,7 +63,7 @@ def test_lists_of_names(tmp_path, text, names):
         ('{"a": ', "is neither a list of classes"),
         ('{"shapes": [3]}', "is JSON, but neither"),
         ("# only\n", "is empty"),
-        ("a\na\n", "'a' is there twice"),
+        ("a\na\n", "'a' occurs twice"),
         ("a 1 1 1\nb 1 1 1\n", "two classes have the same color"),
     ],
 )

@@ -124,7 +124,7 @@ def test_cvat(tmp_path):
     assert result.left_out == 1
     assert (tmp_path / "out/classes.txt").read_text() == "background 0 0 0\ndog 0 255 0\ncat 255 0 0\n"
     (tmp_path / "annotations.xml").write_text("<annotations><image")
-    with pytest.raises(UserError, match=r"annotations.xml: is not whole XML"):
+    with pytest.raises(UserError, match=r"annotations.xml: is not valid XML"):
         convert(tmp_path, tmp_path)
 
 

@@ -69,7 +69,7 @@ def test_where_one_class_alone_occurs_nothing_is_trained(folder):
     found = check(config)
     assert found["one class"].error and found["one class"].examples == ("background",)
     assert "0 and 255" in found
-    with pytest.raises(UserError, match="class 'background' alone occurs in its labels, so there is nothing to learn"):
+    with pytest.raises(UserError, match="class 'background' is the only one in its labels, so there is nothing"):
         data.require_two_classes(data.open_dataset(config.data, "train"))
 
 
@@ -130,7 +130,7 @@ def test_one_wrong_file_is_named_and_does_not_change_the_others(folder):
 
 def test_lossy_masks_without_colors_are_refused(folder):
     config = folder([pillow(np.kron(blocks(0, 3), np.ones((1, 1), np.uint8)) * 40, "JPEG", quality=50)], suffix="jpg")
-    with pytest.raises(UserError, match=r"p0.jpg: is compressed with loss, which invents ids"):
+    with pytest.raises(UserError, match=r"p0.jpg: has lossy compression, which invents ids"):
         check(config)
 
 

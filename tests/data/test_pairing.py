@@ -110,7 +110,7 @@ def test_folders_are_splits(folder, tmp_path):
     assert names(config, "test") == ["test/x"] and data.open_dataset(config.data, "test")[0].label is None
     assert names(config, "all") == ["train/a", "train/b", "val/a"]
     folder("stray")
-    with pytest.raises(UserError, match=r"stray.jpg: lies beside the folders test and train and val, so it is in no"):
+    with pytest.raises(UserError, match=r"stray.jpg: is beside the folders test and train and val, so it is in no"):
         names(config, "train")
 
 

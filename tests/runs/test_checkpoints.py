@@ -67,7 +67,7 @@ def test_a_checkpoint_without_digests_is_used_if_it_reads_whole(two):
     again, said = Checkpoints(two.workdir), []
     assert (again.steps(), again.present()) == ([1], [1, 2])
     assert newest(again, said.append)[0] == 2
-    assert len(said) == 1 and "checkpoint 2 has no digests; it reads whole and is used" in said[0]
+    assert len(said) == 1 and "checkpoint 2 has no digests; it can be read completely and is used" in said[0]
     reader = Checkpoints(two.workdir, read_only=True)  # beside a training it may be half written: the one before
     assert newest(reader)[0] == 1
     again.go_on_from(2)
@@ -177,7 +177,7 @@ def test_a_reader_beside_a_training_changes_nothing(tmp_path):
     writer.go_on_from(7, said.append)  # a writer moves what is damaged aside
     assert not (workdir / "checkpoints" / "9").exists() and writer.present() == [7]
     assert sorted(p.name for p in (workdir / "aside" / "checkpoint_9").iterdir()) == ["9", "9.json"]
-    assert "checkpoint 9 was moved to" in said[-1]
+    assert "checkpoint 9 were moved to" in said[-1]
 
 
 def test_a_reader_makes_no_folders(tmp_path):
@@ -198,9 +198,9 @@ def test_what_is_passed_over_is_named_on_stderr(tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert "the best checkpoint, 7, is not used (its file" in err
-    with pytest.raises(UserError, match=r"checkpoint 7 cannot be used \(its file .*; it has those of steps 7, 8"):
+    with pytest.raises(UserError, match=r"checkpoint 7 cannot be used \(its file .*; the steps it has are 7, 8"):
         load_workdir(workdir, 7)
-    with pytest.raises(UserError, match=r"checkpoint 6 cannot be used \(there is none"):
+    with pytest.raises(UserError, match=r"checkpoint 6 cannot be used \(it does not exist"):
         load_workdir(workdir, 6)
     (workdir / "digests" / "7.json").unlink()  # gone altogether
     assert load_workdir(workdir)[2]["step"] == 8

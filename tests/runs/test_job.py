@@ -29,7 +29,7 @@ def test_each_item_is_in_one_share(count):
 def test_a_place_that_is_none_is_refused():
     with pytest.raises(UserError, match="--process_id=2: must be from 0 to 1"):
         Job(2, 2)
-    with pytest.raises(UserError, match="belong together"):
+    with pytest.raises(UserError, match="must be given together"):
         processes.place(False, "host:1", -1, 4)
     assert processes.place(False, "host:1", 3, 4) == (3, 4)
 
@@ -62,7 +62,7 @@ def test_a_launcher_says_which_process_this_is(monkeypatch, variables, expected,
 def test_without_a_launcher_distributed_needs_numbers(monkeypatch):
     for name in [n for n in os.environ if n.startswith(("SLURM_", "OMPI_"))]:
         monkeypatch.delenv(name)
-    with pytest.raises(UserError, match="no launcher is seen; give --process_id and --num_processes"):
+    with pytest.raises(UserError, match="no launcher is detected; give --process_id and --num_processes"):
         processes.place(True)
 
 
@@ -127,7 +127,7 @@ def test_the_dead_are_named_at_once_and_the_absent_after_a_while(tmp_path):
         assert first.conclude({"bad": 0}, lambda reports: heard.extend(reports) or total(reports)) == 200
     assert [report.found for report in heard] == [{"bad": 0}, None, None]
     assert heard[1].reason == f"process 1 (number {child.pid} on here) is gone"
-    assert heard[2].reason == "process 2 has not come in 1 seconds"
+    assert heard[2].reason == "process 2 did not appear in 1 seconds"
     assert absence(heard[1], 3, [tmp_path / "a"]).endswith(
         f"is gone; 1 of its 3 files are missing, the first {tmp_path}/a; run the same command again"
     )
@@ -153,7 +153,7 @@ def test_the_first_process_may_die_as_well(tmp_path):
     stale = {"token": "t", "beat": 1, "does": "works", "pid": child.pid, "host": "x", "kernel": jobs._kernel()}
     write_json(tmp_path / "m/0-of-2.json", stale)
     second = Job(1, 2)
-    words = "process 0 has not come in 1 seconds; the files of process 1 are done"
+    words = "process 0 did not appear in 1 seconds; the files of process 1 are done"
     with pytest.raises(UserError, match=words), second.meeting(tmp_path / "m"):
         second.conclude({"bad": 0}, total)
     assert read_json(tmp_path / "m/1-of-2.json")["does"] == "failed"

@@ -27,7 +27,7 @@ def test_the_second_writer_is_told_who_has_it_and_changes_nothing(tmp_path):
         write_json(tmp_path / ".writer.json", {"host": "node7", "pid": 4321})
         before = sorted(tmp_path.iterdir())
         with (
-            pytest.raises(UserError, match=r"process 4321 on host 'node7' is writing there; wait for its end"),
+            pytest.raises(UserError, match=r"process 4321 on host 'node7' is writing there; wait until it ends"),
             writing(tmp_path),
         ):
             raise AssertionError("not reached")

@@ -33,7 +33,7 @@ def test_another_config_joins_the_history_with_its_step(tmp_path, capfd):
     runs = json.loads((tmp_path / "run.json").read_text())
     assert [r["step"] for r in runs] == [0, 3, 5, 8]
     assert runs[0]["train_images"] == 9
-    assert capfd.readouterr().err.count("the config differs from the run's so far in: batch_size") == 2
+    assert capfd.readouterr().err.count("the config differs from the run's previous one in: batch_size") == 2
 
 
 def test_a_full_disk_leaves_all_files_as_they_were(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_damaged_file_stays_beside_the_new_one(tmp_path, capfd, name, content)
     assert len(json.loads((tmp_path / "run.json").read_text())) == 1
     kept = tmp_path / f"{name}.damaged"
     assert kept.is_dir() if content is None else kept.read_text() == content
-    assert f"it is kept as {name}.damaged, and the run goes on without it" in capfd.readouterr().err
+    assert f"it is kept as {name}.damaged, and the run continues without it" in capfd.readouterr().err
 
 
 def test_a_checkpoint_has_the_network_that_it_was_trained_with(tmp_path):
@@ -95,6 +95,6 @@ def test_to_begin_again_moves_everything_and_deletes_nothing(tmp_path, capfd):
     begin_again(workdir)
     assert contents(workdir / "aside" / "run_1") == before
     assert Checkpoints(workdir, read_only=True).present() == []
-    assert "was moved to" in capfd.readouterr().err
+    assert "were moved to" in capfd.readouterr().err
     begin_again(workdir)  # nothing is left to move
     assert [p.name for p in (workdir / "aside").iterdir()] == ["run_1"]

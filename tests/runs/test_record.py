@@ -67,7 +67,7 @@ def test_a_damaged_record_stays_beside_the_one_that_goes_on(tmp_path, capfd):
 
 def test_a_record_that_is_gone_is_said(tmp_path, capfd):
     Reporter(tmp_path, 5, 30).close()
-    assert "metrics.jsonl: is gone; the record begins again after step 5" in capfd.readouterr().err
+    assert "metrics.jsonl: is missing; the record begins again after step 5" in capfd.readouterr().err
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_of_the_log(tmp_path, capfd):
@@ -78,4 +78,4 @@ def test_a_picture_that_cannot_be_read_is_left_out_of_the_log(tmp_path, capfd):
     reporter = Reporter(tmp_path, 5, 30)
     assert reporter._writer is not None  # the log goes on
     reporter.close()
-    assert capfd.readouterr().err.count("the log goes without this picture") == 1
+    assert capfd.readouterr().err.count("the log omits this picture") == 1

@@ -94,7 +94,7 @@ def strike(runs, workdir: Path, fault: str, rng: np.random.Generator) -> None:
             process.send_signal(number)
             _, err = process.communicate(timeout=300)
             assert process.returncode in (0, 128 + number), err  # 0: it had just ended
-            assert process.returncode == 0 or "the same command goes on from" in err
+            assert process.returncode == 0 or "the same command continues from" in err
         elif fault == "stop":
             process.send_signal(signal.SIGSTOP)
             time.sleep(rng.uniform(0, 2))

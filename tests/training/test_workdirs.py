@@ -78,7 +78,7 @@ def test_without_digests_the_checkpoints_are_used(runs, workdir, capfd):
     shutil.rmtree(workdir / "digests")
     loop.train(runs.config(*SHORT), workdir)
     err = capfd.readouterr().err
-    assert "checkpoint 4 has no digests; it reads whole and is used" in err and "resuming at step 4 of 4" in err
+    assert "checkpoint 4 has no digests; it can be read completely" in err and "resuming at step 4 of 4" in err
     checkpoints = Checkpoints(workdir, read_only=True)
     assert checkpoints.steps() == [4] and not checkpoints.problem(4)
 
@@ -118,7 +118,7 @@ def test_a_trained_workdir_never_begins_again_by_itself(runs, workdir, capfd, lo
 def test_a_best_mark_that_is_damaged_is_said_and_found_again(runs, workdir, capfd):
     (workdir / "best.json").write_text("{}")
     assert Checkpoints(workdir, read_only=True).best_step() is None
-    assert "best.json: is damaged, it holds no step" in capfd.readouterr().err
+    assert "best.json: is damaged: it holds no step" in capfd.readouterr().err
     Checkpoints(workdir).mark_best(4, 0.5)
     assert json.loads((workdir / "best.json").read_text()) == {"step": 4, "mean_iou": 0.5}
 
@@ -136,7 +136,7 @@ def test_ctrl_c_saves_and_the_next_run_ends_with_the_same_bits(runs, trained, tm
     assert e.value.code == 130
     err = capfd.readouterr().err
     assert "Ctrl-C: ending after this step" in err
-    assert "Ctrl-C: saved step 2 and stopping; the same command goes on from there" in err
+    assert "Ctrl-C: saved step 2 and stopping; the same command continues from there" in err
     loop.train(runs.config(*SHORT), tmp_path / "run")
     states = [Checkpoints(w, read_only=True).restore(4)[0] for w in (trained, tmp_path / "run")]
     for name, value in states[0].items():

@@ -4,12 +4,12 @@ from pathlib import Path
 
 
 def found_in(folder: Path) -> str:
-    """What to do where a folder of masks holds a tool's files instead; "" where it does not."""
+    """Advice for a folder of masks that holds a tool's files instead; "" for others."""
     for pattern in ("*.json", "*.xml"):
         first = next(iter(sorted(folder.glob(pattern))), None)
         if first is not None:
             return (
-                f"{first.name} looks like an annotation tool's; make masks of it first: python -m "
+                f"{first.name} looks like an annotation tool's; convert it to masks first: python -m "
                 f"deeplab_jax.convert_labels {folder} --out DIR"
             )
     return ""

@@ -1,4 +1,4 @@
-"""COCO's instances: polygons and run lengths; small objects lie over large ones, crowds are void below all."""
+"""COCO's instances: polygons and run lengths; small objects are drawn over large ones, crowds are void below all."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def read(contents: list[tuple[Path, dict]]) -> Annotations:
             for annotation in content["annotations"]:
                 annotations[annotation["image_id"]].append(annotation)
         except (KeyError, TypeError) as e:
-            raise UserError(f"{path}: is not whole COCO annotations ({type(e).__name__}: {e}); export it again") from e
+            raise UserError(f"{path}: is not complete COCO JSON ({type(e).__name__}: {e}); export it again") from e
         for i, image in listed.items():
             where = f"{path}: image {i}"
             size = checked_size(where, image.get("height"), image.get("width"))
@@ -38,7 +38,7 @@ def read(contents: list[tuple[Path, dict]]) -> Annotations:
     try:
         ordered = [name for _, name in sorted(names.items())]
     except TypeError as e:
-        raise UserError(f"{contents[0][0]}: its categories' ids are no numbers; export it again") from e
+        raise UserError(f"{contents[0][0]}: the ids of its categories are not numbers; export it again") from e
     return Annotations([n for n in dict.fromkeys(ordered) if n != "background"], None, images)
 
 
@@ -47,7 +47,7 @@ def _areas(annotations: list[dict], categories: dict, size: tuple[int, int]) -> 
     for annotation in annotations:
         shape = annotation.get("segmentation")
         if not shape:
-            left_out += 1  # a box alone
+            left_out += 1  # only a box
             continue
         pixels = mask_of(shape, size)
         crowd = bool(annotation.get("iscrowd"))
@@ -57,7 +57,7 @@ def _areas(annotations: list[dict], categories: dict, size: tuple[int, int]) -> 
 
 
 def mask_of(shape: dict | list, size: tuple[int, int]) -> np.ndarray:
-    """A `segmentation`, bool `[H, W]`: run lengths, or polygons that are added up; `ValueError` where it is neither."""
+    """A `segmentation`, bool `[H, W]`: run lengths, or the union of polygons; `ValueError` if it is neither."""
     if isinstance(shape, dict):
         return run_lengths(shape, size)
     pixels = np.zeros(size, bool)
@@ -71,7 +71,7 @@ def run_lengths(rle: dict, size: tuple[int, int] | None = None) -> np.ndarray:
     """COCO's run lengths (column by column, off first), as numbers or compressed text: bool `[H, W]`.
 
     Raises:
-      ValueError: they are those of another size, or do not fill it.
+      ValueError: they are of another size, or do not fill it.
     """
     height, width = (int(n) for n in rle["size"])
     if size is not None and (height, width) != size:

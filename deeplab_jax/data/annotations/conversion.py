@@ -21,7 +21,7 @@ from deeplab_jax.imaging.palettes import VOID
 
 _COLUMNS, _TILE = 4, 240
 
-# Formats in JSON: the words for the user, whether a file is one, and its reader.
+# JSON formats: the name for the user, whether a file has the format, and its reader.
 JSON_FORMATS: tuple[tuple[str, Callable, Callable], ...] = (
     ("COCO", coco.fits, coco.read),
     ("labelme", labelme.fits, labelme.read),
@@ -30,7 +30,7 @@ JSON_FORMATS: tuple[tuple[str, Callable, Callable], ...] = (
 
 
 class Labelled(NamedTuple):
-    """What is to be written: classes, background first, their colors, and (stem, how to make it) of each mask."""
+    """The output: classes, background first, their colors, and (stem, function that makes it) of each mask."""
 
     kind: str
     names: Sequence[str]
@@ -41,7 +41,7 @@ class Labelled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What was written."""
+    """The files that were written."""
 
     kind: str
     out: Path
@@ -52,7 +52,7 @@ class Result:
     sheet: Path | None
 
     def words(self) -> str:
-        """For the user."""
+        """A summary for the user."""
         lines = [f"{self.kind}: {self.count} masks in {self.out / 'masks'}, {len(self.names)} classes in "
                  f"{self.out / 'classes.txt'}"]  # fmt: skip
         if self.left_out:
@@ -60,28 +60,28 @@ class Result:
         if self.sheet:
             lines.append(f"Look at {self.sheet}")
         if self.failed:
-            lines.append(f"error: {self.failed} masks could not be made")
+            lines.append(f"error: {self.failed} masks could not be converted")
         return "\n".join(lines)
 
 
 def convert(source: Path, out: Path, images: Path | None, classes: Path | None, examples: int) -> Result:
-    """Writes `out`/masks, `out`/classes.txt and `out`/overlay.png; a bad mask is reported and the rest go on.
+    """Writes `out`/masks, `out`/classes.txt and `out`/overlay.png; a bad mask is reported and the rest are converted.
 
     Args:
       source: a file or folder of labels.
       out: the folder to write.
-      images: where the photographs are; None = beside the labels.
-      classes: names in the order of the ids, in the place of the tool's own; for masks in colors, their colors.
+      images: the folder of the photographs; None = beside the labels.
+      classes: names in the order of the ids, instead of the tool's own; for masks in colors, their colors.
       examples: pictures on the sheet; 0 = no sheet.
 
     Raises:
-      UserError: the labels are of no known format, or a file of them is damaged.
+      UserError: the labels have no known format, or one of their files is damaged.
     """
     labelled = open_labels(source, classes)
     photographs = _photographs(images or (source if source.is_dir() else source.parent))
     written = [out / "classes.txt", out / "overlay.png", *(out / "masks" / f"{stem}.png" for stem, _ in labelled.masks)]
     given = source.rglob("*") if source.is_dir() else [source]
-    read = [p for p in (*given, *photographs.values()) if out not in p.parents]  # there, they are of an earlier time
+    read = [p for p in (*given, *photographs.values()) if out not in p.parents]  # others: an earlier run's
     read += [classes] if classes else []
     listing.check_outputs(written, read)
     text = class_files.write_classes(labelled.names, labelled.colors)
@@ -89,7 +89,7 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
     back, _ = class_files.read_classes(out / "classes.txt")
     if list(back) != list(labelled.names):
         odd = next(a for a, b in zip(labelled.names, back) if a != b)
-        raise UserError(f"{source}: the class '{odd}' cannot stand in a classes file; rename it in the tool")
+        raise UserError(f"{source}: the class '{odd}' cannot be written to a classes file; rename it in the tool")
     palette = palettes.from_colors(labelled.colors)
     failed = 0
     shown: list[tuple[str, np.ndarray]] = []
@@ -112,7 +112,7 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
 
 
 def open_labels(source: Path, classes: Path | None = None) -> Labelled:
-    """Reads the labels, whatever tool they are of; raises as `convert`."""
+    """Reads the labels of any supported tool; raises like `convert`."""
     for suffix, read in ((".json", _json), (".xml", _cvat)):
         paths = _below(source, suffix)
         found = read(paths) if paths else None
@@ -126,7 +126,7 @@ def open_labels(source: Path, classes: Path | None = None) -> Labelled:
         if listed:
             return _of_colors(source, listed)
     raise UserError(
-        f"{source}: holds no labels that are known: JSON of labelme, COCO or Label Studio, CVAT's XML for images, "
+        f"{source}: holds no labels in a known format: JSON of labelme, COCO or Label Studio, CVAT's XML for images, "
         "masks in colors with a labelmap.txt (or --classes), or one folder of masks for each class"
     )
 
@@ -138,13 +138,13 @@ def _below(source: Path, suffix: str) -> list[Path]:
 
 
 def _json(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
-    """(format, annotations) of JSON files, those that are no labels left out; None where none is."""
+    """(format, annotations) of JSON files, ignoring those that are not labels; None if there are none."""
     contents = []
     for path in paths:
         try:
             contents.append((path, json.loads(read_file(path).decode("utf-8-sig"))))
         except (OSError, ValueError, RecursionError) as e:
-            raise UserError(f"{path}: is not whole JSON ({reason(e)}); export it again") from e
+            raise UserError(f"{path}: is not valid JSON ({reason(e)}); export it again") from e
     for name, fits, read in JSON_FORMATS:
         mine = [(path, content) for path, content in contents if fits(content)]
         if mine:
@@ -152,7 +152,7 @@ def _json(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
                 return name, read(mine)
             except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
                 raise UserError(
-                    f"{mine[0][0]}: is not whole {name} JSON ({type(e).__name__}: {e}); export it again"
+                    f"{mine[0][0]}: is not complete {name} JSON ({type(e).__name__}: {e}); export it again"
                 ) from e
     return None
 
@@ -194,7 +194,7 @@ def _of_colors(source: Path, classes: Path) -> Labelled:
     for path in tqdm(paths, desc="reading masks", unit="mask", mininterval=0.5, leave=False):
         try:
             found.append(meaning.facts_of(read_file(path), str(path), colors))
-        except (UserError, OSError):  # told of when the mask is made
+        except (UserError, OSError):  # reported when the mask is converted
             continue
     how, _ = meaning.decide(found, len(names), colors)
     folder = raster.colored_masks(source)
@@ -216,13 +216,13 @@ def _photographs(folder: Path) -> dict[str, Path]:
 
 
 def _tile(photograph: Path | None, label: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """A label over its photograph, or over gray where there is none of its size."""
+    """A label over its photograph, or over gray if there is none of its size."""
     image = np.full((*label.shape, 3), 128, np.uint8)
     if photograph is not None:
         try:
             read = files.read_photograph(photograph)
             image = read if read.shape[:2] == label.shape else image
-        except UserError:  # the sheet does without
+        except UserError:  # the sheet omits it
             pass
     step = max(1, -(-max(label.shape) // _TILE))
     return overlay(image[::step, ::step], label[::step, ::step], palette, names)

@@ -1,4 +1,4 @@
-"""CVAT's XML for images, version 1.1: areas lie over one another by z_order, then in the order of the file."""
+"""CVAT's XML for images, version 1.1: areas are drawn in the order of z_order, then of the file."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +17,7 @@ def read(paths: list[Path]) -> Annotations:
         try:
             root = ElementTree.parse(path).getroot()
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as e:
-            raise UserError(f"{path}: is not whole XML ({e}); export it again from CVAT") from e
+            raise UserError(f"{path}: is not valid XML ({e}); export it again from CVAT") from e
         if root.tag != "annotations":
             raise UserError(f"{path}: is not CVAT's XML for images; export the task as 'CVAT for images 1.1'")
         if root.find("track") is not None:

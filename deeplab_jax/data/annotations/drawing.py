@@ -1,4 +1,4 @@
-"""Areas of annotation tools as pixels: polygons, boxes, ellipses, run lengths."""
+"""Rasterizing the areas of annotation tools: polygons, boxes, ellipses, run lengths."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import VOID
 from deeplab_jax.limits import REFUSE_ABOVE
 
-_FARTHEST = 1e9  # of a corner, in pixels
+_FARTHEST = 1e9  # limit for a corner, in pixels
 
 
 class Area(NamedTuple):
@@ -24,9 +24,9 @@ class Area(NamedTuple):
 
 
 class Annotated(NamedTuple):
-    """The annotation of one image: its path as the tool has it, (height, width), and its areas from the bottom up.
+    """The annotation of one image: its path in the tool's file, (height, width), and its areas from the bottom up.
 
-    `left_out` counts what has no area: points, lines, shapes of unknown kinds.
+    `left_out` counts shapes without an area: points, lines, shapes of unknown kinds.
     """
 
     image: str
@@ -36,7 +36,7 @@ class Annotated(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """What a tool's files say: names of the classes without the background, colors (None = none), and the images."""
+    """The contents of a tool's files: names of classes without the background, colors (None = none), and images."""
 
     names: list[str]
     colors: list[tuple[int, int, int]] | None
@@ -44,18 +44,18 @@ class Annotations(NamedTuple):
 
 
 def checked_size(where: object, height: object, width: object) -> tuple[int, int]:
-    """(height, width) as a file gives them; `UserError` where they are no image's."""
+    """(height, width) from a file; `UserError` if they cannot be an image's."""
     try:
         h, w = int(height), int(width)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError) as e:
-        raise UserError(f"{where}: gives no height and width of an image; export it again") from e
+        raise UserError(f"{where}: has no height and width of an image; export it again") from e
     if h < 1 or w < 1 or h * w > REFUSE_ABOVE:
-        raise UserError(f"{where}: gives an image of {w}x{h} pixels; export it again")
+        raise UserError(f"{where}: has an image of {w}x{h} pixels; export it again")
     return h, w
 
 
 def painted(image: Annotated, ids: dict[str, int]) -> np.ndarray:
-    """The class map, uint8 `[H, W]`: 0 where no area is, later areas over earlier ones; `ids`: of each class."""
+    """The class map, uint8 `[H, W]`: 0 outside all areas, later areas over earlier ones; `ids`: each class's id."""
     label = np.zeros(image.size, np.uint8)
     height, width = image.size
     for area in image.areas:
@@ -72,14 +72,14 @@ def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple
     """Pixels whose centers lie inside an odd number of rings: a ring within a ring is a hole.
 
     Args:
-      rings: each a list of corners (x, y), pixel (0, 0) reaching from 0 to 1.
+      rings: each a list of corners (x, y), pixel (0, 0) spans 0 to 1.
       size: height, width.
 
     Returns:
       bool `[H, W]`.
 
     Raises:
-      ValueError: a corner is no pair of numbers, or they are beyond any image.
+      ValueError: a corner is not a pair of numbers, or beyond any image.
     """
     height, width = size
     flips = np.zeros((height, width + 1), np.int32)
@@ -99,14 +99,14 @@ def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple
 
 
 def box(x: float, y: float, width: float, height: float, turn: float = 0.0) -> list[tuple[float, float]]:
-    """Corners of a box whose upper left one is (x, y), turned about it by `turn` degrees clockwise."""
+    """Corners of a box whose upper left corner is (x, y), rotated about it by `turn` degrees clockwise."""
     cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     corners = ((0.0, 0.0), (width, 0.0), (width, height), (0.0, height))
     return [(x + dx * cos - dy * sin, y + dx * sin + dy * cos) for dx, dy in corners]
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> list[tuple[float, float]]:
-    """An ellipse about (x, y) as a polygon of 180 corners, turned by `turn` degrees clockwise."""
+    """An ellipse about (x, y) as a polygon of 180 corners, rotated by `turn` degrees clockwise."""
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     u, v = rx * np.cos(angle), ry * np.sin(angle)
@@ -114,7 +114,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> list
 
 
 def runs(counts: Sequence[int], height: int, width: int, by_column: bool) -> np.ndarray:
-    """Run lengths, off first, as bool `[height, width]`; `ValueError` where they do not fill it."""
+    """Run lengths, off first, as bool `[height, width]`; `ValueError` if they do not fill it."""
     lengths = np.asarray(counts, np.int64)
     if (lengths < 0).any() or lengths.sum() != height * width:
         raise ValueError(f"run lengths of {lengths.sum()} pixels for {height * width}")
@@ -123,7 +123,7 @@ def runs(counts: Sequence[int], height: int, width: int, by_column: bool) -> np.
 
 
 def stem_of(image: str) -> str:
-    """The name of an image's mask: its path with slashes, without suffix and without what leads out of the folder."""
+    """The name of an image's mask: its path with slashes, without suffix and parts that lead out of the folder."""
     path = PurePosixPath(os.path.splitext(image.replace("\\", "/"))[0])
     parts = [p for p in path.parts if p not in ("/", ".", "..") and not p.endswith(":")]
     return "/".join(parts)

@@ -1,4 +1,4 @@
-"""Label Studio's JSON: polygons, boxes and ellipses in percent, brushes; later areas lie over earlier ones."""
+"""Label Studio's JSON: polygons, boxes and ellipses in percent, brushes; later areas are drawn over earlier ones."""
 
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,7 +19,7 @@ def fits(content: object) -> bool:
 
 
 def read(contents: list[tuple[Path, list]]) -> Annotations:
-    """All tasks; of several annotations of a task the first that was not cancelled, unlabelled tasks left out."""
+    """All labelled tasks; of several annotations of a task the first that was not cancelled."""
     images = []
     for path, content in contents:
         for number, task in enumerate(content, 1):
@@ -72,10 +72,11 @@ def brush(rle: list[int], size: tuple[int, int]) -> np.ndarray:
     """Label Studio's packed RGBA of a brush, bool `[H, W]`: where it is not transparent.
 
     The bits: 32 for the number of bytes, 5 for the bits of a byte less one, 4 x 4 for the widths of lengths less one;
-    then runs: 1 whether one byte is repeated, 2 which width, the length less one, and the byte or bytes.
+    then runs: 1 bit whether one byte is repeated, 2 for the choice of width, the length less one, and the byte or
+    bytes.
 
     Raises:
-      ValueError: the bits are those of another size, or end too early.
+      ValueError: the bits are of another size, or end too early.
     """
     bits = np.unpackbits(np.asarray(rle, np.uint8))
     position = 0

@@ -1,4 +1,4 @@
-"""labelme: one JSON file for each image; later shapes lie over earlier ones."""
+"""labelme: one JSON file for each image; later shapes are drawn over earlier ones."""
 
 import base64
 import binascii
@@ -18,7 +18,7 @@ def fits(content: object) -> bool:
 
 
 def read(contents: list[tuple[Path, dict]]) -> Annotations:
-    """All images; `UserError` names the file that is damaged."""
+    """All images; `UserError` names a damaged file."""
     images = [_image(path, content) for path, content in contents]
     names = sorted({a.label for image in images for a in image.areas if a.label} - set(_BACKGROUND))
     return Annotations(names, None, images)

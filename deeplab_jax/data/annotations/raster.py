@@ -15,25 +15,25 @@ _LISTS = ("labelmap.txt", "label_colors.txt", "classes.txt", "class_dict.csv", "
 
 
 def class_list(folder: Path) -> Path | None:
-    """The list of labels that lies with the masks, or in the folder above them."""
+    """The list of labels beside the masks, or in the folder above them."""
     found = (place / name for place in (folder, folder.parent) for name in _LISTS)
     return next((path for path in found if path.is_file()), None)
 
 
 def colored_masks(folder: Path) -> Path:
-    """Where the masks lie: VOC's SegmentationClass, or the folder itself."""
+    """The folder of the masks: VOC's SegmentationClass, or the folder itself."""
     inner = folder / "SegmentationClass"
     return inner if inner.is_dir() else folder
 
 
 def read_colored(folder: Path, classes: Path) -> tuple[tuple[str, ...], np.ndarray | None, list[Path]]:
-    """(names, colors, masks) of a folder of masks of which `classes` is the list of labels."""
+    """(names, colors, masks) of a folder of masks; `classes` is its list of labels."""
     names, colors = class_files.read_classes(classes)
     return names, colors, list(walk(colored_masks(folder), IMAGE_SUFFIXES))
 
 
 def folders_of_classes(folder: Path) -> list[Path]:
-    """The subfolders of which each holds the masks of one class; [] where they are none."""
+    """The subfolders, if each holds the masks of one class; otherwise []."""
     inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     stems = [{stem for stem, _ in pairing.stems(p)} for p in inner]
     shared = len(stems) > 1 and all(stems) and len(set.union(*stems)) < sum(map(len, stems))
@@ -42,7 +42,7 @@ def folders_of_classes(folder: Path) -> list[Path]:
 
 
 def read_classes_apart(folders: list[Path]) -> Annotations:
-    """One mask for each class: what is not 0 is the class; where several are, the later in alphabetical order."""
+    """One mask for each class: nonzero pixels belong to it; in overlaps, to the later one in alphabetical order."""
     by_image: dict[str, list[tuple[str, Path]]] = {}
     for folder in folders:
         for stem, path in pairing.stems(folder):
@@ -52,7 +52,7 @@ def read_classes_apart(folders: list[Path]) -> Annotations:
         areas = [Area(name, _inside(path)) for name, path in parts]
         sizes = {area.pixels.shape for area in areas}
         if len(sizes) > 1:
-            raise UserError(f"{parts[0][1]}: has another size than the mask of another class of its image")
+            raise UserError(f"{parts[0][1]}: differs in size from the mask of another class of its image")
         images.append(Annotated(f"{stem}.png", areas[0].pixels.shape, areas))
     return Annotations([folder.name for folder in folders], None, images)
 

@@ -1,4 +1,4 @@
-"""What every segmentation data set's TFDS builder shares: from a listing of files to checked, encoded records."""
+"""The base of all TFDS builders of segmentation data sets: from a listing of files to checked, encoded records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deeplab_jax.imaging import files, listing, palettes
 from deeplab_jax.imaging.classes import Classes
 
 VOID = palettes.VOID
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the disk's fault, not the network's
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # errors of the disk, not of the network
 
 
 class File(Protocol):
@@ -42,7 +42,7 @@ class Source:
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # untyped
-    """Base of the builders. A data set says its classes, its palette, and where the files of each split are.
+    """Base of the builders. A data set defines its classes, its palette, and the files of each split.
 
     Records hold the photograph as it was encoded, the label as an 8-bit gray PNG of class ids (255 = void) and the
     name. Nothing here imports TensorFlow.
@@ -50,16 +50,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     VERSION = tfds.core.Version("1.0.0")
     CLASSES = Classes()
-    LABEL_TABLE: np.ndarray | None = None  # uint8 [256]: raw id -> class id or 255; None = as they are
-    URLS: tuple[str, ...] = ()  # the archives to download where `config.data.dir` is not set
+    LABEL_TABLE: np.ndarray | None = None  # uint8 [256]: raw id -> class id or 255; None = unchanged
+    URLS: tuple[str, ...] = ()  # the archives to download if `config.data.dir` is not set
     MD5S: Mapping[str, str] = types.MappingProxyType({})  # of archives whose SHA-256 is not in `checksums.tsv`
-    NEEDS_FOLDER = True  # False: the data set can be made or downloaded without `config.data.dir`
+    NEEDS_FOLDER = True  # False: the data set can be generated or downloaded without `config.data.dir`
 
     def __init__(self, *, raw: Path | None = None, options=None, on_corrupt: str = "stop", **kwargs):
         """Args:
-        raw: the data set's folder, only read; None = what TFDS's download manager gives.
-        options: `config.data`, for the builders that have more to say than a folder.
-        on_corrupt: "stop" at a file that cannot be decoded, or "skip": the record is kept, reading will skip it.
+        raw: the data set's folder, only read; None = the folder from TFDS's download manager.
+        options: `config.data`, for builders that need more than a folder.
+        on_corrupt: "stop" at an undecodable file, or "skip": the record is kept, and reading will skip it.
         """
         self.raw = Path(raw) if raw else None
         self.options = options
@@ -68,26 +68,26 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     @property
     def raw_folder(self) -> Path:
-        """`self.raw`, where `sources` asks for it: given, or downloaded by then."""
+        """`self.raw` for `sources`: given, or downloaded before."""
         assert self.raw is not None, "the data set is not downloaded yet"
         return self.raw
 
-    # What a data set defines.
+    # Defined by each data set.
 
     def sources(self) -> dict[str, list[Source]]:
-        """The examples of each stored split, in order, found under `self.raw`; `UserError` if they are not there."""
+        """The examples of each stored split, in order, found under `self.raw`; `UserError` if they are missing."""
         raise NotImplementedError
 
     def classes(self) -> Classes:
-        """Names of the classes, the background included where it is a class, void not, and their colors."""
+        """Names of the classes (including the background if it is a class, excluding void) and their colors."""
         return self.CLASSES
 
     def available_splits(self, stored: Sequence[str] | None = None) -> list[str]:
-        """The names that `open_dataset` accepts; `stored`: the keys of `sources()`, default those prepared."""
+        """The names that `open_dataset` accepts; `stored`: the keys of `sources()`; default: the prepared ones."""
         return list(self.info.splits if stored is None else stored)
 
     def select(self, split: str, seed: int) -> np.ndarray | None:
-        """Which of the stored examples of `split_expression(split)` belong to it; None = all."""
+        """The stored examples of `split_expression(split)` that belong to it; None = all."""
         del split, seed
         return None
 
@@ -100,11 +100,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return None
 
     def mask_colors(self) -> np.ndarray | None:
-        """RGB of the classes by which masks are looked up, uint8 `[K, 3]`; None where masks hold ids."""
+        """RGB of the classes by which masks are looked up, uint8 `[K, 3]`; None if masks hold ids."""
         return None
 
     def extra_files(self) -> list[Path]:
-        """Files other than the sources' that decide what is prepared."""
+        """Files besides the sources' that affect the prepared records."""
         return []
 
     def read_label(self, source: Source) -> np.ndarray:
@@ -112,14 +112,14 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return files.read_label(read_bytes(source.label), str(source.label))
 
     def meaning_key(self) -> str:
-        """What decides, besides files and classes, how labels are read; part of the fingerprint."""
+        """Whatever affects the reading of labels besides files and classes; part of the fingerprint."""
         return ""
 
     def encode(self, source: Source) -> tuple[bytes, bytes]:
         """(encoded photograph, label PNG or b"") of one example, checked.
 
         Raises:
-          UserError: an unreadable file, a label of another size, an id outside the classes. The name is in the text.
+          UserError: an unreadable file, a label of another size, an id outside the classes. The message has the name.
         """
         photograph = read_bytes(source.image)
         try:
@@ -141,7 +141,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         check_ids(label, len(self.classes().names), source.label)
         return photograph, files.encode_png(label)
 
-    # TFDS's side.
+    # The interface to TFDS.
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = self.dataset_info_from_configs(
@@ -155,7 +155,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             supervised_keys=("image", "label"),
             disable_shuffling=True,
         )
-        # Google's bucket has nothing about our folders, and each look there leaves a folder in the temporary one.
+        # Google's bucket knows nothing about these data sets, and each query leaves a folder in the temporary folder.
         info.initialize_from_bucket = lambda: None
         return info
 
@@ -173,7 +173,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return {split: self._generate_examples(sources, progress) for split, sources in splits.items() if sources}
 
     def _download(self, dl_manager) -> Path | None:
-        """Where the files are: the folder that the archives of `URLS` were unpacked into."""
+        """The folder into which the archives of `URLS` were unpacked."""
         if not self.URLS:
             return Path(dl_manager.manual_dir)
         paths = dict(zip(self.URLS, map(Path, dl_manager.download(list(self.URLS)))))
@@ -182,17 +182,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return archives.unpack(list(paths.values()), unpacked_folder(dl_manager.download_dir, self.name))
 
     def _downloaded(self, dl_manager) -> Path | None:
-        """`_download`, in which a failure is a `UserError` that says so (requests' errors are `OSError`s too).
+        """`_download`, with failures raised as `UserError` (requests' errors are `OSError`s too).
 
-        A damaged archive is removed, or TFDS would come up with it again.
+        A damaged archive is removed, because TFDS would reuse it.
 
         Raises:
-          UserError: the server, the connection, a checksum or an archive. OSError: the disk.
+          UserError: an error of the server, the connection, a checksum or an archive. OSError: an error of the disk.
         """
         from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
         from tensorflow_datasets.core.download.util import DownloadError
 
-        tfds.enable_progress_bar()  # gigabytes take a while
+        tfds.enable_progress_bar()  # downloading gigabytes takes a while
         try:
             return self._download(dl_manager)
         except (OSError, DownloadError, NonMatchingChecksumError, archives.DamagedArchiveError) as e:
@@ -223,7 +223,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
 
 def unpacked_folder(downloads, name: str) -> Path:
-    """Where a data set's archives are unpacked while its records are made, below TFDS's folder of downloads."""
+    """The folder below TFDS's downloads in which a data set's archives are unpacked while its records are made."""
     return Path(downloads) / "unpacked" / name
 
 
@@ -239,8 +239,8 @@ def check_ids(label: np.ndarray, num_classes: int, where: object) -> None:
 
 
 def read_bytes(path: File | None) -> bytes:
-    """A file's bytes; `UserError` if it is not there."""
-    assert path is not None, "an example that is drawn has no file"
+    """A file's bytes; `UserError` if it does not exist."""
+    assert path is not None, "a drawn example has no file"
     try:
         return read_file(path) if isinstance(path, Path) else path.read_bytes()
     except FileNotFoundError as e:
@@ -264,7 +264,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def text_of(data: bytes) -> str:
-    """Text as editors of any system save it: UTF-8 or UTF-16, with a byte order mark or without."""
+    """Text as saved by editors on any system: UTF-8 or UTF-16, with or without a byte order mark."""
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return data.decode("utf-16")
     return data.decode("utf-8-sig")

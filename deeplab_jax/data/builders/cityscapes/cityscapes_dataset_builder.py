@@ -20,7 +20,8 @@ ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
 class Builder(base.SegmentationBuilder):
     """2,975 training, 500 validation, 1,525 test images of 2048x1024.
 
-    `config.data.dir` holds `leftImg8bit/` and `gtFine/`, or the two zips as downloaded, which are read where they lie.
+    `config.data.dir` holds `leftImg8bit/` and `gtFine/`, or the two zips as downloaded, which are read without
+    extracting them.
     """
 
     CLASSES = KNOWN["cityscapes"]
@@ -54,7 +55,7 @@ class Builder(base.SegmentationBuilder):
             label_path = f"gtFine/{split}/{rest[0]}/{name}_gtFine_labelIds.png"
             if split != "test" and label_path not in entries:
                 raise UserError(
-                    f"{self.raw_folder / label_path}: no such file, but its image is there; extract gtFine again"
+                    f"{self.raw_folder / label_path}: no such file, but its image exists; extract gtFine again"
                 )
             splits[split].append(base.Source(name, image, entries[label_path] if split != "test" else None))
         if not splits["train"] and not splits["val"]:
@@ -77,7 +78,7 @@ class _Archive:
         try:
             self._zip = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as e:
-            raise UserError(f"{path}: is not a whole zip file; download it again") from e
+            raise UserError(f"{path}: is not a complete zip file; download it again") from e
 
     def names(self) -> list[str]:
         return self._zip.namelist()

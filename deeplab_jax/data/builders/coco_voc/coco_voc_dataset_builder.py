@@ -1,4 +1,4 @@
-"""MS-COCO with VOC's 20 classes, for pretraining: instances painted into class maps, poor images left out."""
+"""MS-COCO with VOC's 20 classes, for pretraining: instances painted into class maps, poorly covered images left out."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ CATEGORIES = {
     5: 1, 2: 2, 16: 3, 9: 4, 44: 5, 6: 6, 3: 7, 17: 8, 62: 9, 21: 10, 67: 11, 18: 12, 19: 13, 4: 14, 1: 15, 64: 16,
     20: 17, 63: 18, 7: 19, 72: 20,
 }  # fmt: skip
-MIN_PIXELS = 200 * 200  # images where VOC's classes cover less are left out (Zheng et al. 2015, section 7.1)
+MIN_PIXELS = 200 * 200  # images in which VOC's classes cover less are left out (Zheng et al. 2015, section 7.1)
 
 
 class Builder(base.SegmentationBuilder):

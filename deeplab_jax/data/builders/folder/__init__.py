@@ -1,1 +1,1 @@
-"""Anybody's own photographs and masks."""
+"""The user's own photographs and masks."""

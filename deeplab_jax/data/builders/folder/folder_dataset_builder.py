@@ -1,4 +1,4 @@
-"""Anybody's own data: a folder (or list) of images, a folder (or list) of masks, and optionally a file of classes."""
+"""The user's own data: a folder (or list) of images, a folder (or list) of masks, and optionally a file of classes."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from deeplab_jax.files import write_text
 from deeplab_jax.imaging import files, masks, pairing, palettes
 from deeplab_jax.imaging.classes import Classes
 
-# What changes how masks are found and read, with what a config of an older run, which lacks it, means.
+# Fields that change how masks are found and read, with their meaning in configs of older runs, which lack them.
 _FIELDS = {"ignore": (255,), "reduce_zero": False, "mask_prefix": "", "mask_suffix": ""}
 
 _DECIDING = threading.Lock()  # several threads read labels
@@ -28,10 +28,10 @@ _DECIDING = threading.Lock()  # several threads read labels
 class Builder(base.SegmentationBuilder):
     """Splits train and val (test, all), by folders of these names, by lists, or by `config.data.val_fraction`.
 
-    `config.data.images` and `.masks` are folders, searched with their subfolders, or text files with one path a line;
-    both relative to `config.data.dir` where that is set. Which mask belongs to which image, `imaging.pairing` says;
-    lines of two list files correspond. `config.data.classes` names the classes (`data.class_files`); without it they
-    are the ids that the masks hold. What the masks' samples mean is decided from all of them (`data.meaning`).
+    `config.data.images` and `.masks` are folders, searched with their subfolders, or text files with one path per line;
+    both relative to `config.data.dir` if that is set. `imaging.pairing` matches masks to images; lines of two list
+    files correspond. `config.data.classes` names the classes (`data.class_files`); without it they
+    are the ids that the masks hold. The meaning of the masks' samples is decided from all of them (`data.meaning`).
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -72,7 +72,7 @@ class Builder(base.SegmentationBuilder):
             raise UserError(
                 f"{self.options.images}: {_count(lonely, 'image has', 'images have')} no mask of the same name in "
                 f"{self.options.masks}, the first '{first}'; add the masks or remove the images, or "
-                "say how masks are named with config.data.mask_prefix and mask_suffix"
+                "describe the masks' names with config.data.mask_prefix and mask_suffix"
             )
         return sources
 
@@ -89,7 +89,7 @@ class Builder(base.SegmentationBuilder):
         return [base.Source(i.with_suffix("").as_posix().lstrip("/"), i, m) for i, m in zip(first, second)]
 
     def _download(self, dl_manager) -> None:
-        return None  # nothing to download: the options say where everything is
+        return None  # nothing to download: the options name all files
 
     def classes(self) -> Classes:
         names, colors = self._named_classes()
@@ -115,7 +115,7 @@ class Builder(base.SegmentationBuilder):
         return "images"
 
     def select(self, split: str, seed: int) -> np.ndarray | None:
-        """The examples of a split: those of its folder, or that its list names, or a share drawn by the seed."""
+        """The examples of a split: those of its folder, or of its list, or a share drawn by the seed."""
         return splits.select(self, self.sources()["images"], split, seed)
 
     def _folders(self) -> dict[str, np.ndarray]:
@@ -139,10 +139,10 @@ class Builder(base.SegmentationBuilder):
             self._known_classes = known
         return self._known_classes
 
-    # What the masks mean.
+    # The meaning of the masks.
 
     def survey(self) -> dict[base.File, Facts | UserError]:
-        """What each mask stores, or why it cannot be read; each file is decoded once."""
+        """The contents of each mask, or the error on reading it; each file is decoded once."""
         if not hasattr(self, "_surveyed"):
             labels = list(dict.fromkeys(s.label for s in self.sources()["images"] if s.label is not None))
             found = base.in_threads(self._facts, labels)
@@ -153,11 +153,11 @@ class Builder(base.SegmentationBuilder):
     def _facts(self, label: base.File) -> Facts | UserError:
         try:
             return facts_of(base.read_bytes(label), str(label), self.mask_colors())
-        except UserError as e:  # told of where the file is read
+        except UserError as e:  # reported where the file is read
             return e
 
     def meaning(self) -> masks.Meaning:
-        """How the masks are to be read; decided once and remembered beside the prepared files."""
+        """How to read the masks; decided once and recorded beside the prepared files."""
         with _DECIDING:
             if not hasattr(self, "_meaning"):
                 self._meaning = self._decided()

@@ -1,4 +1,4 @@
-"""Which of a folder's examples are its training, validation and test split."""
+"""The division of a folder's examples into training, validation and test splits."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -17,10 +17,10 @@ _FOLDERS = {
 
 
 def folders(sources: Sequence[base.Source]) -> dict[str, np.ndarray]:
-    """The splits that the uppermost folders of the examples' names are; {} where they are none.
+    """The splits that the topmost folders of the examples' names define; {} if they define none.
 
     Raises:
-      UserError: some examples lie in folders of splits, others beside them.
+      UserError: some examples are in folders of splits, others beside them.
     """
     of = [_FOLDERS.get(s.name.split("/")[0].casefold()) if "/" in s.name else None for s in sources]
     found = {name for name in of if name}
@@ -29,7 +29,7 @@ def folders(sources: Sequence[base.Source]) -> dict[str, np.ndarray]:
     outside = next((s for s, name in zip(sources, of) if name is None), None)
     if outside is not None:
         raise UserError(
-            f"{outside.image}: lies beside the folders {' and '.join(sorted(found))}, so it is in no split; move it, "
+            f"{outside.image}: is beside the folders {' and '.join(sorted(found))}, so it is in no split; move it, "
             "or name the splits with config.data.train_list and config.data.val_list"
         )
     return {split: np.array([i for i, name in enumerate(of) if name == split]) for split in sorted(found)}
@@ -51,7 +51,7 @@ def select(builder, sources: Sequence[base.Source], split: str, seed: int) -> np
       builder: of `folder`, for its options and paths.
       sources: all examples.
       split: train, val, test or all.
-      seed: draws the validation images where neither folders nor lists name them.
+      seed: draws the validation images if neither folders nor lists name them.
     """
     options = builder.options
     lists = {"train": options.train_list, "val": options.val_list}
@@ -78,7 +78,7 @@ def select(builder, sources: Sequence[base.Source], split: str, seed: int) -> np
 
 
 def _listed(builder, field: str, sources: Sequence[base.Source]) -> np.ndarray:
-    """The examples that a list names, in its order, each once; or those that lie in a folder."""
+    """The examples that a list names, in its order, each once; or those in a folder."""
     path = builder._resolve(field)
     names = [s.name for s in sources]
     if path.is_dir():
@@ -101,7 +101,7 @@ def _listed(builder, field: str, sources: Sequence[base.Source]) -> np.ndarray:
 
 
 class _Names:
-    """Finds examples by what a list calls them: a path of which the end, or which as an end, is an example's name."""
+    """Finds examples by their names in a list: paths that end with an example's name, or with which a name ends."""
 
     def __init__(self, names: Sequence[str]):
         self._by_name = {_parts(name): i for i, name in enumerate(names)}
@@ -111,7 +111,7 @@ class _Names:
                 self._by_end.setdefault(parts[start:], []).append(i)
 
     def __call__(self, text: str) -> list[int]:
-        """The numbers of those that `text` may mean, with or without an image's suffix; empty if there is none."""
+        """The numbers of examples that `text` may name, with or without an image's suffix; empty if there are none."""
         path = PurePosixPath(text.replace("\\", "/"))
         spellings = [path.with_suffix(""), path] if path.suffix.lower() in files.IMAGE_SUFFIXES else [path]
         return next((found for s in spellings if (found := self._find(_parts(s.as_posix())))), [])
@@ -119,9 +119,9 @@ class _Names:
     def _find(self, parts: tuple[str, ...]) -> list[int]:
         if parts in self._by_name:
             return [self._by_name[parts]]
-        if parts in self._by_end:  # the list leaves out folders
+        if parts in self._by_end:  # the list omits folders
             return self._by_end[parts]
-        ends = (parts[start:] for start in range(1, len(parts)))  # the list has folders more
+        ends = (parts[start:] for start in range(1, len(parts)))  # the list has additional folders
         return next(([self._by_name[end]] for end in ends if end in self._by_name), [])
 
 
@@ -130,9 +130,9 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _first_of_pair(line: str) -> str:
-    """The image of a line `image mask` or `image 1`, as VOC's lists have them; "" where it is no such line.
+    """The image of a line `image mask` or `image 1`, as in VOC's lists; "" for other lines.
 
-    A second word with an image's suffix after a first one without is one name with a space in it.
+    If only the second word has an image's suffix, the line is one name with a space in it.
     """
     words = line.split()
     if len(words) != 2:

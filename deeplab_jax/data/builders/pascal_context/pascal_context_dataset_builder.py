@@ -29,7 +29,7 @@ class Builder(base.SegmentationBuilder):
     """
 
     CLASSES = KNOWN["pascal_context"]
-    # The author's page has moved here from Stanford; the MD5 that is known is of the file that lay there.
+    # The author's page has moved here from Stanford; the known MD5 is that of the file at the old address.
     URLS = (voc.VOC2010_URL, "https://roozbehm.info/pascal-context/trainval.tar.gz")
     MD5S = types.MappingProxyType({voc.VOC2010_URL: voc.VOC2010_MD5})
     NEEDS_FOLDER = False

@@ -8,7 +8,7 @@ from deeplab_jax.data.builders.voc_segmentation import voc_segmentation_dataset_
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.classes import KNOWN
 
-# The first of each is how the authors' archive has it.
+# The first of each is the layout of the authors' archive.
 _LABEL_FOLDERS = (
     "pascal_person_part/pascal_person_part_gt", "pascal_person_part_gt", "SegmentationPart",
     "SegmentationClassPersonPart",
@@ -24,7 +24,7 @@ class Builder(base.SegmentationBuilder):
 
     `config.data.dir` is VOC2010 or VOC2012 (or a folder above), with the DeepLab authors' `pascal_person_part_gt/*.png`
     and lists `pascal_person_part_trainval_list/{train,val}.txt` in it or beside it, or their `pascal_person_part/` with
-    both. "" downloads that and VOC 2010.
+    both. "" downloads these and VOC 2010.
     """
 
     CLASSES = KNOWN["pascal_person_part"]

@@ -1,8 +1,8 @@
-"""Draws scenes of seven classes: textured, shaded objects that hide each other before a patchwork background.
+"""Draws scenes of seven classes: textured, shaded objects that occlude each other in front of a patchwork background.
 
-Color is a hint and no more: each class has its own, but they scatter so widely that ball and melon often need the
-melon's stripes to be distinguished, box and star their outlines, ring and tree theirs. Every color is drawn far from
-those already in the scene, so that edges are as strong as a photograph's while textures stay faint.
+Color is only a hint: each class has its own, but colors scatter so widely that ball and melon can often be
+distinguished only by the melon's stripes, and box and star, like ring and tree, only by their outlines. Every color is
+drawn far from those already in the scene, so that edges are as strong as a photograph's while textures stay faint.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ _COLORS = {
     "background": (135, 130, 115), "ball": (205, 65, 70), "melon": (215, 125, 45), "box": (55, 105, 210),
     "star": (125, 75, 205), "ring": (105, 180, 55), "tree": (45, 150, 100),
 }  # fmt: skip
-_FINE = 2  # scenes are drawn this much finer, then averaged: soft edges
+_FINE = 2  # scenes are drawn this much finer, then averaged, for soft edges
 
 Mask = np.ndarray  # bool [H, W]
 
@@ -51,16 +51,16 @@ def draw(seed: int, split: int, index: int) -> tuple[np.ndarray, np.ndarray]:
             _paint(canvas[window], mask, [c * shading for c in color], texture)
             np.copyto(label[window], kind, where=mask)
             np.copyto(instance[window], number, where=mask)
-    canvas *= (1 + 0.12 * _ramp(rng, y, x))[..., None]  # light falls off over the scene
+    canvas *= (1 + 0.12 * _ramp(rng, y, x))[..., None]  # the light fades across the scene
     image = sum(canvas[i::_FINE, j::_FINE] for i in range(_FINE) for j in range(_FINE)) / np.float32(_FINE**2)
-    image += rng.normal(0, 2.0, image.shape)  # the sensor
+    image += rng.normal(0, 2.0, image.shape)  # sensor noise
     label, instance = label[::_FINE, ::_FINE].copy(), instance[::_FINE, ::_FINE]
     label[_rim(instance)] = VOID
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
 
 
 def _background(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, colors: list[np.ndarray]) -> np.ndarray:
-    """Patches of several colors and textures with sharp borders: edges that are no object's. float32 `[H, W, 3]`."""
+    """Patches of several colors and textures with sharp borders: edges of no object. float32 `[H, W, 3]`."""
     canvas = np.zeros((*y.shape, 3), np.float32)
     for patch in range(int(rng.integers(2, 4))):
         color = _new_color(rng, colors)
@@ -70,7 +70,7 @@ def _background(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, colors: 
         mask = side if patch else np.ones_like(side)
         texture = (_clouds, _grain, _stripes, _spots)[int(rng.integers(4))](rng, y, x)
         _paint(canvas, mask, color, texture)
-    for _ in range(int(rng.integers(0, 3))):  # poles: as thin as a trunk, and no tree
+    for _ in range(int(rng.integers(0, 3))):  # poles: as thin as a trunk, but not trees
         at, slant = rng.uniform(0, WIDTH), rng.uniform(-0.2, 0.2)
         canvas[np.abs(x - at - slant * y) < rng.uniform(0.8, 2.0)] = _new_color(rng, colors)
     return canvas
@@ -81,7 +81,7 @@ def _paint(canvas: np.ndarray, mask: Mask, color: Iterable, texture: np.ndarray)
         np.copyto(canvas[..., channel], value + texture, where=mask)
 
 
-# Each object is a list of (mask, texture) parts, painted in order, each in a color of its own.
+# Each object is a list of (mask, texture) parts, painted in order, each in its own color.
 
 
 def _ball(rng, y, x, r):

@@ -14,7 +14,7 @@ SEED = 2018
 class Builder(base.SegmentationBuilder):
     """Seven classes, 96x128; 600 training and 100 validation scenes."""
 
-    VERSION = tfds.core.Version("1.0.1")  # a new one whenever the scenes change: prepared files are kept by it
+    VERSION = tfds.core.Version("1.0.1")  # increase it whenever the scenes change: prepared files depend on it
     CLASSES = KNOWN["shapes"]
     NEEDS_FOLDER = False
 

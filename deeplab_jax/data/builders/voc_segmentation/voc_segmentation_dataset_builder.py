@@ -14,7 +14,7 @@ from deeplab_jax.imaging.files import CorruptImageError
 
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 SBD_URL = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
-# PASCAL-Context's and PASCAL-Person-Part's photographs. As of SBD, only the MD5 is published.
+# The photographs of PASCAL-Context and PASCAL-Person-Part. As for SBD, only the MD5 is published.
 VOC2010_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar"
 VOC2010_MD5 = "da459979d0c395079b5c75ee67908abb"
 
@@ -82,7 +82,7 @@ class Builder(base.SegmentationBuilder):
     def _augmented_names(
         self, lists: Path, sbd: Path | None, published: Path, train: list[str], has_val: bool
     ) -> list[str]:
-        """Whose images train_aug holds before val's are taken out; empty if nothing augments."""
+        """The names in train_aug before val's are removed; empty without extra annotations."""
         for listed in (lists / "train_aug.txt", lists / "trainaug.txt"):
             if listed.is_file():
                 return [Path(line.split()[0]).stem for line in base.read_names(listed)]
@@ -92,7 +92,7 @@ class Builder(base.SegmentationBuilder):
             more = {p.stem for p in published.glob("*.png")}
         else:
             return []
-        if not has_val:  # both hold images of VOC's val, which would then be trained on
+        if not has_val:  # both hold images of VOC's val, which would then be used for training
             raise UserError(
                 f"{lists / 'val.txt'}: no such file, so the images of val cannot be kept out of train_aug; restore "
                 f"it from VOC 2012, or name the images to train on in {lists / 'train_aug.txt'}"
@@ -119,7 +119,7 @@ class Builder(base.SegmentationBuilder):
 
 
 def voc_root(folder: Path, year: str) -> Path:
-    """The folder that holds JPEGImages, whether `folder` is it, VOCdevkit, or the one above."""
+    """The folder that holds JPEGImages, if `folder` is it, VOCdevkit, or the folder above."""
     for root in (folder, folder / year, folder / "VOCdevkit" / year):
         if (root / "JPEGImages").is_dir():
             return root
