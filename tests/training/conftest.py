@@ -53,11 +53,15 @@ class Runs:
 
         return load_config("shapes", [*self.overrides, *overrides])
 
+    def arguments(self, workdir: Path, *overrides: str) -> list[str]:
+        """Of `deeplab_jax.main`."""
+        overriding = [f"--config.{o}" for o in (*self.overrides, *overrides)]
+        return ["--config", "shapes", "--workdir", str(workdir), *overriding]
+
     def start(
         self, workdir: Path, *overrides: str, flags=(), env=None, program=("-m", "deeplab_jax.main")
     ) -> subprocess.Popen:
-        command = [sys.executable, *program, "--config", "shapes", "--workdir", str(workdir), *flags]
-        command += [f"--config.{o}" for o in (*self.overrides, *overrides)]
+        command = [sys.executable, *program, *self.arguments(workdir, *overrides), *flags]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -68,7 +72,7 @@ class Runs:
 
     def run(self, workdir: Path, *overrides: str, flags=(), env=None, status: int = 0) -> tuple[str, str]:
         process = self.start(workdir, *overrides, flags=flags, env=env)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
         return out, err
 
