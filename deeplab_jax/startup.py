@@ -23,9 +23,9 @@ def set_xla_defaults(training: bool = False) -> None:
     """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
 
     If only CPUs can be used, these are flags that make them faster; if a GPU can be used and `training` is true, flags
-    that make its results repeatable and leave its matrix products to cuBLAS. An installed plugin for GPUs or TPUs counts
-    only if this machine has its devices, or if JAX_PLATFORMS names it. Flags that XLA_FLAGS already names are not added,
-    nor those that the installed jaxlib may not know, because XLA would then end the process.
+    that make its results repeatable and leave its matrix products to cuBLAS. An installed plugin for GPUs or TPUs is
+    counted only if this machine has its devices, or if JAX_PLATFORMS names it. Flags that XLA_FLAGS already names are
+    not added, nor those that the installed jaxlib may not know, because XLA would then end the process.
     """
     from importlib import metadata, util
 
