@@ -24,7 +24,7 @@ from deeplab_jax.training.observation import Pictures
 from deeplab_jax.training.step import finite_leaves
 from deeplab_jax.training.termination import Terminated
 
-SHORT = ("crf.train=off", "num_steps=4", "log.every=2", "checkpoint.every=2", "eval.every=2", "log.images_every=0")
+SHORT = ("num_steps=4", "log.every=2", "checkpoint.every=2", "eval.every=2", "log.images_every=0")
 OVERFLOW = (
     "eval.every=0",
     "optimizer.warmup_steps=0",
