@@ -191,3 +191,21 @@ def test_lattice_on_gpus_has_no_chunks_and_few_kernels():
     assert found["loop_steps"] <= 20  # 9 iterations, the last over both lattices, and the loops that number vertices
     assert found["gathers"] <= 80 and found["scatters"] <= 40
     assert found["temporary_bytes"] < 280e6
+
+
+@pytest.mark.long
+def test_training_step_on_four_tpus():
+    """Of `shapes`, end to end with its CRF: most collectives are batch norm's, forward and backward."""
+    found = compiled("v5e:2x2", "step", "--config=shapes", "--classes=7")
+    assert found["collectives"] <= 21 and found["collective_bytes"] < 1.1e6
+    assert (found["gathers"], found["scatters"], found["unknown_loops"]) == (0, 0, 0)
+    assert found["loop_steps"] <= 48 and found["temporary_bytes"] < 40e6
+
+
+@pytest.mark.long
+def test_training_step_at_one_scale_compiles_for_gpus():
+    """Under the flags that training sets; without cuBLAS's products XLA finds no tile sizes."""
+    found = compiled("h100:1", "step", "--config.model.scales=1.0")
+    assert found["flops"] == pytest.approx(450.3e9, rel=0.01)  # three times the forward pass
+    assert (found["gathers"], found["scatters"], found["loop_steps"]) == (0, 0, 0)
+    assert found["kernels"] <= 1600 and found["temporary_bytes"] < 950e6
