@@ -51,11 +51,15 @@ class Runs:
 
         return load_config("shapes", [*self.overrides, *overrides])
 
+    def arguments(self, workdir: Path, *overrides: str) -> list[str]:
+        """Of `deeplab_jax.main`."""
+        overriding = [f"--config.{o}" for o in (*self.overrides, *overrides)]
+        return ["--config", "shapes", "--workdir", str(workdir), *overriding]
+
     def start(
         self, workdir: Path, *overrides: str, flags=(), env=None, program=("-m", "deeplab_jax.main")
     ) -> subprocess.Popen:
-        command = [sys.executable, *program, "--config", "shapes", "--workdir", str(workdir), *flags]
-        command += [f"--config.{o}" for o in (*self.overrides, *overrides)]
+        command = [sys.executable, *program, *self.arguments(workdir, *overrides), *flags]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(Path(__file__).parents[2]),

@@ -1,0 +1,5 @@
+"""Importing this imports what a training needs."""
+
+from tests.training.forked import preload
+
+preload()
