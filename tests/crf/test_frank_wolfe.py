@@ -46,9 +46,7 @@ def test_no_higher_energy_on_a_photograph(small_case):
 def test_the_objective_never_rises():
     unary, image, params = oscillating(5)
     options = {"compatibility": REPULSIVE}
-    history = mean_field(
-        unary, image, params, 10, bilateral="exact", update="frank_wolfe", return_all=True, **options
-    )
+    history = mean_field(unary, image, params, 10, bilateral="exact", update="frank_wolfe", return_all=True, **options)
     free = np.array([kl_free_energy(q, unary, image, params, **options) for q in history])
     assert np.diff(free).max() <= 1e-5 * np.abs(free).max()
     assert free[-1] < free[0] - 0.02
@@ -86,7 +84,7 @@ def test_projection_onto_the_simplex():
 
 @pytest.mark.parametrize("regularizer", frank_wolfe.REGULARIZERS)
 def test_gradient_is_that_of_finite_differences(regularizer):
-    unary, image, params = oscillating(5)
+    unary, image, _ = oscillating(5)
     rng = np.random.default_rng(1)
     target, direction = (jnp.asarray(rng.normal(size=unary.shape), jnp.float32) for _ in range(2))
 
@@ -112,5 +110,5 @@ def test_what_cannot_be_used_is_refused(scene):
     with pytest.raises(ValueError, match="regularizer='l2' must be one of entropy, euclidean"):
         run(regularizer="l2")
     for wrong in (0, -1.0, float("nan"), True, "1"):
-        with pytest.raises(ValueError, match="regularization=.* must be a number above 0"):
+        with pytest.raises(ValueError, match=r"regularization=.* must be a number above 0"):
             run(regularization=wrong)
