@@ -56,7 +56,7 @@ def test_marginals_equal_the_checkpoints(segment, artifact, iterations):
     assert (found.labels == np.argmax(same, -1)).mean() > 0.999
     if iterations == 0:
         np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-4)
-    else:  # an exported program finds its lattice by itself, another than the plain call's
+    else:  # an exported program builds its own lattice, different from the plain call's
         assert np.abs(found.marginals - expected.marginals).mean() < 0.01
         assert (found.labels == expected.labels).mean() > 0.98
     assert found.class_names == NAMES

@@ -196,7 +196,8 @@ def _remembered(
             return None
 
         if job.is_first and remembered() is None:
-            weights = {name: getattr(learn(start), name) for name in WEIGHTS}
+            learned = learn(start)
+            weights = {name: getattr(learned, name) for name in WEIGHTS}
             write_text(path, json.dumps({"about": asked, "weights": weights}))
         job.wait_until(lambda: remembered() is not None)
         found = remembered()

@@ -1,4 +1,4 @@
-"""What is read from compiled programs; where the compilers are installed, bounds on programs for GPUs."""
+"""Figures read from compiled programs; if the compilers are installed, bounds on programs for GPUs."""
 
 import json
 import os

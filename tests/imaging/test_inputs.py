@@ -1,4 +1,4 @@
-"""What a command may read, what it may write, and how names are shown."""
+"""The files that a command may read and write, and how names are shown."""
 
 import os
 import socket

@@ -38,7 +38,7 @@ def test_threads_and_loggers_are_quiet_about_a_full_disk_alone(monkeypatch, capl
 
 
 def test_threads_that_come_to_a_closed_loop_are_quiet(monkeypatch):
-    """C++ threads print what a callback of theirs raises through sys.excepthook."""
+    """C++ threads print exceptions of their callbacks through sys.excepthook."""
     seen = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(error))
     closed, other = RuntimeError("Event loop is closed"), RuntimeError("Event loop stopped")

@@ -1,4 +1,4 @@
-"""Who is one of several processes, who searches, and what GPUs are told."""
+"""Recognizing one of several processes, the process that searches, and the choice of GPUs."""
 
 import importlib.metadata
 import importlib.util

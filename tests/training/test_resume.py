@@ -10,7 +10,7 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
-from tests.training.conftest import LEAN, with_devices
+from tests.training.conftest import END_TO_END, LEAN, with_devices
 
 # Where to die: before the n-th call of a function (of those with a path that holds a word, if one is given). The
 # process kills itself with SIGKILL, so nothing is tidied up.
@@ -84,12 +84,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, mome
     runs.same_result(whole_run, workdir)
 
 
-LONG = ("num_steps=1500", "checkpoint.every=10", "eval.every=500", "log.every=2")
+LONG = (END_TO_END, "num_steps=1500", "checkpoint.every=10", "eval.every=500", "log.every=2")
 
 
 @pytest.mark.long
 def test_twenty_kills_at_random_moments(runs, tmp_path):
-    """Every kill meets a run that is training: it has logged steps of its own, and has steps to go."""
+    """Every kill hits a run that is training: it has logged steps of its own, and has steps left."""
     rng = seeded(time.time())
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     runs.run(whole, *LONG)
@@ -108,7 +108,7 @@ def test_twenty_kills_at_random_moments(runs, tmp_path):
 
 
 def wait_for_steps(workdir, process) -> None:
-    """Waits until a run has logged steps; a resumed one first takes back what lay beyond its checkpoint."""
+    """Waits until a run has logged steps; a resumed one first removes entries after its checkpoint."""
     low, deadline = last_step(workdir), time.time() + 300
     while process.poll() is None and time.time() < deadline:
         now = last_step(workdir)

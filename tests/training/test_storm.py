@@ -12,16 +12,17 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from tests.small_disk import filled, mounted
+from tests.training.conftest import END_TO_END
 from tests.training.forked import Forked, start_server
 from tests.training.test_resume import last_step, wait_for_steps
 
 LAST = 180
 STEPS = (f"num_steps={LAST}", "checkpoint.every=5", "checkpoint.keep=3", "eval.every=60", "log.every=2")
-NETWORK = (*STEPS, "crf.train_iterations=0", "eval.crf_iterations=0,")
+NETWORK = (*STEPS, "eval.crf_iterations=0,")
 # Runs take these in turn. Those with a CRF need longer until their first step.
 KINDS = (
     NETWORK,
-    (*STEPS, "crf.train_iterations=1", "eval.crf_iterations=0,1"),
+    (*STEPS, END_TO_END, "crf.train_iterations=1", "eval.crf_iterations=0,1"),
     NETWORK,
     (*NETWORK, "log.images_every=30", "eval.overlays=2"),
 )
