@@ -173,7 +173,7 @@ def test_a_full_disk_does_not_stop_training(runs, tmp_path, monkeypatch, capfd):
 
 def test_updates_that_overflow_are_never_saved(runs, tmp_path):
     """The first step's gradient is finite, and its update is not."""
-    with pytest.raises(loop.NonFiniteError, match=r"at step 1 \(looked at: 1 to 1\); parameters concerned: head\."):
+    with pytest.raises(loop.NonFiniteError, match=r"at step 1 \(checked: 1 to 1\); affected parameters: head\."):
         loop.train(runs.config(*SHORT, *OVERFLOW, "checkpoint.every=1"), tmp_path)
     assert Checkpoints(tmp_path).steps() == []
 
