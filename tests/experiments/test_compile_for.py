@@ -190,7 +190,7 @@ def test_lattice_on_gpus_has_no_chunks_and_few_kernels():
     assert found["kernels"] <= 60 * 10
     assert found["loop_steps"] <= 20  # 9 iterations, the last over both lattices, and the loops that number vertices
     assert found["gathers"] <= 80 and found["scatters"] <= 40
-    assert found["temporary_bytes"] < 280e6
+    assert found["temporary_bytes"] < 300e6
 
 
 @pytest.mark.long
@@ -209,3 +209,10 @@ def test_training_step_at_one_scale_compiles_for_gpus():
     assert found["flops"] == pytest.approx(450.3e9, rel=0.01)  # three times the forward pass
     assert (found["gathers"], found["scatters"], found["loop_steps"]) == (0, 0, 0)
     assert found["kernels"] <= 1600 and found["temporary_bytes"] < 950e6
+
+
+@pytest.mark.long
+def test_exact_filter_on_tpus():
+    found = compiled("v5e:1x1", "crf.exact")
+    assert (found["gathers"], found["scatters"], found["unknown_loops"]) == (0, 0, 0)
+    assert found["loop_steps"] <= 1_485_625 and found["temporary_bytes"] < 110e6
