@@ -152,7 +152,7 @@ def forged(artifact_dir, folder, name, content) -> Path:
     return folder
 
 
-def test_a_program_that_is_none_is_a_sentence(artifact_dir, tmp_path):
+def test_a_file_that_is_not_a_program_is_a_sentence(artifact_dir, tmp_path):
     name = json.loads((artifact_dir / "manifest.json").read_text())["programs"][0]["file"]
     whole = (artifact_dir / name).read_bytes()
     for number, content in enumerate((b"", b"garbage" * 1000, whole[:100], whole[: len(whole) // 2])):

@@ -151,7 +151,7 @@ _MANY = 60
 
 @pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_takes_nobody_along_and_a_rerun_does_the_rest(workdir, tmp_path, victim):
+def test_a_killed_process_does_not_stop_the_others_and_a_rerun_does_the_rest(workdir, tmp_path, victim):
     (tmp_path / "in").mkdir()
     for n in range(_MANY):
         Image.fromarray(photograph((120, 160), n)).save(tmp_path / f"in/{n:02}.png")
