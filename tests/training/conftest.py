@@ -68,9 +68,11 @@ class Runs:
             command, env=environment | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def run(self, workdir: Path, *overrides: str, flags=(), env=None, status: int = 0) -> tuple[str, str]:
+    def run(
+        self, workdir: Path, *overrides: str, flags=(), env=None, status: int = 0, seconds: float = 400
+    ) -> tuple[str, str]:
         process = self.start(workdir, *overrides, flags=flags, env=env)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=seconds)
         assert process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
         return out, err
 

@@ -44,7 +44,6 @@ def test_storm(runs, tmp_path, monkeypatch):
     skipped = int(os.environ.get("DEEPLAB_STORM_SKIP", "0"))
     print(f"DEEPLAB_STORM_SEED={seed}", flush=True)
     # Every program comes from the cache, small ones too, and was written there by a run that nothing met.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     start_server()
@@ -62,7 +61,7 @@ def test_storm(runs, tmp_path, monkeypatch):
             waiting.append((number, Story(runs, folder / "run", number, seed, faults), strikes))
         kinds = sorted({number % len(KINDS) for number, _, _ in waiting})
         whole = {kind: tmp_path / f"whole{kind}" for kind in kinds}
-        list(pool.map(lambda kind: runs.run(whole[kind], *KINDS[kind]), kinds))
+        list(pool.map(lambda kind: runs.run(whole[kind], *KINDS[kind], seconds=1200), kinds))
         ended = [pool.submit(story.happen, strikes) for _, story, strikes in waiting]
         try:
             for (number, story, _), end in zip(waiting, ended, strict=True):
@@ -143,7 +142,7 @@ class Story:
             self.strike(fault)
             seconds = time.monotonic() - begin
             print(f"run {self.number}, fault {number}: {fault} after step {step}, {seconds:.1f} s", flush=True)
-        self.runs.run(self.workdir, *self.steps)
+        self.runs.run(self.workdir, *self.steps, seconds=1200)
 
     def start(self) -> Forked:
         self.starts += 1
