@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     config.model.msc = False  # v1's side branches (v1 section 4.3)
     config.model.pool5a = False  # v1 LargeFOV's average pool after pool5
     config.model.base_pools = False  # v1 DeepLab's 2x2 pools instead of LargeFOV's 3x3
-    config.model.freeze_trunk = False  # train only what MSc adds
-    config.model.freeze_network = False  # train only the CRF on top (crf.train end_to_end)
+    config.model.freeze_trunk = False  # train only the layers that MSc adds
+    config.model.freeze_network = False  # train only the CRF (with crf.train end_to_end)
     config.model.batch_norm = "frozen"  # frozen (stored statistics and affine) or trained (synchronised)
     config.model.allow_random_frozen = False  # frozen batch norm without init_from is a mistake; True allows it
     config.model.stride_on = "1x1"  # where a bottleneck's stride sits: 1x1 (Caffe) or 3x3 (torchvision)
@@ -49,13 +49,13 @@ def get_config() -> ConfigDict:
     config.crf.gaussian_xy_std = 1.0  # sigma_gamma, pixels of the photograph
     config.crf.train = "off"  # off (test time only, the papers' piecewise way) or end_to_end
     config.crf.train_iterations = 5  # iterations of the CRF inside training
-    config.crf.stride = 8  # in training the CRF runs on the image sampled by this stride; testing uses 1
+    config.crf.stride = 8  # in training the CRF runs on the image sampled at this stride; testing uses 1
     config.crf.learn = ("weights", "compatibility")  # what end_to_end learns: weights, compatibility, stds
     config.crf.per_class_weights = False  # one kernel weight per class instead of one per kernel
     config.crf.learning_rate_multiplier = 1.0
 
-    config.search = ConfigDict()  # after training: the CRF's parameters are searched for on images set aside
-    config.search.images = 0  # this many of the images that data.holdout sets aside; 0 = no search
+    config.search = ConfigDict()  # after training: search of the CRF's parameters on held-out images
+    config.search.images = 0  # number of held-out images (data.holdout) to use; 0 = no search
     config.search.passes = 2  # 1 = coarse grid only; each further pass halves the steps
     config.search.objective = "mean_iou"  # mean_iou, trimap (within 5 pixels of boundaries) or both (their mean)
     config.search.thin = ()  # names of thin classes: their bilateral weight is a searched multiple of the others'
@@ -73,13 +73,13 @@ def get_config() -> ConfigDict:
     config.data.dir = ""  # the raw folder, never written to
     config.data.cache_dir = ""  # prepared files; "" = the user's cache folder
     config.data.train_split = "train_aug"
-    config.data.holdout = 0  # this many training images are set aside as split "holdout"
-    config.data.holdout_by = ""  # instead, all training images whose names begin so, such as drives: "0016E5,0001TP"
+    config.data.holdout = 0  # number of training images set aside as the split "holdout"
+    config.data.holdout_by = ""  # instead, all training images with these prefixes, such as drives: "0016E5,0001TP"
     config.data.crop = (321, 321)  # height, width
     config.data.scales = (0.5, 0.75, 1.0, 1.25, 1.5)  # random scale; a pair with continuous_scale = its ends
     config.data.continuous_scale = False
-    # First steps with crops and scales of their own, most often smaller and cheaper: (share of the steps, crop, scales)
-    # one after another; the steps that are left see `crop` and `scales`.
+    # First steps with their own crops and scales, usually smaller and cheaper: (share of the steps, crop, scales), one
+    # after another; the remaining steps use `crop` and `scales`.
     config.data.stages = ()  # such as ((0.5, (161, 161), (0.25, 0.375, 0.5, 0.625, 0.75)),)
     config.data.mirror = True
     config.data.mirror_swaps = ()  # pairs of class ids that swap when mirrored (left/right parts)
@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     config.data.saturation = 0.0
     config.data.on_corrupt = "stop"  # a corrupt image: stop (naming it) or skip (and count)
     config.data.workers = 2  # threads that decode and augment
-    config.data.cache_decoded_mb = 2048  # decoded images kept in memory, up to this size
+    config.data.cache_decoded_mb = 2048  # decoded images are kept in memory up to this size
     config.data.images = ""  # folder: images, masks (folders or list files)
     config.data.masks = ""
     config.data.classes = ""  # folder: text file, one name and optional R G B per line, or a tool's list
@@ -97,13 +97,13 @@ def get_config() -> ConfigDict:
     config.data.val_list = ""
     config.data.ignore = (255,)  # folder: ids of the masks that are void
     config.data.reduce_zero = False  # folder: 0 is void and the first class is 1
-    config.data.mask_prefix = ""  # folder: what stands before an image's name in its mask's
-    config.data.mask_suffix = ""  # folder: what stands after it, such as _gt; both "" = the usual ones
+    config.data.mask_prefix = ""  # folder: text before an image's name in its mask's name
+    config.data.mask_suffix = ""  # folder: text after it, such as _gt; both "" = the usual ones
 
     config.loss = ConfigDict()
     config.loss.class_weights = ()  # one weight per class; () = none; ("sqrt",) or another of class_weights.RULES
     config.loss.unary_weight = 1.0  # end_to_end: weight of the loss on the scores before the CRF
-    config.loss.crf_class_weights = True  # end_to_end: whether class_weights hold for the loss after the CRF too
+    config.loss.crf_class_weights = True  # end_to_end: whether class_weights also apply to the loss after the CRF
     config.loss.at = "scores"  # scores (labels subsampled, the papers) or pixels (scores upsampled)
 
     config.optimizer = ConfigDict()
@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.split = "val"
-    config.eval.crf_iterations = (0, 1, 2, 5, 10)  # one result for each, in one pass; 0 = network alone
+    config.eval.crf_iterations = (0, 1, 2, 5, 10)  # one result for each, in one pass; 0 = without the CRF
     config.eval.every = 0  # steps between evaluations on `select_split`; 0 = only at the end
     config.eval.select_split = ""  # split on which the best checkpoint is chosen; "" = the last is used
     config.eval.limit = 0  # evaluate only the first images; 0 = all

@@ -11,7 +11,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str):
-    # `load` brings Pillow and orbax with it; the CRF alone must not need them.
+    # `load` imports Pillow and orbax; the CRF alone must not need them.
     if name == "load":
         from deeplab_jax.inference.load import load
 

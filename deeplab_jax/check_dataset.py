@@ -1,4 +1,4 @@
-"""Checks a config's data set: what is wrong with it, how frequent its classes are, and what the network will be fed.
+"""Checks a config's data set: what is wrong with it, how frequent its classes are, and the network's input.
 
 python -m deeplab_jax.check_dataset --config configs/folder.py --config.data.images=DIR --config.data.masks=DIR
 """
@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_string("config", None, "a config file or the name of a shipped config")
-    flags.DEFINE_string("out", "", "where the contact sheet goes; default runs/<config name>/contact_sheet.png")
+    flags.DEFINE_string("out", "", "file for the contact sheet; default runs/<config name>/contact_sheet.png")
     flags.DEFINE_integer(
         "examples", 12, "augmented training examples on the contact sheet; 0 = no sheet", lower_bound=0
     )
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from deeplab_jax.data import audit, has_holdout
     from deeplab_jax.imaging import listing
 
-    held = ("holdout",) if has_holdout(config.data) else ()  # taken from the training split, which then lacks it
+    held = ("holdout",) if has_holdout(config.data) else ()  # removed from the training split
     splits = tuple(dict.fromkeys((config.data.train_split, *held, config.eval.split)))
     builder, sources = audit.sources_of(config.data, splits, config.seed)
     out = Path(FLAGS.out or Path("runs") / config.name / "contact_sheet.png")
@@ -45,25 +45,25 @@ def main(argv: Sequence[str]) -> int:
         result = audit.audit(builder, sources, bar.update)
     print(report(result))
     if FLAGS.examples and result.errors:
-        print("No contact sheet: it shows what the network is fed, and the errors above stop that.", file=sys.stderr)
+        print("No contact sheet: it shows the network's input, which the errors above prevent.", file=sys.stderr)
     elif FLAGS.examples:
         from deeplab_jax.data.contact_sheet import contact_sheet
         from deeplab_jax.imaging import files
 
         files.write_png(out, contact_sheet(config, FLAGS.examples))
-        print(f"\nImages and labels as the network is fed them: {out}")
+        print(f"\nImages and labels as the network receives them: {out}")
     return 1 if result.errors else 0
 
 
 def report(result) -> str:
-    """The audit in words and a table of classes."""
+    """The audit as text, with a table of classes."""
     from deeplab_jax.data.class_weights import RULES, class_weights_from_counts
 
     images = ", ".join(f"{n} in {split}" for split, n in result.images.items())
     lines = [f"Images: {images}. Sizes: {_sizes(result.sizes)}. Classes: {len(result.class_names)}."]
     lines += [f"Void: {', '.join(f'{v:.1%} of {split}' for split, v in result.void.items())}.", ""]
     if not result.findings:
-        lines.append("Nothing is wrong.")
+        lines.append("No problems found.")
     for finding in result.findings:
         lines.append(f"{'ERROR' if finding.error else 'note '}  {finding.count} x: {finding.sentence}")
         lines += [f"         {example}" for example in finding.examples]

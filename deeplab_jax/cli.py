@@ -1,4 +1,4 @@
-"""What every command shares: flags, one sentence for a user's mistake, exit status 1."""
+"""Shared by all commands: flags, one sentence for a user's mistake, exit status 1."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from deeplab_jax import interrupts, startup
 from deeplab_jax.errors import MissingExtraError, UserError
 from deeplab_jax.version import __version__
 
-# import name -> the extra that brings it
+# import name -> the extra that installs it
 _EXTRAS = {
     "absl": "predict", "ml_collections": "predict", "orbax": "predict", "PIL": "predict", "tqdm": "predict",
     "safetensors": "predict", "google": "predict", "h5py": "predict", "scipy": "predict", "platformdirs": "predict",
@@ -28,21 +28,21 @@ def run(
 ) -> None:
     """Runs a command's `main(argv)` under absl flags and exits with its status.
 
-    A `UserError` becomes one line on stderr and status 1, a wrong flag likewise; Ctrl-C gives 130. Anything else is a
+    A `UserError` or a wrong flag becomes one line on stderr and status 1; Ctrl-C gives status 130. Anything else is a
     defect and keeps its traceback.
 
     Args:
-      main: takes the arguments that are not flags (without the program's name), returns an exit status or None.
+      main: accepts the arguments that are not flags (without the program's name), returns an exit status or None.
       argv: the whole command line; default `sys.argv`. `--config NAME` and `--config.a.b=v` are left to
         `config_from_flags`.
-      huge_pages: the process first re-executes itself with an allocator that asks for them (see `startup`). It is for
-        training, and costs the time of everything imported before.
+      huge_pages: whether the process first re-executes itself with an allocator that requests them (see `startup`).
+        Meant for training; repeats all imports made before.
     """
     try:
         from absl import flags
     except ImportError as e:
         _fail(str(MissingExtraError("absl-py", "predict")), e)
-    command = argv is None and main.__module__ == "__main__"  # not a function of somebody's program, or of a test
+    command = argv is None and main.__module__ == "__main__"  # run as a command, not called from code
     argv = list(sys.argv if argv is None else argv)
     if "--version" in argv:
         print(f"deeplab_jax {__version__}")
@@ -74,12 +74,12 @@ def run(
             interrupts.now(code, b"")
         _end(e)
     if command:
-        interrupts.end_at_once()  # in the middle of Python's own end nothing is left to tidy
+        interrupts.end_at_once()  # during Python's own shutdown nothing is left to clean up
     sys.exit(status or 0)
 
 
 def _end(error: BaseException) -> None:
-    """Turns what a user can put right into one line and an exit status; anything else is raised again."""
+    """Turns a user's mistake into one line and an exit status; any other error is raised again."""
     from absl import flags
 
     try:
@@ -139,14 +139,14 @@ def config_from_flags(name: str | None):
 
 
 def _with_empty_model(argv: list[str]) -> list[str]:
-    """`--model` without a name becomes `--model=`, by which commands list what there is."""
+    """`--model` without a name becomes `--model=`, with which commands list the models."""
     following = [*argv[1:], "--"]
     bare = [arg in ("--model", "-model") and after.startswith("-") for arg, after in zip(argv, following)]
     return [f"{arg}=" if is_bare else arg for arg, is_bare in zip(argv, bare)]
 
 
 def _with_files(arguments: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Files whose names begin with `-`, as a shell's `*.jpg` gives them, as `./-name`, which is no flag."""
+    """Files whose names begin with `-`, for example from a shell's `*.jpg`, as `./-name`, which is not a flag."""
 
     def is_file(argument: str) -> bool:
         name = argument.lstrip("-").partition("=")[0]

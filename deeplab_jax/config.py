@@ -47,7 +47,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
       The locked config, with `config.name` set to the file's stem.
 
     Raises:
-      UserError: no such file, no `get_config`, an unknown field (the nearest name is suggested) or a value of another
+      UserError: no such file, no `get_config`, an unknown field (the closest name is suggested) or a value of another
         type.
     """
     path = find_config(name)
@@ -78,12 +78,12 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
-    """What a run's `config.json` holds as a config with today's fields.
+    """The contents of a run's `config.json` as a config with the current fields.
 
-    Fields under old names are found under their new ones, and fields that the run did not know have their defaults.
+    Fields under old names get their new ones, and fields that the run lacks have their defaults.
 
     Args:
-      values: as `json` reads them; lists become tuples, as they were.
+      values: as `json` reads them; lists become tuples again.
     """
 
     def merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
 
 
 def files_named(config: ConfigDict) -> list[Path]:
-    """The files that a config names in its fields and that are there."""
+    """The existing files that a config names in its fields."""
     found = []
     for _, value in fields(config):
         if isinstance(value, str) and value and "\0" not in value and len(os.fsencode(value)) < 1024:
@@ -164,7 +164,7 @@ def _parse(text: str, old: object, where: str) -> object:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What to add to a sentence about an unknown name: the known one that is nearest, or nothing.
+    """The end of a sentence about an unknown name: the closest known one, or nothing.
 
     >>> nearest("camvit", ["camvid", "shapes"])
     "; did you mean 'camvid'?"

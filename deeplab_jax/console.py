@@ -1,11 +1,11 @@
-"""What commands print while they work: lines on stderr, times, and how long the rest will take."""
+"""Output of commands while they work: lines on stderr, times, and the time left."""
 
 import sys
 import time
 
 
 def say(message: str) -> None:
-    """Prints one line of progress on stderr; results alone go to stdout."""
+    """Prints one line of progress on stderr; only results go to stdout."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -21,26 +21,26 @@ def clock(seconds: float) -> str:
 
 
 class Meter:
-    """Counts what is done, and estimates how long the rest will take.
+    """Counts finished items, and estimates the time for the rest.
 
     Attributes:
-      total: how many there are to do.
-      done: how many are done, those included that were done before.
-      measured: how many were done since, on which the estimate rests.
+      total: the number of items.
+      done: the number of finished items, including earlier ones.
+      measured: the number finished since the start, on which the estimate is based.
     """
 
     def __init__(self, total: int, every: float = 5.0):
-        """`every`: seconds between two lines that are due; 0 = each time."""
+        """`every`: seconds between two lines; 0 = a line for each item."""
         self.total, self.done = total, 0
         self._every, self.measured = every, 0
         self._start = self._said = time.monotonic()
 
     def known(self, count: int) -> None:
-        """Counts what was done before and cost nothing now."""
+        """Counts items finished earlier."""
         self.done += count
 
     def tick(self, count: int = 1) -> bool:
-        """Counts what was done now; returns whether a line about it is due."""
+        """Counts newly finished items; returns whether a line is due."""
         self.done += count
         self.measured += count
         now = time.monotonic()
@@ -51,10 +51,10 @@ class Meter:
 
     @property
     def per_second(self) -> float:
-        """How many were done in a second, on average."""
+        """Items finished per second, on average."""
         return self.measured / max(time.monotonic() - self._start, 1e-9)
 
     @property
     def left(self) -> str:
-        """The time that the rest will take, such as "1:15 left"."""
+        """The time left, such as "1:15 left"."""
         return f"{clock(max(self.total - self.done, 0) / max(self.per_second, 1e-9))} left"

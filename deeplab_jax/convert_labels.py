@@ -1,11 +1,11 @@
-"""Makes masks of class ids and a classes file from the labels of annotation tools.
+"""Converts the labels of annotation tools to masks of class ids and a classes file.
 
   python -m deeplab_jax.convert_labels SRC --out DIR
 
 SRC is a file or a folder: labelme (a JSON for each image), COCO (JSON, polygons and run lengths), CVAT (XML for
-images), Label Studio (JSON), masks in colors with a list of labels (PASCAL VOC's kind, as CVAT exports it), or a folder
-with one subfolder of masks for each class. Writes DIR/masks/<image>.png, DIR/classes.txt, and DIR/overlay.png, a sheet
-to look at. Then train with
+images), Label Studio (JSON), masks in colors with a list of labels (PASCAL VOC's kind, as exported by CVAT), or a
+folder with one subfolder of masks for each class. Writes DIR/masks/<image>.png, DIR/classes.txt, and DIR/overlay.png, a
+sheet to look at. Then train with
   --config folder --config.data.images=IMAGES --config.data.masks=DIR/masks --config.data.classes=DIR/classes.txt
 """
 
@@ -29,7 +29,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Converts what the arguments name; returns 1 if some masks could not be made."""
+    """Converts the given labels; returns 1 if some masks could not be converted."""
     if len(argv) != 1:
         raise UserError("name one file or folder of labels, as in python -m deeplab_jax.convert_labels SRC --out DIR")
     if not FLAGS.out:

@@ -1,12 +1,12 @@
-"""Converts published weights to a file that --config.init_from takes.
+"""Converts published weights to a file for --config.init_from.
 
 python -m deeplab_jax.convert_weights SRC --config FILE --out DST.safetensors
 python -m deeplab_jax.convert_weights --describe SRC
 
 SRC is a .caffemodel, a .pth, .safetensors or .npz of torchvision, timm, deeplab-pytorch or another port of DeepLab v2,
-a Keras .h5, .weights.h5 or .keras, or a workdir of a run. The preprocessing that goes with the weights, where the
-ResNet's stride sits and how maps are resized are recorded in DST and applied when it is used. Layers of the file that
-are neither used nor known to be needless are an error. With --describe the command only reports what SRC is.
+a Keras .h5, .weights.h5 or .keras, or a workdir of a run. The preprocessing that belongs to the weights, the place of
+the ResNet's stride and the resize convention are recorded in DST and applied when it is used. Layers of the file that
+are neither used nor known to be unnecessary are an error. With --describe the command only describes SRC.
 """
 
 from collections.abc import Sequence
@@ -22,31 +22,31 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Declares the command's flags."""
-    flags.DEFINE_string("config", None, "Config of the network that the weights are for.")
+    flags.DEFINE_string("config", None, "Config of the network for the weights.")
     flags.DEFINE_string("out", None, "The file to write, NAME.safetensors.")
-    flags.DEFINE_boolean("describe", False, "Say what the file is and stop; takes neither --config nor --out.")
-    flags.DEFINE_string("leave_out", "", "Regular expression for the names of layers of the file that are not wanted.")
-    flags.DEFINE_integer("seed", 0, "Draws the filters that are kept where fc6 and fc7 are slimmed.")
+    flags.DEFINE_boolean("describe", False, "Describe the file and stop; needs neither --config nor --out.")
+    flags.DEFINE_string("leave_out", "", "Regular expression for names of layers in the file to leave out.")
+    flags.DEFINE_integer("seed", 0, "Seed for the filters that are kept if fc6 and fc7 are slimmed.")
     flags.DEFINE_enum(
         "preprocessing",
         None,
         ["caffe_bgr", "torch_rgb"],
-        "Overrides what the kind of file says about its preprocessing.",
+        "Overrides the preprocessing implied by the kind of file.",
     )
     flags.DEFINE_enum(
-        "stride_on", None, ["1x1", "3x3"], "Overrides what the kind of file says about the stride of ResNet's blocks."
+        "stride_on", None, ["1x1", "3x3"], "Overrides the place of ResNet's strides implied by the kind of file."
     )
     flags.DEFINE_enum(
         "resize",
         None,
         ["corners", "half_pixel"],
-        "Overrides what the kind of file says about resizing: corners (Caffe) or half_pixel (align_corners=False).",
+        "Overrides the resizing implied by the kind of file: corners (Caffe) or half_pixel (align_corners=False).",
     )
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 1:
-        raise UserError(f"convert_weights takes one file or workdir, not {len(argv)}; see --help")
+        raise UserError(f"convert_weights needs one file or workdir, not {len(argv)}; see --help")
     if not FLAGS.out and not FLAGS.describe:
         raise UserError("--out is missing; give a file to write, such as --out=weights.safetensors")
     from deeplab_jax.imaging import listing

@@ -1,7 +1,7 @@
-"""The CRF's flags, shared by the commands that take them: a preset, and each parameter alone on top of it.
+"""The CRF's flags, shared by several commands: a preset, and single parameters that override it.
 
-Importing `deeplab_jax.crf` brings JAX and Flax with it, which `--help` must not wait for: what the flags need to know
-of it stands here once more, and a test compares.
+Importing `deeplab_jax.crf` imports JAX and Flax, for which `--help` must not wait: the values that the flags need are
+repeated here, and a test compares them.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ _MEANING = {
     "bilateral_weight": "w1, weight of the kernel on position and color",
     "bilateral_xy_std": "sigma_alpha, its width in pixels",
     "bilateral_rgb_std": "sigma_beta, its width in color, of 0..255",
-    "gaussian_weight": "w2, weight of the kernel on position alone",
+    "gaussian_weight": "w2, weight of the kernel on position only",
     "gaussian_xy_std": "sigma_gamma, its width in pixels",
 }
 
@@ -34,7 +34,7 @@ NAMES = ("preset", *FIELDS, "bilateral", "normalization")
 
 
 def define(preset: str, values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags; `preset` names the default preset in --help, or says in words where it comes from."""
+    """Defines the flags; `preset` names or describes the default preset in --help."""
     known = f"one of {', '.join(PRESETS)}, or a preset file (.json); default: {preset}"
     flags.DEFINE_string("preset", None, known, flag_values=values)
     for name, meaning in _MEANING.items():
@@ -46,7 +46,7 @@ def define(preset: str, values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 class _FilterName(flags.ArgumentParser):
-    """A name in `crf.filters.FILTERS`, which is read when a name is given and not before."""
+    """A name in `crf.filters.FILTERS`, which is imported only if a name is given."""
 
     def parse(self, argument: str) -> str:
         from deeplab_jax.crf.filters import check_name
@@ -74,7 +74,7 @@ def setting(values: flags.FlagValues, iterations: int | None, default: "Setting"
     Args:
       values: the parsed flags.
       iterations: from the command's own flag; None = the preset's.
-      default: what holds where no flag is given; its filter also where the preset that is given names none.
+      default: the setting without flags; its filter also applies if the given preset names none.
 
     Raises:
       UserError: an unknown preset, an unreadable preset file, or a value that cannot be used.

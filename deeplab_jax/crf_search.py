@@ -2,12 +2,12 @@
 
   python -m deeplab_jax.crf_search --config FILE --workdir W [--images 100] [--objective mean_iou|trimap]
 
-The network's scores are computed once and kept in W/crf_search; a stopped search goes on where it was. The images are
-those that config.data.holdout set aside from training, else the evaluation split. Writes W/crf_search/table.txt,
+The network's scores are computed once and kept in W/crf_search; a stopped search continues where it was. The images
+are those held out by config.data.holdout, else the evaluation split. Writes W/crf_search/table.txt,
 table.csv and heatmap.png, and W/crf_preset.json for
   main --config.crf.preset=W/crf_preset.json    predict --preset W/crf_preset.json    refine --preset W/crf_preset.json
 Each parameter's coarse values can be given: --bilateral_xy_std 30,40,50. With --thin pole,sign the bilateral weight of
-those classes is searched apart from the others'. With --distributed (automatic under SLURM and Open MPI) several
+those classes is searched separately from the others'. With --distributed (automatic under SLURM and Open MPI) several
 processes share the images (docs/scaling.md).
 """
 
@@ -22,7 +22,7 @@ from deeplab_jax import cli, crf_flags, process_flags
 from deeplab_jax.crf_flags import FIELDS, NORMALIZATIONS
 from deeplab_jax.errors import UserError
 
-OBJECTIVES, GRIDS = ("mean_iou", "trimap", "both"), ("v1", "v2")  # search.grid's, without what it imports
+OBJECTIVES, GRIDS = ("mean_iou", "trimap", "both"), ("v1", "v2")  # those of search.grid, without its imports
 
 WRITTEN = ("table.txt", "table.csv", "heatmap.png", "groups.txt", "learned.json", "results.jsonl")  # in W/crf_search
 
@@ -33,8 +33,8 @@ def define_flags() -> None:
     """Defines the command's flags; not on import, as several commands have flags of one name."""
     flags.DEFINE_string("config", None, "config file or shipped name: the data; the network is the workdir's")
     flags.DEFINE_string("workdir", None, "folder of the training run; results go there too")
-    flags.DEFINE_integer("images", 100, "how many held-out images, spread over the list", lower_bound=1)
-    flags.DEFINE_string("split", "", "which images; default: holdout if config.data.holdout is set, else eval.split")
+    flags.DEFINE_integer("images", 100, "number of held-out images, spread over the list", lower_bound=1)
+    flags.DEFINE_string("split", "", "split to use; default: holdout if config.data.holdout is set, else eval.split")
     flags.DEFINE_enum("objective", "mean_iou", OBJECTIVES, "what to maximize")
     flags.DEFINE_integer("trimap_width", 5, "pixels around the true boundaries that count as trimap", lower_bound=1)
     flags.DEFINE_enum("grid", "v2", GRIDS, "the paper whose coarse grid is searched")
@@ -44,13 +44,13 @@ def define_flags() -> None:
         "thin", [], "names of thin classes, whose bilateral weight is searched as a multiple of the others'"
     )
     flags.DEFINE_list("thin_factor", ["1", "2", "3", "4"], "coarse values of that multiple")
-    flags.DEFINE_list("normalization", None, "of the kernels, several are tried; default: the config's")
+    flags.DEFINE_list("normalization", None, "normalization of the kernels, or several to try; default: the config's")
     flags.DEFINE_integer(
         "passes", 2, "1 = coarse only; each further pass halves the steps around the best", lower_bound=1
     )
     flags.DEFINE_bool("exhaustive", False, "measure every setting on every image, not only the promising ones")
     flags.DEFINE_integer(
-        "learn", 0, "then learn one weight per kernel and class in so many passes over the images", lower_bound=0
+        "learn", 0, "then learn one weight per kernel and class in this many passes over the images", lower_bound=0
     )
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: config.crf.iterations", lower_bound=1)
     process_flags.define_for_shares()
@@ -82,11 +82,11 @@ def main(argv: Sequence[str]) -> int:
     from deeplab_jax.search.workdir import search_workdir  # needs the extra [train]
 
     workdir = Path(FLAGS.workdir)
-    found = workdir / "crf_preset.json"  # an earlier one may be searched from
+    found = workdir / "crf_preset.json"  # the search may start from an earlier one
     read = [path for path in files_named(config) if path.resolve() != found.resolve()]
     written = [workdir / "crf_search" / name for name in WRITTEN]
     check_outputs([found, *written], [*read, find_config(FLAGS.config)])
-    trained = (Path(FLAGS.workdir) / "config.json").is_file()  # else the search says what is wrong
+    trained = (Path(FLAGS.workdir) / "config.json").is_file()  # otherwise the search reports the error
     job = process_flags.job(FLAGS)
     with contextlib.ExitStack() as stack:
         if trained:

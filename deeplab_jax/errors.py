@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """An error that the user can correct.
 
     The message is one sentence that names the file, field or argument, says what is wrong with it, and what to do.
     Commands print it on stderr and exit with status 1 (see `deeplab_jax.cli`); library callers catch it as usual.

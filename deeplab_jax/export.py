@@ -1,8 +1,8 @@
-"""Writes a trained network with its CRF as one folder of programs that need nothing but jax.
+"""Writes a trained network with its CRF as one folder of programs that need only jax.
 
   python -m deeplab_jax.export --workdir W --out DIR --sizes 321x321,513x513
 
-One StableHLO program per size (HEIGHTxWIDTH), for CPU, CUDA and TPU alike; weights, labels, palette, CRF parameters and
+One StableHLO program per size (HEIGHTxWIDTH), for CPU, CUDA and TPU; weights, labels, palette, CRF parameters and
 the filter are beside them. docs/export.md shows how to run it in ten lines; `deeplab_jax.load(DIR)` and
 `deeplab_jax.predict --artifact DIR` run it too.
 """
@@ -25,8 +25,8 @@ def define_flags() -> None:
     model_flags.define()
     flags.DEFINE_string("out", None, "folder for the artifact")
     flags.DEFINE_list("sizes", ["321x321", "513x513"], "sizes of the programs, HEIGHTxWIDTH, enlarged to 8 k + 1")
-    flags.DEFINE_list("platforms", list(PLATFORMS), "what the programs run on")
-    flags.DEFINE_integer("step", None, "which checkpoint; default: the best, or the newest")
+    flags.DEFINE_list("platforms", list(PLATFORMS), "platforms on which the programs run")
+    flags.DEFINE_integer("step", None, "step of the checkpoint; default: the best, or the newest")
     flags.DEFINE_string("preset", None, "CRF parameters: a preset's name or file; default: the model's")
     flags.DEFINE_bool("saved_model", False, "also a TensorFlow SavedModel, in DIR/saved_model")
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     check_outputs([FLAGS.out, *files_under(FLAGS.out)], [source, *([FLAGS.preset] if FLAGS.preset else [])])
     segment = load(source, step=FLAGS.step, crf=FLAGS.preset)
     if isinstance(segment, Artifact):
-        raise UserError(f"{source}: is an exported artifact already; name the training run that it was exported from")
+        raise UserError(f"{source}: is already an exported artifact; name the training run that it was exported from")
     manifest = write_artifact(
         segment.segmenter,
         FLAGS.out,

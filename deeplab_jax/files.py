@@ -1,4 +1,4 @@
-"""Writing files that are never half there, and reading JSON that may be damaged."""
+"""Writing files atomically, and reading JSON that may be damaged."""
 
 import contextlib
 import errno
@@ -22,14 +22,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary path)` and renames the result to `path`: readers see the old file or the whole new one.
+    """Calls `write(temporary path)` and renames the result to `path`: readers see the old file or the complete new one.
 
     Args:
-      path: the file to write; its folder is made.
+      path: the file to write; its folder is created.
       write: writes the temporary file, which has the same suffix and folder.
 
     Raises:
-      UserError: the folder cannot be made or written to.
+      UserError: the folder cannot be created or written to.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -39,12 +39,12 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-    """Writes JSON atomically; an `OSError` is the caller's, who knows what a full disk means here."""
+    """Writes JSON atomically; an `OSError` is left to the caller, who knows the consequences of a full disk."""
     replace_together({path: json_writer(value)})
 
 
 def json_writer(value: object) -> Callable[[Path], object]:
-    """What writes `value` as JSON to a path; for `replace_together`."""
+    """A function that writes `value` as JSON to a path; for `replace_together`."""
     text = json.dumps(value, indent=1)
     return lambda path: path.write_text(text, encoding="utf-8")
 
@@ -55,10 +55,10 @@ Place = TypeVar("Place", bound=str | os.PathLike)
 def replace_together(writers: Mapping[Place, Callable[[Path], object]]) -> None:
     """Writes several files, all of them to temporary names before the first is renamed to its own.
 
-    A disk that is too full for one of them thus leaves all of them as they were, and nothing temporary.
+    If the disk is too full for one of them, all are unchanged and no temporary file remains.
 
     Args:
-      writers: for each path, what writes its content to a temporary path of the same folder and suffix.
+      writers: for each path, a function that writes its content to a temporary path with the same folder and suffix.
 
     Raises:
       OSError: a file could not be written.
@@ -76,14 +76,14 @@ def replace_together(writers: Mapping[Place, Callable[[Path], object]]) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name that nobody else uses, which `is_temporary` knows."""
+    """A unique name that `is_temporary` recognizes."""
     unique = f"{os.getpid()}.{threading.get_ident()}.{secrets.token_hex(3)}"
     start = os.fsencode(path.stem)[:100].decode(errors="ignore")  # a name has at most 255 bytes
     return path.with_name(f".{start}.{unique}{path.suffix}")
 
 
 def reason(error: BaseException) -> str:
-    """Why writing or reading failed, in a few words; libraries' own reports of a full disk are recognized.
+    """Why writing or reading failed, briefly; libraries' own reports of a full disk are recognized.
 
     >>> reason(OSError(errno.ENOSPC, "No space left on device")), reason(ValueError("a\\nb"))
     ('no space left on device', 'a')
@@ -95,7 +95,7 @@ def reason(error: BaseException) -> str:
 
 
 def remedy(error: OSError) -> str:
-    """What a user can do about a file that could not be written."""
+    """Advice on a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free disk space, and run the command again"
     if error.errno == errno.ENAMETOOLONG:
@@ -104,10 +104,10 @@ def remedy(error: OSError) -> str:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """The bytes of a regular file, or of a link to one: a pipe would be waited for, and a device may have no end.
+    """The bytes of a regular file, or of a link to one: reading a pipe could block, and a device may have no end.
 
     Raises:
-      OSError: it cannot be read; of a pipe, a device or a socket this is said.
+      OSError: it cannot be read, or is a pipe, a device or a socket.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -120,7 +120,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      ValueError: what is there cannot be read; the message says why ("is empty", "is not JSON (...)").
+      ValueError: the file cannot be read; the message explains why ("is empty", "is not JSON (...)").
     """
     path = Path(path)
     try:
@@ -148,7 +148,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def set_aside(path: str | os.PathLike) -> Path:
-    """Renames a damaged file (or what stands in its place) to `<name>.damaged`, or `.damaged2` and so on; returns it.
+    """Renames a damaged file (or whatever is in its place) to `<name>.damaged`, or `.damaged2` and so on; returns it.
 
     Raises:
       OSError: it cannot be renamed.
@@ -163,7 +163,7 @@ def set_aside(path: str | os.PathLike) -> Path:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Removes the temporary files that a kill left in a folder; nobody else may be writing there.
+    """Removes temporary files that a kill left in a folder; no one else may be writing there.
 
     Raises:
       OSError: one cannot be removed.

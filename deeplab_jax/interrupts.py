@@ -1,6 +1,6 @@
-"""Ctrl-C while a command is still importing: one line and status 130, wherever it comes.
+"""Ctrl-C while a command is still importing: one line and status 130 at any point.
 
-Imported first of all by commands (see `deeplab_jax/__init__.py`), so it imports nothing that takes time.
+The first import of every command (see `deeplab_jax/__init__.py`), so it imports nothing slow.
 """
 
 import os
@@ -19,13 +19,13 @@ def starts_a_command() -> bool:
 
 
 def end_at_once() -> None:
-    """From here on Ctrl-C ends the process at once: during imports nothing needs tidying, and C code in the middle of
-    one turns the exception into others."""
+    """From here on Ctrl-C ends the process at once: during imports nothing needs cleaning up, and C code may turn the
+    exception into others."""
     signal.signal(signal.SIGINT, lambda number, frame: now())
 
 
 def now(status: int = STATUS, line: bytes = _LINE) -> None:
-    """Ends the process without Python's own end, whose handlers a further Ctrl-C would meet in the middle."""
+    """Ends the process without Python's own shutdown, whose handlers another Ctrl-C could interrupt."""
     if line:
         os.write(2, line)
     for stream in (sys.stdout, sys.stderr):
@@ -37,23 +37,24 @@ def now(status: int = STATUS, line: bytes = _LINE) -> None:
 
 
 class Interruptible:
-    """From here on the first Ctrl-C raises KeyboardInterrupt, so that what is open is tidied; the second ends at once.
+    """From here on the first Ctrl-C raises KeyboardInterrupt, so that open resources are closed; the second ends at
+    once.
 
     Attributes:
-      arrived: whether there was one: what C code makes of the exception may be another one.
+      arrived: whether there was one; C code may turn the exception into another one.
     """
 
     def __init__(self):
         self.arrived = False
 
     def install(self) -> None:
-        """Sets the handler; in a thread other than the main one there is none to set."""
+        """Sets the handler; does nothing outside the main thread."""
         try:
             signal.signal(signal.SIGINT, self._handle)
         except ValueError:
             return
         before = sys.unraisablehook
-        # Raised inside a callback that C code makes, it is printed and swallowed; then it counts as a second one.
+        # Inside a callback from C code the exception is printed and swallowed; this then counts as a second one.
         sys.unraisablehook = lambda e: now() if isinstance(e.exc_value, KeyboardInterrupt) else before(e)
 
     def _handle(self, number, frame) -> None:

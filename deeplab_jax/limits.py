@@ -1,4 +1,4 @@
-"""Sizes of photographs, in pixels: `cut_above` in overlapping pieces, `refuse_above` unread. Nothing else is meant."""
+"""Sizes of photographs, in pixels: above `cut_above` cut into overlapping pieces, above `refuse_above` refused."""
 
 CUT_ABOVE = 4_000_000
 REFUSE_ABOVE = 200_000_000

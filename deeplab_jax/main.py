@@ -1,6 +1,6 @@
 """Trains and evaluates: python -m deeplab_jax.main --config configs/voc_aspp_l.py --workdir runs/mine
 
-Rerunning the same command goes on where the last run stopped. Fields of the config are changed by flags:
+Running the same command again continues where the last run stopped. Flags change fields of the config:
 --config.batch_size=4 --config.crf.iterations=5. Results are printed as a table and written to
 WORKDIR/eval/<split>.json. Ctrl-C and SIGTERM end after the step, with a checkpoint (docs/promises.md).
 """
@@ -22,7 +22,7 @@ def define_flags() -> None:
     flags.DEFINE_string("config", None, "Config file, or the name of a shipped config (voc_aspp_l, camvid, ...).")
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
     flags.DEFINE_enum("mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.")
-    flags.DEFINE_bool("restart", False, "Begin at step 0 again; what the workdir holds is moved to its folder aside.")
+    flags.DEFINE_bool("restart", False, "Begin at step 0 again; the workdir's contents are moved to its folder aside.")
     process_flags.define()
 
 
@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
             from deeplab_jax.runs.lock import check_can_write
             from deeplab_jax.training import loop, setup
 
-            # Before the data: they may have to be downloaded and prepared, which takes long.
+            # Before the data, which may have to be downloaded and prepared, which takes long.
             check_can_write(workdir)
             setup.check(config)
-            if "eval" in FLAGS.mode:  # that there is nothing to evaluate on is told now, not after the training
+            if "eval" in FLAGS.mode:  # missing evaluation data are reported now, not after the training
                 open_dataset(config.data, config.eval.split, seed=config.seed)
             loop.train(config, workdir, restart=FLAGS.restart)
         if "eval" in FLAGS.mode:

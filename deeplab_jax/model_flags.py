@@ -1,17 +1,17 @@
-"""`--model NAME`, shared by the commands that take a model which the package ships in the place of a run."""
+"""`--model NAME`, shared by the commands that accept a shipped model instead of a run."""
 
 from absl import flags
 
 from deeplab_jax.errors import UserError
 
 
-def define(what: str = "a model that the package ships, such as camvid, in the place of --workdir") -> None:
-    """Defines the flag; without a value (`--model`) the command lists what there is."""
+def define(what: str = "a model that the package ships, such as camvid, instead of --workdir") -> None:
+    """Defines the flag; without a value (`--model`) the command lists the models."""
     flags.DEFINE_string("model", None, f"{what}; without a name: lists them")
 
 
 def listed(values: flags.FlagValues) -> bool:
-    """Lists the shipped models and returns True if that is what `--model` asks for."""
+    """Lists the shipped models and returns True if `--model` requests it."""
     if values.model is None or values.model:
         return False
     from deeplab_jax.weights import box
@@ -21,10 +21,10 @@ def listed(values: flags.FlagValues) -> bool:
 
 
 def source(values: flags.FlagValues) -> str:
-    """What `deeplab_jax.load` is to open: the folder of `--workdir`, or the name of `--model`.
+    """The model for `deeplab_jax.load`: the folder of `--workdir`, or the name of `--model`.
 
     Raises:
-      UserError: neither or both are given, `--workdir` is no run's, or no shipped model has that name.
+      UserError: neither or both are given, `--workdir` is not a run's folder, or no shipped model has that name.
     """
     from pathlib import Path
 

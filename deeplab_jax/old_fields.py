@@ -1,6 +1,6 @@
-"""Config fields of earlier versions under their names of today.
+"""Config fields of earlier versions under their current names.
 
-A run's `config.json` and a config file of the user's may hold them, and so may a script's flags.
+A run's `config.json`, a user's config file and a script's flags may contain them.
 """
 
 from collections.abc import Mapping
@@ -8,28 +8,28 @@ from typing import Any
 
 from deeplab_jax.errors import UserError
 
-# Dotted name of then -> dotted name of now; a group moves with all that is in it.
+# Old dotted name -> new dotted name; a group moves with all its fields.
 MOVED = {f"crf.search_{name}": f"search.{name}" for name in ("images", "passes", "objective", "thin", "learn", "grid")}
 _SEARCH = tuple(old.removeprefix("crf.") for old in MOVED)
-# Three fields that are now one entry of config.data.stages, with their defaults of then.
+# Three fields that are now one entry of config.data.stages, with their old defaults.
 _EARLY = {"early_share": 0.0, "early_crop": (161, 161), "early_scales": (0.25, 0.375, 0.5, 0.625, 0.75)}
-# Fields that are gone, and what to do instead.
+# Removed fields, and what to do instead.
 _GONE = {
     "model.head_rates_stride": "config.model.head_rates are always those of output stride 8; at 16 they are halved, at "
     "32 quartered",
-    "model.width_multiplier": "a VGG-16 of fewer channels is a backbone of its own now; docs/extending.md has how to "
-    "add one",
+    "model.width_multiplier": "a VGG-16 with fewer channels is now a backbone of its own; docs/extending.md shows how "
+    "to add one",
 }
 
 
 def new_name(dotted: str) -> str:
-    """Today's name of a field; a name that is not an old one comes back unchanged.
+    """The current name of a field; a name that is not an old one is returned unchanged.
 
     >>> new_name("crf.search_images"), new_name("crf.search_grid.bilateral_weight"), new_name("seed")
     ('search.images', 'search.grid.bilateral_weight', 'seed')
 
     Raises:
-      UserError: the field is gone, or has become part of another, whose value has another form.
+      UserError: the field was removed, or has become part of another field, whose value has another form.
     """
     group, _, name = dotted.partition(".")
     if group == "data" and name in _EARLY:
@@ -46,7 +46,7 @@ def new_name(dotted: str) -> str:
 
 
 def hint(problem: str) -> str:
-    """What to add to Python's own sentence about an attribute that a config lacks; "" where it is no old name."""
+    """An addition to Python's own sentence about an attribute that a config lacks; "" if it is not an old name."""
     return next(
         (f" (config.{old} is now config.{new})" for old, new in MOVED.items() if old.removeprefix("crf.") in problem),
         "",
@@ -63,7 +63,7 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a config, as nested dicts, with its old fields under their new names.
 
     Raises:
-      ValueError: a field that is gone had a value that nothing stands for today.
+      ValueError: a removed field had a value that nothing represents now.
     """
     config = _copied(config)
     crf, data = config.get("crf", {}), config.get("data", {})

@@ -6,8 +6,8 @@
   python -m deeplab_jax.predict --config FILE --init_from WEIGHTS.safetensors --out DIR PATH...
 
 Writes DIR/<path below PATH>.png (palette PNG of class ids), _overlay.png, with --probabilities _probs.npy ([H, W, C]
-float16), and for a video .mp4. Where two inputs would get one name, theirs keep their endings (a.jpg.png) or their
-folders. What is done is skipped on a rerun; a bad file is reported, the rest go on, and the exit status is 1. With
+float16), and for a video .mp4. Results that would share a name keep their suffix (a.jpg.png) or folder. Existing
+results are skipped on a rerun; a bad file is reported, the rest are processed, and the exit status is 1. With
 --distributed (automatic under SLURM and Open MPI) several processes share the files (docs/scaling.md).
 """
 
@@ -34,8 +34,8 @@ def define_flags() -> None:
         "crf_iterations", None, "mean-field iterations, 0 = no CRF; default: the model's", lower_bound=0
     )
     flags.DEFINE_bool("probabilities", False, "also write probabilities")
-    flags.DEFINE_bool("verbose", False, "also say how many programs the sizes of the photographs needed")
-    flags.DEFINE_bool("overwrite", False, "do again what is done")
+    flags.DEFINE_bool("verbose", False, "also report how many programs the sizes of the photographs needed")
+    flags.DEFINE_bool("overwrite", False, "recompute existing results")
     process_flags.define_for_shares()
     flags.DEFINE_integer("batch_size", 1, "photographs of one size that go through the network together", lower_bound=1)
     size_flags.define(least=4096, older="max_pixels")
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def open_model():
-    """Opens what the flags name, on all local devices: model, workdir, artifact, or config with weights."""
+    """Opens the model that the flags name, on all local devices: model, workdir, artifact, or config with weights."""
     import jax
 
     from deeplab_jax.inference.load import load, load_weights

@@ -4,9 +4,9 @@
   python -m deeplab_jax.refine --image IMG --labels L.png --out OUT.png      label map, full or a few scribbles
 
 With folders for --image, --probs or --labels, and --out, each photograph is paired with the file of its name, by the
-rules of data sets (docs/own_data.md; a_probs.npy and a.npy belong to a.jpg, a_mask.png and a.png too); what is done is
-skipped on a rerun. Writes OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip
-OUT_iterations.png. Probabilities below 1e-8 count as that. With --distributed (automatic under SLURM and Open MPI)
+rules of data sets (docs/own_data.md; a_probs.npy and a.npy belong to a.jpg, a_mask.png and a.png too); existing
+results are skipped on a rerun. Writes OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip
+OUT_iterations.png. Probabilities below 1e-8 are raised to it. With --distributed (automatic under SLURM and Open MPI)
 several processes share the photographs (docs/scaling.md). Scribbles spread best with wide kernels, for example
   --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5
 Where a label with few scribbles vanishes, raise --confidence.
@@ -31,20 +31,20 @@ def define_flags() -> None:
     flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 to float64; or a folder of them")
     flags.DEFINE_string("classes", None, "classes file with R G B, for --labels in the classes' colors")
     flags.DEFINE_string("labels", None, "label map: PNG of ids, full or sparse; or a folder of them")
-    model_flags.define("take the CRF's parameters of a model that the package ships, such as camvid")
+    model_flags.define("use the CRF's parameters of a model that the package ships, such as camvid")
     flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
     flags.DEFINE_integer("unknown", 255, "id of unlabelled pixels in --labels", lower_bound=0, upper_bound=255)
-    flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is right")
+    flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is correct")
     flags.DEFINE_bool("iterations_strip", False, "also write the picture of the marginals after each iteration")
     size_flags.define(least=1, older="crf_max_pixels")
-    flags.DEFINE_bool("overwrite", False, "with folders, do again what is done")
+    flags.DEFINE_bool("overwrite", False, "with folders, recompute existing results")
     process_flags.define_for_shares()
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: the preset's", lower_bound=0)
     crf_flags.define(preset=_PRESET)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Refines what the flags name; returns 1 if some of several files failed, else 0."""
+    """Runs the command; returns 1 if some of several files failed, else 0."""
     if model_flags.listed(FLAGS):
         return 0
     if argv:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing; see --help")
     if bool(FLAGS.probs) == bool(FLAGS.labels):
-        raise UserError("give either --probs P.npy or --labels L.png, the one to start from")
+        raise UserError("give either --probs P.npy or --labels L.png to start from")
     if not 0 < FLAGS.confidence < 1:
         raise UserError(f"--confidence={FLAGS.confidence:g}: must lie between 0 and 1, both excluded")
     import jax

@@ -23,7 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run")
     model_flags.define()
     flags.DEFINE_integer("port", 8123, "port; 0 = any that is free", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_integer("step", None, "which checkpoint; default: the best, or the newest")
+    flags.DEFINE_integer("step", None, "step of the checkpoint; default: the best, or the newest")
     flags.DEFINE_bool("warm_up", True, "compile for 500x375 photographs at the start")
 
 

@@ -1,4 +1,4 @@
-"""What is set before JAX starts: XLA flags, huge pages, and where compiled programs are kept."""
+"""Settings made before JAX starts: XLA flags, huge pages, and the folder for compiled programs."""
 
 import contextlib
 import os
@@ -7,21 +7,21 @@ from pathlib import Path
 
 from deeplab_jax.files import write_atomically
 
-CACHE_BYTES = 2_000_000_000  # of compiled programs that are kept
+CACHE_BYTES = 2_000_000_000  # limit for stored compiled programs
 
 # Flags under which XLA's CPU programs train faster (docs/performance.md), and the releases of jaxlib that know them.
 _CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ("", ("0.10.", "0.11."))}
-# What makes a resumed training on GPUs end with the bits of the one never stopped (docs/scaling.md).
+# Makes a resumed training on GPUs bit-identical to an uninterrupted one (docs/scaling.md).
 _GPU_TRAINING_FLAGS = {"--xla_gpu_deterministic_ops": ("true", ("0.10.", "0.11."))}
 
 
 def set_xla_defaults(training: bool = False) -> None:
     """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
 
-    Where only CPUs can be used these are flags that make them faster; where a GPU can be used and `training` is true,
-    one that makes its results repeatable. That a plugin for GPUs or TPUs is installed counts only where this machine
-    has what it is for, or JAX_PLATFORMS names it. No flag is added that XLA_FLAGS names already, nor one that the
-    installed jaxlib may not know, for XLA ends the process then.
+    If only CPUs can be used, these are flags that make them faster; if a GPU can be used and `training` is true, one
+    that makes its results repeatable. An installed plugin for GPUs or TPUs counts only if this machine has its devices,
+    or if JAX_PLATFORMS names it. Flags that XLA_FLAGS already names are not added, nor those that the installed jaxlib
+    may not know, because XLA would then end the process.
     """
     from importlib import metadata, util
 
@@ -48,11 +48,11 @@ def set_xla_defaults(training: bool = False) -> None:
 
 
 def restart_with_huge_pages() -> None:
-    """Re-executes this process with an allocator that asks Linux for huge pages, where they are to be asked for.
+    """Re-executes the process with glibc's huge-page allocator, if Linux grants huge pages on request.
 
-    A step's maps are given back to the system after each step, and come again page by page: 350,000 page faults in a
-    step of ResNet-101 (docs/performance.md). glibc can be told otherwise only before a program starts. The new program
-    replaces this one, so process number, arguments and files stay. DEEPLAB_HUGE_PAGES=off leaves the process as it is.
+    A step's maps are returned to the system after each step, and come back page by page: 350,000 page faults in a step
+    of ResNet-101 (docs/performance.md). glibc can be configured only before a program starts. The new program replaces
+    this one, so process number, arguments and files stay. DEEPLAB_HUGE_PAGES=off leaves the process unchanged.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if os.environ.get("DEEPLAB_HUGE_PAGES") == "off" or "glibc.malloc.hugetlb" in tunables or not sys.executable:
@@ -72,7 +72,7 @@ def restart_with_huge_pages() -> None:
 
 
 def _plugins() -> list[str]:
-    """Names of the installed packages that bring JAX to accelerators, such as xla_cuda12."""
+    """Names of the installed JAX plugins for accelerators, such as xla_cuda12."""
     from importlib import util
     from pkgutil import iter_modules
 
@@ -80,7 +80,7 @@ def _plugins() -> list[str]:
     return [m.name for m in iter_modules(found.submodule_search_locations or [])] if found else []
 
 
-# Where Linux shows the devices that a plugin is for (the second of NVIDIA's: inside Windows; the others: Jetson).
+# Where Linux shows a plugin's devices (NVIDIA's second path: inside Windows; the others: Jetson).
 _DEVICES = {
     "cuda": ("dev/nvidia[0-9]*", "dev/dxg", "dev/nvgpu*", "dev/nvhost*"),
     "rocm": ("dev/kfd", "dev/dxg"),
@@ -89,17 +89,17 @@ _DEVICES = {
 
 
 def _has_devices(plugin: str, root: str = "/") -> bool:
-    """Whether this machine may have what a plugin is for; of plugins that are not known here, it may."""
+    """Whether this machine may have a plugin's devices; True for unknown plugins."""
     patterns = next((found for kind, found in _DEVICES.items() if kind in plugin), None)
     return patterns is None or any(any(Path(root).glob(pattern)) for pattern in patterns)
 
 
 def persistent_compilation_cache() -> None:
-    """Compiled programs are kept across runs, so that only the first run of a shape compiles.
+    """Keeps compiled programs across runs, so that only the first run of a shape compiles.
 
-    They lie in `compilation_cache()`, at most `CACHE_BYTES` of them: at the start of a process the longest unused ones
-    above that are removed. DEEPLAB_COMPILATION_CACHE names another folder, or is "off". JAX's own setting of a folder
-    (JAX_COMPILATION_CACHE_DIR) comes first, and is left to JAX.
+    They are in `compilation_cache()`, at most `CACHE_BYTES`: when a process starts, the least recently used ones above
+    that are removed. DEEPLAB_COMPILATION_CACHE names another folder, or is "off". JAX's own setting of a folder
+    (JAX_COMPILATION_CACHE_DIR) takes precedence, and its size is left to JAX.
     """
     import jax
 
@@ -109,7 +109,7 @@ def persistent_compilation_cache() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # a home that cannot be written to: everything is compiled each time
+        return  # the home folder is not writable: everything is compiled each time
     bound_folder(folder, CACHE_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -117,7 +117,7 @@ def persistent_compilation_cache() -> None:
 
 
 def compilation_cache() -> Path | None:
-    """The folder for compiled programs; None where there is to be none."""
+    """The folder for compiled programs; None if there is none."""
     chosen = os.environ.get("DEEPLAB_COMPILATION_CACHE", "")
     if chosen == "off":
         return None
@@ -131,9 +131,9 @@ def compilation_cache() -> Path | None:
 
 
 def bound_folder(folder: Path, most: int) -> None:
-    """Removes a folder's files, the longest unused first, until the rest have at most `most` bytes.
+    """Removes a folder's least recently used files until the rest have at most `most` bytes.
 
-    Several processes may do so at once, and write and read there: a file that another has removed counts as removed.
+    Several processes may do so at once, and read and write there: a file removed by another process counts as removed.
     """
     files = []
     for path in folder.iterdir():
@@ -151,7 +151,7 @@ def bound_folder(folder: Path, most: int) -> None:
 
 
 def _write_whole_entries() -> None:
-    """Makes JAX's cache write each program under another name first: a process that reads never meets half of one."""
+    """Makes JAX's cache write each program under a temporary name first, so that readers never see half of one."""
     try:
         from jax._src.lru_cache import LRUCache
     except ImportError:

@@ -1,4 +1,4 @@
-"""For which platform a program is traced: where its form depends on that, this is asked, and nothing else."""
+"""The platform for which a program is traced; the only source for code whose form depends on it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,17 +6,17 @@ from typing import Any
 
 import jax
 
-# Part of the key of JAX's caches, so that what was traced for one platform is not taken for another.
+# Part of the key of JAX's caches, so that programs traced for one platform are not used for another.
 _targets: Any = jax.make_user_context(default_value=None)
 
-# What a program is traced for that is to run on platforms of more than one kind.
+# The platform of programs traced for several kinds of platforms.
 ANY = "any"
 
 
 def platform() -> str:
     """The platform of the program being traced: "cpu", "gpu", "tpu", or `ANY` in a program for several.
 
-    It is what the innermost `tracing_for` says; else that of `jax.default_device`, where one is set; else JAX's default
+    It is set by the innermost `tracing_for`; else it is that of `jax.default_device`, if set; else JAX's default
     backend.
 
     >>> with tracing_for("cuda"):
@@ -33,7 +33,7 @@ def platform() -> str:
 
 @contextmanager
 def tracing_for(platforms: str | Sequence[str]) -> Iterator[None]:
-    """Programs traced inside are for these platforms, whatever this process runs on.
+    """Programs traced inside are for these platforms, regardless of the platform of this process.
 
     Args:
       platforms: "cpu", "gpu" (also "cuda" or "rocm") or "tpu", or several of them.

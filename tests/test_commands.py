@@ -37,7 +37,7 @@ def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
     [
         ("backbone", "x", "config.model: config.model.backbone='x' is not one of"),
         ("preprocessing", "../etc", "config.model: config.model.preprocessing='../etc' is not one of"),
-        ("head", "aspp", "config.model: is not the network that these weights are of"),
+        ("head", "aspp", "config.model: is not the network of these weights"),
     ],
 )
 def test_a_doctored_network_is_a_sentence(workdir, tmp_path, field, value, sentence):

@@ -105,7 +105,7 @@ def test_frozen_statistics_need_a_start():
 
 def test_batch_must_divide():
     with pytest.raises(
-        UserError, match=r"config\.batch_size=10: must be divisible by .*accumulate=4; the next that is: 12"
+        UserError, match=r"config\.batch_size=10: must be divisible by .*accumulate=4; the next suitable size: 12"
     ):
         setup.check(load_config("shapes", ["batch_size=10", "optimizer.accumulate=4"]))
 

@@ -57,7 +57,7 @@ def test_a_config_file_of_then_that_reads_a_moved_group_is_told_the_new_name(tmp
     ("override", "words"),
     [
         ("model.head_rates_stride=32", "always those of output stride 8"),
-        ("model.width_multiplier=0.5", r"a backbone of its own now; docs/extending\.md"),
+        ("model.width_multiplier=0.5", r"now a backbone of its own; docs/extending\.md"),
     ],
 )
 def test_flags_that_are_gone_are_refused_with_what_to_do(override, words):
@@ -68,7 +68,9 @@ def test_flags_that_are_gone_are_refused_with_what_to_do(override, words):
 def test_gone_fields_of_a_config_file_and_a_record(tmp_path):
     head = "from deeplab_jax.configs import base\ndef get_config():\n    config = base.get_config()\n"
     (tmp_path / "mine.py").write_text(f"{head}    config.model.width_multiplier = 0.5\n    return config\n")
-    with pytest.raises(UserError, match=r"mine\.py: config\.model\.width_multiplier=0\.5: a VGG-16 of fewer channels"):
+    with pytest.raises(
+        UserError, match=r"mine\.py: config\.model\.width_multiplier=0\.5: a VGG-16 with fewer channels"
+    ):
         load_config(str(tmp_path / "mine.py"))
     model = {"head_rates": [3, 6], "head_rates_stride": 32, "width_multiplier": 1.0, "output_stride": 32}
     recorded = recorded_config({"model": model}).model

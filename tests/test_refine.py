@@ -127,12 +127,12 @@ def test_pieces_cover_the_photograph_once(size):
 
 @pytest.mark.runs_long
 def test_pieces_give_the_labels_of_the_whole():
-    size = (96, 128)
+    size = (72, 96)
     image, p = photograph(size, 3), probabilities(size, 4, 5)
     rough = Probabilities(np.arange(4, dtype=np.uint8), voc_palette(), p, Path("p.npy"))
     setting = Setting(PARAMS, 5, bilateral="exact")
     whole = pieces.refine(rough, image, setting)
-    cut = pieces.refine(rough, image, setting, cut_above=4000)
+    cut = pieces.refine(rough, image, setting, cut_above=3500)
     assert (whole != p.argmax(-1)).mean() > 0.01
     assert (whole != cut).mean() <= 0.005
 

@@ -110,7 +110,7 @@ def test_workdir_without_results_has_a_page(workdir, tmp_path, capsys):
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "val.json").write_text("{")
     assert "No evaluation yet" in build_report(tmp_path)
-    assert re.search(r"warning: .*val\.json: is not JSON .*; the page goes without it", capsys.readouterr().err)
+    assert re.search(r"warning: .*val\.json: is not JSON .*; the page omits it", capsys.readouterr().err)
 
 
 def test_charts_place_points_and_break_at_gaps():

@@ -37,7 +37,7 @@ class Measured:
     @property
     def mean_iou(self) -> np.ndarray:
         """Mean IoU of this image alone for each number of iterations, [iterations]."""
-        assert self.confusion is not None, "of an image without a label nothing is counted"
+        assert self.confusion is not None, "an image without a label has no counts"
         return np.array([metrics.mean_iou(c.sum(0)) for c in self.confusion])
 
 
@@ -57,21 +57,21 @@ def evaluate(
     Args:
       segmenter: network and CRF.
       dataset: `len(ds)`, `ds[i]` with `image` [H, W, 3] uint8 RGB, `label` [H, W] uint8 (255 = void) or None, `name`;
-        `ds.class_names`, `ds.palette`. What cannot be decoded stops the evaluation or is left out (see `data.reading`).
+        `ds.class_names`, `ds.palette`. Undecodable examples stop the evaluation or are left out (see `data.reading`).
       config: the run's config; `config.eval` is read.
       out_dir: gets `<split>.json`, `<split>_images.json`, pictures, and with `config.eval.submission` the archive for
         the test server; None = nothing is written.
       split: name for the files; default `config.eval.split`.
-      process_index, process_count: each process takes every `process_count`-th image; counts are summed over all, every
-        process returns the same results, and the first writes them.
-      progress: shows a bar with rate and time left on stderr, and says where the archive is.
+      process_index, process_count: each process handles every `process_count`-th image; counts are summed over all,
+        every process returns the same results, and the first writes them.
+      progress: shows a bar with rate and time left on stderr, and reports the path of the archive.
 
     Returns:
       One dict per number of CRF iterations in `config.eval.crf_iterations`, ascending: `crf_iterations`, `bilateral`
-      (the filter that was used; several, by the images' sizes, with commas between), `mean_iou` (over the classes that
+      (the filter used; several, depending on the images' sizes, separated by commas), `mean_iou` (over the classes that
       occur in truth or prediction), `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `per_class_iou` {name:
       fraction, None where the class does not occur}, `trimap` {width: {mean_iou, pixel_accuracy}}, `images`, and
-      `skipped` where images were left out; fractions in 0..1. Empty if the split has no labels.
+      `skipped` if images were left out; fractions in 0..1. Empty if the split has no labels.
 
     Raises:
       UserError: there are no images, one cannot be decoded, or a label does not fit its image or the classes.
@@ -80,7 +80,7 @@ def evaluate(
     counts = tuple(sorted(set(config.eval.crf_iterations)))  # ascending: the last is the longest CRF, for all below
     if not counts or counts[0] < 0:
         raise UserError(
-            f"config.eval.crf_iterations={tuple(config.eval.crf_iterations)}: needs numbers from 0, 0 = network alone"
+            f"config.eval.crf_iterations={tuple(config.eval.crf_iterations)}: needs numbers of at least 0 (0 = no CRF)"
         )
     widths = tuple(sorted(set(config.eval.trimap_widths)))
     if config.eval.trimap_source not in trimap.SOURCES:
@@ -97,11 +97,11 @@ def evaluate(
         exporter = Submission(out_dir / f"{split}_submission", config.eval.submission, split)
 
     indices = range(process_index, size, process_count)
-    segmenter.plan(reading.known_sizes(dataset, range(size)))  # of all, so that every process pads an image alike
+    segmenter.plan(reading.known_sizes(dataset, range(size)))  # of all: every process pads an image equally
     total = np.zeros((len(counts), len(widths) + 1, len(segmenter.class_names), len(segmenter.class_names)), np.int64)
     per_image = np.full((size, len(counts)), np.nan)
     names = [""] * size
-    filters = np.zeros(size, np.int8)  # each image's, as its place in FILTERS plus one
+    filters = np.zeros(size, np.int8)  # each image's filter, as its index in FILTERS plus one
     labelled = 0
 
     def work(batch: list[tuple[int, Example]]) -> list[Measured]:
@@ -210,9 +210,9 @@ def summarize(
 
 
 def write_results(out_dir: Path, split: str, results: list[dict], per_image, names, pictures: list[dict]) -> None:
-    """Writes `<split>.json`, and `<split>_images.json`: mean IoU of each image alone, and which have pictures.
+    """Writes `<split>.json`, and `<split>_images.json`: mean IoU of each image alone, and its pictures.
 
-    The mean IoU is null where an image has no label or was left out.
+    The mean IoU is null if an image has no label or was left out.
     """
     images = [
         {"name": name, "mean_iou": [_number(v) for v in row]}
@@ -228,7 +228,7 @@ def write_results(out_dir: Path, split: str, results: list[dict], per_image, nam
 
 
 def format_results(results: Sequence[dict]) -> str:
-    """A table in plain text: metrics in percent, one column per number of CRF iterations, of many trimaps a few."""
+    """A table in plain text: metrics in percent, one column per number of CRF iterations, a few of many trimaps."""
     if not results:
         return "no labels, so nothing was measured"
     heads = ["CRF off" if not r["crf_iterations"] else f"CRF x{r['crf_iterations']}" for r in results]
@@ -266,7 +266,7 @@ def format_results(results: Sequence[dict]) -> str:
 
 
 def _batches(dataset, indices: Sequence[int], segmenter: Segmenter) -> Iterator[list[tuple[int, object]]]:
-    """Groups examples of one padded shape, at most `batch_size` each; every index that can be read appears once."""
+    """Groups examples of one padded shape, at most `batch_size` each; every readable index appears once."""
     waiting = defaultdict(list)
     for index in indices:
         example = reading.read(dataset, index)
@@ -280,7 +280,7 @@ def _batches(dataset, indices: Sequence[int], segmenter: Segmenter) -> Iterator[
 
 
 def _filter_used(segmenter: Segmenter, size: tuple[int, int]) -> int:
-    """The CRF's filter for an image of (height, width), as its place in `FILTERS` plus one."""
+    """The CRF's filter for an image of (height, width), as its index in `FILTERS` plus one."""
     return 1 + list(FILTERS).index(segmenter.filter_used(size))
 
 
@@ -325,5 +325,5 @@ def _over_processes(total: np.ndarray, labelled: int, per_image: np.ndarray, nam
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """None for NaN, which JSON lacks."""
     return None if math.isnan(value) else float(value)

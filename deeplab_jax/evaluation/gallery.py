@@ -16,7 +16,7 @@ from deeplab_jax.imaging import files, overlay
 
 @dataclass
 class Candidate:
-    """What a picture is made of; `labels` has one [H, W] uint8 map per number of CRF iterations."""
+    """The data for a picture; `labels` has one [H, W] uint8 map per number of CRF iterations."""
 
     index: int
     score: float
@@ -25,10 +25,10 @@ class Candidate:
 
 
 class Gallery:
-    """Holds the few images whose pictures may be wanted at the end, whatever order they come in.
+    """Holds the few images whose pictures may be needed at the end, in any order of arrival.
 
-    Rank is by the mean IoU of an image alone (over the classes that occur in it or are predicted), after the longest
-    CRF: `counts`, and all that is given for each of them, ascend. With several processes each holds its own
+    Images are ranked by their own mean IoU (over the classes that occur in them or are predicted) after the most CRF
+    iterations: `counts`, and everything given for each of them, ascend. With several processes each holds its own
     candidates; the ranking is over all.
     """
 
@@ -41,7 +41,7 @@ class Gallery:
         self._lock = threading.Lock()
 
     def offer(self, index: int, size: int, example, labels: Sequence[np.ndarray], mean_iou: np.ndarray) -> None:
-        """Takes image `index` of `size` into consideration."""
+        """Considers image `index` of `size`."""
         if not self.number:
             return
         score = float(mean_iou[-1])
@@ -55,7 +55,7 @@ class Gallery:
         """Writes the pictures that this process holds; returns a description of all of them.
 
         Args:
-          per_image: [N, iterations] mean IoU of every image alone, over all processes; NaN where it has none.
+          per_image: [N, iterations] mean IoU of every image alone, over all processes; NaN if it has none.
 
         Returns:
           [{"kind": "sample", "best" or "worst", "index": int, "overlay": file, "photo": file, "truth": file,
@@ -76,7 +76,7 @@ class Gallery:
         return pictures
 
     def write_plots(self, results: Sequence[dict], confusion: np.ndarray) -> None:
-        """Writes the confusion matrix after the longest CRF and the trimap curves.
+        """Writes the confusion matrix after the most CRF iterations, and the trimap curves.
 
         Args:
           results: as `evaluate` returns them.
@@ -115,7 +115,7 @@ class Gallery:
             files.write_palette_png(self.out_dir / about["labels"][str(n)], labels, self.palette)
         shown = {n: labels for n, labels in zip(self.counts, held.labels, strict=True) if n in self._ends()}
         photo, truth, *maps = (_enlarged(a) for a in (photo, truth, *shown.values()))
-        # Where the truth is void nothing was measured; its colour there shows which part that is.
+        # Void parts of the truth were not measured; their colour marks them.
         panels = [photo, overlay.overlay(photo, truth, self.palette, self.class_names)]
         panels += [overlay.overlay(photo, s, self.palette, self.class_names, legend=False) for s in maps]
         titles = [f"photograph {_short(held.example.name)}", "truth"]
@@ -134,7 +134,7 @@ def _rank(candidate: Candidate) -> tuple[float, int]:
 
 
 def _enlarged(array: np.ndarray) -> np.ndarray:
-    """[H, W, ...] with every pixel repeated until the picture is wide enough to look at."""
+    """[H, W, ...] with every pixel repeated until the picture is wide enough to view."""
     times = max(1, 320 // array.shape[1])
     return array.repeat(times, axis=0).repeat(times, axis=1)
 

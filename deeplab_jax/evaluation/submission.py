@@ -43,7 +43,7 @@ class Submission:
         """Writes one prediction; `labels` [H, W] uint8: VOC's class ids, or Cityscapes' 19 training ids.
 
         Raises:
-          UserError: the name was given before or, for Cityscapes, has not the form city_000000_000000.
+          UserError: the name was given before or, for Cityscapes, does not have the form city_000000_000000.
         """
         stem = self._stem(name)
         with self._lock:

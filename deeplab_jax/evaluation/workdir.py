@@ -1,4 +1,4 @@
-"""Evaluating a run: which split, which checkpoint, which CRF parameters."""
+"""Evaluating a run: the choice of split, checkpoint and CRF parameters."""
 
 import copy
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def evaluate_split(
       meta: `class_names` and `palette`.
       split: of `config.data`.
       out_dir: where results are written; None = nowhere.
-      crf_iterations: in place of `config.eval.crf_iterations`.
+      crf_iterations: overrides `config.eval.crf_iterations`.
     """
     config = copy.deepcopy(config)
     if crf_iterations is not None:
@@ -63,8 +63,8 @@ def evaluate_split(
 def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     """Evaluates a workdir's best (or newest) checkpoint on `config.eval.split`.
 
-    With `config.search.images`, the CRF's parameters are first searched for on the images set aside
-    (`config.data.holdout`), once; the search is remembered in the workdir.
+    With `config.search.images`, the CRF's parameters are first searched on the held-out images
+    (`config.data.holdout`), once; the search is stored in the workdir.
 
     Returns:
       The table to print.
@@ -73,7 +73,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
       UserError: there is no checkpoint, or the data cannot be used, or another process writes there.
     """
     workdir = Path(workdir)
-    # Process 0 may have been the only one to see the last mark; all evaluate the checkpoint that it chose.
+    # Perhaps only process 0 has seen the last mark; all evaluate the checkpoint that it chose.
     loaded = load_workdir(workdir) if processes.is_first() else None
     step = processes.from_first(loaded[2]["step"] if loaded else 0)
     trained, variables, meta = loaded or load_workdir(workdir, step)
@@ -83,7 +83,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
 
 def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables: dict, meta: dict) -> str:
     config = copy.deepcopy(config)
-    config.model = trained.model  # the network is what was trained; evaluation may differ
+    config.model = trained.model  # the network is the trained one; evaluation may differ
     if config.search.images and config.crf.iterations and not variables["params"].get("crf"):
         preset = _search(config, workdir)
         config.crf.preset = str(workdir / "crf_preset.json")
@@ -102,9 +102,9 @@ def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables:
 
 
 def _search(config: ConfigDict, workdir: Path) -> Setting:
-    """Chooses the CRF's parameters on `config.search.images` images set aside; goes on where it was stopped.
+    """Chooses the CRF's parameters on `config.search.images` held-out images; continues where it was stopped.
 
-    All processes share the images; process 0 writes what was found, and the others read it.
+    All processes share the images; process 0 writes the result, and the others read it.
     """
     job = Job(jax.process_index(), jax.process_count())
     with job.meeting(workdir / "crf_search" / ".processes"):

@@ -1,8 +1,8 @@
-"""An exported artifact, read: network and CRF as a folder of compiled programs.
+"""Reading an exported artifact: network and CRF as a folder of compiled programs.
 
-manifest.json        what the rest of the folder is, with the SHA-256 of each file
+manifest.json        describes the rest of the folder, with the SHA-256 of each file
 program_HxW.stablehlo  (weights, image, size, iterations) -> marginals, one for each size, from `jax.export`
-weights.npz          the arrays that all programs take
+weights.npz          the arrays that all programs share
 """
 
 import hashlib
@@ -29,13 +29,13 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class Artifact(Segmenting):
-    """An exported network with its CRF: `artifact(photograph)`, as `deeplab_jax.load` gives it for a workdir.
+    """An exported network with its CRF: `artifact(photograph)`, as `deeplab_jax.load` returns it for a workdir.
 
-    A photograph goes through the smallest program that holds it; one that is larger than all is scaled down to fit the
-    one that keeps most of it, and its marginals are scaled up again.
+    A photograph goes through the smallest program that it fits into; one that is larger than all is scaled down to fit
+    the program that keeps most of it, and its marginals are scaled up again.
 
     Attributes:
-      manifest: what manifest.json says.
+      manifest: the contents of manifest.json.
     """
 
     def __init__(self, folder: Path, manifest: dict):
@@ -66,12 +66,12 @@ class Artifact(Segmenting):
     def many(
         self, images: Sequence[np.ndarray], iterations: int | None = None, marginals: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Segments photographs, uint8 [H, W, 3] each; (labels uint8, marginals if asked for, else None) for each."""
+        """Segments photographs, uint8 [H, W, 3] each; (labels uint8, marginals if requested, else None) for each."""
         iterations = self._count(iterations)
         return [self._one(self._image(image), iterations, marginals) for image in images]
 
     def remark(self, size: tuple[int, ...]) -> str:
-        """What to say about how a photograph of size (H, W) is segmented; "" where it is as it is."""
+        """A remark on how a photograph of size (H, W) is segmented; "" if at its own size."""
         _, (height, width) = fit((size[0], size[1]), list(self._programs))
         return "" if (height, width) == tuple(size[:2]) else f"  (at {width}x{height}, as the artifact's sizes allow)"
 
@@ -107,7 +107,7 @@ class Artifact(Segmenting):
             if size not in self._calls:
                 try:
                     exported = jax.export.deserialize(bytearray(self._program(size).read_bytes()))
-                except Exception as e:  # whatever the readers of its format say to something else
+                except Exception as e:  # whatever the format's readers raise for anything else
                     raise UserError(f"{self._program(size)}: is not a program ({reason(e)}); export it again") from e
                 here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
                 if here not in exported.platforms:
@@ -123,7 +123,7 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
     """Opens a folder that `write_artifact` wrote.
 
     Raises:
-      UserError: it is not an artifact, or a file in it is not what was written.
+      UserError: it is not an artifact, or one of its files has changed.
     """
     folder = Path(path)
     try:
@@ -134,7 +134,7 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
         raise UserError(f"{folder / MANIFEST}: {e}; export it again") from e
     for name in (manifest["weights"], *(p["file"] for p in manifest["programs"])):
         if not (folder / name).is_file() or digest_of_file(folder / name) != manifest["sha256"].get(name):
-            raise UserError(f"{folder / name}: is missing or not what was exported; export it again")
+            raise UserError(f"{folder / name}: is missing or has changed since the export; export it again")
     return Artifact(folder, manifest)
 
 
@@ -153,10 +153,10 @@ def fit(size: tuple[int, ...], sizes: Sequence[tuple[int, int]]) -> tuple[tuple[
 
 
 def _enlarge(q: np.ndarray, size: tuple[int, ...], marginals: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Marginals [h, w, C] at a photograph's size, class by class, so that only what is asked for is held.
+    """Marginals [h, w, C] at a photograph's size, class by class, so that only the requested arrays are in memory.
 
     Returns:
-      labels uint8 [H, W], and marginals float16 [H, W, C] if asked for.
+      labels uint8 [H, W], and marginals float16 [H, W, C] if requested.
     """
     labels = np.zeros(size, np.uint8)
     best = np.full(size, -1, np.float32)

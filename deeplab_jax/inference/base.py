@@ -1,4 +1,4 @@
-"""What a workdir's network and an exported artifact share: a photograph in, a `Segmentation` out."""
+"""The base of a workdir's network and an exported artifact: a photograph in, a `Segmentation` out."""
 
 import os
 from abc import ABC, abstractmethod
@@ -18,9 +18,9 @@ class Segmenting(ABC):
     Attributes:
       class_names: C names.
       palette: uint8 [256, 3].
-      crf_iterations: what is used where no number is given.
+      crf_iterations: the default number of iterations.
       refuse_above: files of more pixels are refused.
-      batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
+      batch_size, workers: the number of photographs that `predict` passes at once, and of its threads.
     """
 
     class_names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Segmenting(ABC):
 
         Args:
           photograph: a file, or RGB uint8 [H, W, 3].
-          iterations: of the CRF, 0 to 10,000; 0 = network alone, None = the model's.
+          iterations: of the CRF, 0 to 10,000; 0 = without the CRF, None = the model's.
 
         Returns:
           `labels` [H, W], `marginals` [H, W, C], `entropy` [H, W], `class_names`, `palette`, at the photograph's size.
@@ -55,15 +55,15 @@ class Segmenting(ABC):
         """Segments several photographs, uint8 [H, W, 3] each, together.
 
         Returns:
-          For each (labels uint8 [H, W], marginals [H, W, C] if asked for else None: float32, of a large one float16).
+          For each (labels uint8 [H, W], marginals [H, W, C] if requested else None: float32, float16 for a large one).
         """
 
     def plan(self, sizes: Sequence[tuple[int, int]]) -> None:  # noqa: B027
-        """Says which sizes (H, W) of photographs are to come; an artifact's programs are what they are."""
+        """Announces the sizes (H, W) of the photographs to come; an artifact's programs are fixed."""
 
     @property
     def programs(self) -> dict[str, int]:
-        """How many programs were used, by kind."""
+        """The number of programs used, by kind."""
         return {}
 
     @property
@@ -73,10 +73,10 @@ class Segmenting(ABC):
 
     @abstractmethod
     def remark(self, size: tuple[int, ...]) -> str:
-        """What to say about how a photograph of size (H, W) is segmented; "" where it goes through as it is."""
+        """A remark on how a photograph of size (H, W) is segmented; "" if unchanged."""
 
     def _count(self, iterations: int | None) -> int:
-        """The number of iterations that is meant; one without end is refused before anything is computed."""
+        """The number of iterations to use; an excessive one is refused before anything is computed."""
         count = self.crf_iterations if iterations is None else iterations
         try:
             check_iterations(count)

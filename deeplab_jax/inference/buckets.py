@@ -7,8 +7,8 @@ from deeplab_jax.inference.tiling import padded_size
 
 Size = tuple[int, int]
 
-MOST = 3  # shapes for one set of photographs, where the padding allows it
-# Sides of shapes that different sizes share are multiples of this, so that another set of sizes finds them compiled.
+MOST = 3  # shapes for one set of photographs, if the padding allows it
+# Sides of shared shapes are multiples of this, so that another set of sizes finds them compiled.
 COARSE = 128
 # Pixels whose network and CRF take about as long as compiling the two programs of one more shape, on CPUs.
 PROGRAM_PIXELS = 4_000_000
@@ -19,14 +19,14 @@ MOST_GROWTH = 3.0
 def choose(sizes: Sequence[Size], multiple: int, extra: int = 1, most: int = MOST) -> list[Size]:
     """Chooses the shapes to which photographs of known sizes are padded.
 
-    Up to `most` different padded sizes stay as they are. Of more, those two are merged, again and again, that need the
-    fewest additional pixels, until one more program would be cheaper than the padding.
+    Up to `most` different padded sizes stay as they are. Of more, the two that need the fewest additional
+    pixels are merged repeatedly, until one more program would be cheaper than the padding.
 
     Args:
-      sizes: (H, W) of each photograph; the same size counts as often as it occurs.
+      sizes: (H, W) of each photograph; repeated sizes count repeatedly.
       multiple: sides are multiples of this plus `extra`.
       extra: the network's `Architecture.size_extra`.
-      most: how many shapes are few.
+      most: the number of shapes up to which nothing is merged.
 
     Returns:
       Shapes (H, W), the smallest first; every photograph fits in one of them.
@@ -61,7 +61,7 @@ def smallest_holding(size: Size, shapes: Sequence[Size]) -> Size | None:
 
 
 def _merging(groups: Counter) -> list[tuple[int, Size, Size]]:
-    """For each pair of shapes the pixels that merging them adds."""
+    """For each pair of shapes, the pixels that merging them adds."""
     shapes = sorted(groups)
     pairs = []
     for i, one in enumerate(shapes):

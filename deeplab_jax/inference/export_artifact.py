@@ -1,4 +1,4 @@
-"""An artifact, written: one StableHLO program per size, the weights beside them, and what they are."""
+"""Writing an artifact: one StableHLO program per size, their weights, and a manifest."""
 
 import json
 import os
@@ -42,14 +42,14 @@ def write_artifact(
     source: dict | None = None,
     saved_model: bool = False,
 ) -> dict:
-    """Writes a segmenter as an artifact; the folder appears whole or not at all.
+    """Writes a segmenter as an artifact; the folder appears completely or not at all.
 
     Args:
       segmenter: network and CRF; test-time scales and mirroring are kept, tiles are not.
-      out: the folder; an artifact that is there is replaced.
-      sizes: (H, W) of the programs, each enlarged to 8 k + 1 (or what the network's `size_extra` is).
+      out: the folder; an existing artifact is replaced.
+      sizes: (H, W) of the programs, each enlarged to 8 k + the network's `size_extra` (usually 1).
       platforms: of "cpu", "cuda", "tpu".
-      source: JSON values on where the weights come from, kept in the manifest.
+      source: JSON values on the origin of the weights, stored in the manifest.
       saved_model: also a TensorFlow SavedModel, in `saved_model/`.
 
     Returns:

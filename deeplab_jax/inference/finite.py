@@ -1,4 +1,4 @@
-"""Labels of marginals, which must be finite: the most probable of NaN would be class 0."""
+"""Labels from marginals, which must be finite: for NaN the most probable class would be 0."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from deeplab_jax.errors import UserError
 
 @jax.jit
 def most_probable(marginals: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Class ids uint8 [H, W], and whether all marginals are finite (XLA's minimum passes over NaN on CPUs)."""
+    """Class ids uint8 [H, W], and whether all marginals are finite (XLA's minimum ignores NaN on CPUs)."""
     return jnp.argmax(marginals, axis=-1).astype(jnp.uint8), jnp.isfinite(marginals).all()
 
 

@@ -18,7 +18,7 @@ def create_segmenter(
 ) -> Segmenter:
     """Builds the segmenter of a run.
 
-    The CRF's parameters are those the variables learned, where `config.crf.train` is end_to_end, else those of
+    The CRF's parameters are the learned ones in the variables if `config.crf.train` is end_to_end, else those of
     `config.crf`.
 
     Args:
@@ -26,11 +26,11 @@ def create_segmenter(
       variables: Flax variables, host arrays.
       class_names: C names.
       palette: [256, 3] RGB.
-      **options: further arguments of `Segmenter`, in place of `config.eval`'s.
+      **options: further arguments of `Segmenter`, overriding those of `config.eval`.
 
     Raises:
       UserError: `config.model` describes no network, `config.crf` names no known parameters or filter, or
-        `config.data.mirror_swaps` names classes that are not there.
+        `config.data.mirror_swaps` names classes that do not exist.
     """
     try:
         setting = crf.setting_from_config(config.crf)
@@ -68,7 +68,7 @@ def create_segmenter(
 
 
 def _mirror_swaps(config: ConfigDict, num_classes: int) -> tuple[tuple[int, int], ...]:
-    """`config.data.mirror_swaps`, checked; empty where the config says nothing of the data."""
+    """`config.data.mirror_swaps`, checked; empty if the config has no data."""
     given = config.data.mirror_swaps if "data" in config and "mirror_swaps" in config.data else ()
     try:
         pairs = tuple((int(a), int(b)) for a, b in given)

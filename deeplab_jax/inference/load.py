@@ -36,21 +36,21 @@ def load(
 
     Args:
       path: a folder that `main` or `export` wrote, or a shipped model's name, such as "camvid".
-      step: which checkpoint of a workdir; None = the best, or the newest.
-      crf_iterations: of the mean field; 0 = network alone, None = the config's.
-      crf: a name in `crf.PRESETS`, a preset file, or a `Setting`, in place of the model's own, which are those that
-        the run learned or searched for, else its config's.
+      step: the checkpoint of a workdir; None = the best, or the newest.
+      crf_iterations: of mean field; 0 = without the CRF, None = the config's.
+      crf: a name in `crf.PRESETS`, a preset file, or a `Setting`; default: the model's own setting, learned or searched
+        by the run, else its config's.
       cut_above: photographs of more pixels are segmented in overlapping pieces of at most this size, smaller with many
         classes (`tile_above` in earlier versions).
       refuse_above: files of more pixels are refused (`max_pixels` in earlier versions).
       **options: further arguments of `inference.segmenter.Segmenter`, such as `batch_size`, `scales`, `mirror`.
 
     Returns:
-      A callable: `segment(photograph)` gives labels, marginals, entropy, class_names, palette. An artifact's
-      programs fix all but the photograph, so it takes no other argument.
+      A callable: `segment(photograph)` returns labels, marginals, entropy, class_names, palette. The programs of an
+      artifact fix everything except the photograph and `crf_iterations`.
 
     Raises:
-      UserError: it is neither, or has no whole checkpoint, or an option does not fit.
+      UserError: it is none of these, has no complete checkpoint, or an option is not applicable.
 
     >>> segment = load("camvid", crf_iterations=5)
     >>> segment.class_names[:3]
@@ -85,12 +85,12 @@ def load(
         if crf_iterations is not None:
             artifact.crf_iterations = crf_iterations
         return artifact
-    from deeplab_jax.runs.checkpoints import load_workdir  # its orbax takes half a second that the others need not
+    from deeplab_jax.runs.checkpoints import load_workdir  # its import of orbax takes half a second
 
     config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
     if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
-        chosen["crf"] = searched  # what the run's own evaluation uses
+        chosen["crf"] = searched  # as in the run's own evaluation
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)
     segment = from_variables(config, variables, names, palette, identity, **chosen, **options)
@@ -108,7 +108,7 @@ def load_box(
     """Like `load`, from the folder of a shipped model (see `deeplab_jax.weights.box`).
 
     Raises:
-      UserError: a file of it is missing or damaged, or an option does not fit.
+      UserError: one of its files is missing or damaged, or an option is not applicable.
     """
     boxed = box.read(folder)
     config = recorded_config(boxed.config)
@@ -129,9 +129,9 @@ def load_weights(
     cut_above: int = CUT_ABOVE,
     **options: Any,
 ) -> Segment:
-    """Like `load`, from a config and converted weights (what `config.init_from` takes).
+    """Like `load`, from a config and converted weights (as accepted by `config.init_from`).
 
-    Class names and colors are the data set's that the config names, where its number of classes is that of the weights.
+    Class names and colors are those of the config's data set if it has the same number of classes as the weights.
 
     Raises:
       UserError: the weights cannot be read, or leave a layer of the network without values.

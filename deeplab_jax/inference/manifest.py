@@ -1,4 +1,4 @@
-"""What an exported artifact's manifest.json may say, checked at one place when it is read."""
+"""Checks an exported artifact's manifest.json when it is read."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ def checked(value: object) -> dict:
     """The manifest as it was written.
 
     Args:
-      value: what the JSON says, whatever that is.
+      value: any JSON value.
 
     Raises:
-      ValueError: it is not a manifest; says in a few words what is wrong with it.
+      ValueError: it is not a manifest; states briefly what is wrong with it.
     """
     if not isinstance(value, dict) or not isinstance(value.get("format"), str):
-        raise ValueError("is no manifest of an artifact")
+        raise ValueError("is not the manifest of an artifact")
     if value["format"] != FORMAT:
         raise ValueError(f"is of format '{value['format'][:60]}', this version reads '{FORMAT}'")
     names = value.get("labels")
@@ -50,7 +50,7 @@ def _is_color(value: object) -> bool:
 
 
 def _is_name(value: object) -> bool:
-    """Whether it names a file of the folder, and none elsewhere."""
+    """Whether it names a file in the folder, not elsewhere."""
     if not isinstance(value, str) or not 0 < len(value) < 256 or "\0" in value:
         return False
     return Path(value).name == value

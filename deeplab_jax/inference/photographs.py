@@ -1,4 +1,4 @@
-"""Many photographs through a segmenter: read, segmented and written at the same time; what is done is skipped."""
+"""Many photographs through a segmenter: read, segmented and written at the same time; existing results are skipped."""
 
 import contextlib
 import itertools
@@ -22,20 +22,20 @@ from deeplab_jax.inference import video
 from deeplab_jax.limits import REFUSE_ABOVE
 from deeplab_jax.runs.job import Job, Report, absence, digest
 
-_LOOKED_AT = 1000  # photographs whose sizes are asked for before the first is segmented
+_LOOKED_AT = 1000  # photographs whose sizes are read before the first is segmented
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What to write.
+    """Options of `predict`.
 
     Attributes:
-      out: the folder.
+      out: the folder for results.
       iterations: of the CRF; 0 = off, None = the model's.
       probabilities: also writes `_probs.npy`, [H, W, C] float16.
-      overwrite: does again what is done.
+      overwrite: recomputes existing results.
       refuse_above: photographs of more pixels are refused.
-      verbose: also says how many programs were compiled or found compiled.
+      verbose: also reports the number of programs used.
     """
 
     out: Path
@@ -48,7 +48,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Task:
-    """One photograph or video: where it is, the stem of its results, and the digest of all that determines them."""
+    """One photograph or video: its source, the stem of its results, and the digest of all that determines them."""
 
     source: listing.Input
     stem: Path
@@ -59,30 +59,30 @@ class Task:
         return Path(f"{self.stem}.{'mp4' if self.source.is_video else 'png'}")
 
     def outputs(self, probabilities: bool) -> list[Path]:
-        """Every file that is written; the first, which says that all is done, comes last."""
+        """Every file that is written; the first one is written last and marks completion."""
         if self.source.is_video:
             return [self.result]
         return [self.result, Path(f"{self.stem}_overlay.png"), *[Path(f"{self.stem}_probs.npy")] * probabilities]
 
     def is_done(self, probabilities: bool) -> bool:
-        """Whether the results are there and were made from this very file by this model and these settings."""
+        """Whether the results exist and were made from this same file by this model with these settings."""
         note = video.read_note if self.source.is_video else files.read_note
         return note(self.result) == self.digest and all(map(os.path.isfile, self.outputs(probabilities)))
 
 
 def plan(paths: Sequence[str | Path], segment, options: PredictOptions, complain=None) -> list[Task]:
-    """Lists what there is to do, in order, named so that no two results meet.
+    """Lists the tasks, in order, named so that no two results collide.
 
     Args:
-      complain: takes a sentence for each path that cannot be read; see `listing.find_inputs`.
+      complain: called with a sentence for each path that cannot be read; see `listing.find_inputs`.
 
     Raises:
       UserError: there is nothing to do, or a result would overwrite a photograph.
     """
     same = next((path for path in paths if Path(path).is_dir() and Path(path).resolve() == options.out.resolve()), None)
     if same is not None:
-        raise UserError(f"--out={options.out}: is the folder of the photographs, where results would be taken for more "
-                        "of them; choose another")  # fmt: skip
+        raise UserError(f"--out={options.out}: is the folder of the photographs, where results would be mistaken for "
+                        "photographs; choose another")  # fmt: skip
     inputs = listing.find_inputs(paths, exclude=options.out, complain=complain)
     made_by = [segment.identity, options.iterations]
     tasks = []
@@ -90,7 +90,7 @@ def plan(paths: Sequence[str | Path], segment, options: PredictOptions, complain
         try:
             stat = item.path.stat()
             of_file = [stat.st_size, stat.st_mtime_ns]
-        except OSError:  # it has vanished, which reading it will report
+        except OSError:  # it has disappeared, which is reported when it is read
             of_file = []
         tasks.append(Task(item, options.out / stem, digest([str(item.path.resolve()), *of_file, *made_by])))
     outputs = [path for task in tasks for path in task.outputs(options.probabilities)]
@@ -99,19 +99,19 @@ def plan(paths: Sequence[str | Path], segment, options: PredictOptions, complain
 
 
 def predict(segment, paths: Sequence[str | Path], options: PredictOptions, say=print, job: Job | None = None) -> int:
-    """Segments photographs, folders and videos; a bad file is reported on stderr and the rest go on.
+    """Segments photographs, folders and videos; a bad file is reported on stderr and the rest are processed.
 
-    Of several processes each does its share of the list; names and padded shapes are those of the whole, so that the
-    results are those of one process.
+    Each of several processes handles its share of the list; names and padded shapes follow from the whole list, so that
+    the results equal those of one process.
 
     Args:
-      segment: what `deeplab_jax.load` returns.
+      segment: the result of `deeplab_jax.load`.
       paths: files and folders.
-      say: takes a line for each result.
+      say: called with a line for each result.
       job: the processes that share the work.
 
     Returns:
-      The number of files and folders that failed, or that a process left undone; in every process that of all.
+      The number of files and folders that failed or were left undone by any process; the same in every process.
     """
     job = job or Job()
     unreadable: list[str] = []
@@ -121,7 +121,7 @@ def predict(segment, paths: Sequence[str | Path], options: PredictOptions, say=p
     mine = job.share(tasks)
     todo = mine if options.overwrite else [t for t in mine if not t.is_done(options.probabilities)]
     if len(todo) < len(mine):
-        say(f"{len(mine) - len(todo)} of {len(mine)} are done and skipped (--overwrite does them again)")
+        say(f"{len(mine) - len(todo)} of {len(mine)} are done and skipped (--overwrite recomputes them)")
     if todo:
         segment.plan(_known_sizes(tasks, options))
     meter = Meter(len(todo), every=0)
@@ -162,7 +162,7 @@ def predict(segment, paths: Sequence[str | Path], options: PredictOptions, say=p
 
 
 def _known_sizes(tasks: Sequence[Task], options: PredictOptions) -> list[tuple[int, int]]:
-    """Sizes (H, W) of the photographs, from their headers; what cannot be read is reported in its turn."""
+    """Sizes (H, W) of the photographs, from their headers; unreadable ones are reported later."""
     sizes: list[tuple[int, int]] = []
     for task in tasks:
         if not task.source.is_video and len(sizes) < _LOOKED_AT:
@@ -172,10 +172,10 @@ def _known_sizes(tasks: Sequence[Task], options: PredictOptions) -> list[tuple[i
 
 
 def _outcomes(segment, tasks: Sequence[Task], options: PredictOptions, say) -> Generator[tuple[Task, str | UserError]]:
-    """Yields each task, in order, with a remark or with what went wrong.
+    """Yields each task, in order, with a remark or an error.
 
     Reading, computing and writing have threads of their own, so that network and CRF never wait for a disk. A bounded
-    number of photographs is under way, and a large one goes alone through the network.
+    number of photographs is in progress, and a large one goes through the network by itself.
     """
     size = segment.batch_size
     hands = max(2, segment.workers)
@@ -194,7 +194,7 @@ def _outcomes(segment, tasks: Sequence[Task], options: PredictOptions, say) -> G
                 computed = workers.submit(_compute, segment, batch, options, say)
                 for i, (task, _) in enumerate(batch):
                     writing.append((task, writers.submit(_write, computed, i, task, segment)))
-            # One batch more than there are workers is under way; the results of the oldest are awaited.
+            # One more batch than there are workers is in progress; the results of the oldest are awaited.
             while len(writing) > segment.workers * size or (writing and not reading):
                 task, future = writing.popleft()
                 yield task, future.result()
@@ -236,7 +236,7 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: PredictO
 
 
 def _write(computed: Future, i: int, task: Task, segment) -> str | UserError:
-    """Writes the results of one task; the label map, which says that all is done, comes last."""
+    """Writes the results of one task; the label map is written last and marks completion."""
     result = computed.result()[i]
     if isinstance(result, UserError | str):
         return result

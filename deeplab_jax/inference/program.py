@@ -1,4 +1,4 @@
-"""The function that an artifact and a SavedModel hold: a photograph in, marginals out."""
+"""The function in an artifact and a SavedModel: a photograph in, marginals out."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def program(segmenter: Segmenter, bilateral: str):
             -log_probs,
             image,
             segmenter.setting.params,
-            jnp.minimum(iterations, MAX_ITERATIONS),  # whoever calls it: an end
+            jnp.minimum(iterations, MAX_ITERATIONS),  # bounded for any caller
             (y < size[0]) & (x < size[1]),
             None if segmenter.compatibility is None else jnp.asarray(segmenter.compatibility),
             bilateral=bilateral,

@@ -1,6 +1,6 @@
 """The same programs as a TensorFlow SavedModel, through `jax.experimental.jax2tf`.
 
-Apart from `runs/reporting.py` the only place where TensorFlow is imported, and only when a SavedModel is asked for.
+Apart from `runs/reporting.py` the only place where TensorFlow is imported, and only for a SavedModel.
 """
 
 import os
@@ -21,7 +21,7 @@ def write_saved_model(
     """Writes a SavedModel with one signature `segment_HxW` (image, size, iterations) -> marginals for each size.
 
     Raises:
-      UserError: TensorFlow or jax2tf is missing, or they do not fit together.
+      UserError: TensorFlow or jax2tf is missing, or their versions are incompatible.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -53,7 +53,7 @@ def write_saved_model(
             function = tf.function(segment, input_signature=signature, autograph=False)
             signatures[f"segment_{height}x{width}"] = function.get_concrete_function()
         tf.saved_model.save(module, str(folder), signatures=signatures)
-    except Exception as e:  # jax2tf and TensorFlow raise many kinds where their versions do not fit
+    except Exception as e:  # jax2tf and TensorFlow raise many exceptions if their versions are incompatible
         reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise UserError(
             f"--saved_model: the installed TensorFlow {tf.__version__} cannot hold these programs ({reason[:200]}); "

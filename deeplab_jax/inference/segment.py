@@ -32,11 +32,11 @@ class Segment(Segmenting):
     Attributes:
       class_names: C names.
       palette: uint8 [256, 3].
-      crf_iterations: what is used where no number is given.
+      crf_iterations: the default number of iterations.
       cut_above: photographs of more pixels go through network and CRF in overlapping pieces of at most this size,
         smaller with many classes.
       refuse_above: files of more pixels are refused.
-      batch_size, workers: how many photographs `predict` hands over at once, and from how many threads.
+      batch_size, workers: the number of photographs that `predict` passes at once, and of its threads.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Segment(Segmenting):
         self.cut_above, self.refuse_above = cut_above, refuse_above
         self.batch_size = segmenter.batch_size
         on_host = segmenter.devices[0].platform == "cpu"
-        self.workers = len(segmenter.devices) * (1 if on_host else 2)  # of two, one computes while the other copies
+        self.workers = len(segmenter.devices) * (1 if on_host else 2)  # one of two computes while the other copies
 
     @property
     def segmenter(self) -> Segmenter:
-        """The parts of the work: scores, and mean field with other parameters."""
+        """The separate steps: scores, and mean field with other parameters."""
         return self._segmenter
 
     @property
@@ -83,13 +83,13 @@ class Segment(Segmenting):
         """Changes the CRF's setting in place; returns itself.
 
         Args:
-          setting: where it names no filter, the filter stays.
-          keep_compatibility: keeps a label compatibility that was learned with the parameters.
+          setting: if it names no filter, the filter stays.
+          keep_compatibility: whether to keep a label compatibility learned with the parameters.
         """
         self._segmenter.setting = replace(setting, bilateral=setting.bilateral or self.crf.bilateral)
         if not keep_compatibility:
             self._segmenter.compatibility = None
-        self._segmenter.programs.clear()  # normalization, filter and compatibility are compiled in
+        self._segmenter.programs.clear()  # normalization, filter and compatibility are part of the compiled programs
         return self
 
     def many(
@@ -98,7 +98,7 @@ class Segment(Segmenting):
         """Segments several photographs, uint8 [H, W, 3] each, together.
 
         Returns:
-          For each (labels uint8 [H, W], marginals [H, W, C] if asked for else None: float32, of a large one float16).
+          For each (labels uint8 [H, W], marginals [H, W, C] if requested else None: float32, float16 for a large one).
         """
         iterations = self._count(iterations)
         images = [self._image(image) for image in images]
@@ -106,7 +106,7 @@ class Segment(Segmenting):
             return self._many(images, iterations, marginals)
         except FlaxError as e:
             raise UserError(
-                f"config.model: is not the network that these weights are of ({reason(e)}); give the config that they "
+                f"config.model: is not the network of these weights ({reason(e)}); give the config that they "
                 "were trained with"
             ) from e
 
@@ -130,22 +130,22 @@ class Segment(Segmenting):
         ]
 
     def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Chooses few compiled shapes for photographs of these sizes (H, W), whose pieces count where they are cut."""
+        """Chooses few compiled shapes for photographs of these sizes (H, W), or for the pieces of large ones."""
         windows = [piece.window for size in sizes for piece in self._pieces(size)]
         self._segmenter.plan([(y.stop - y.start, x.stop - x.start) for y, x in windows])
 
     @property
     def programs(self) -> dict[str, int]:
-        """How many programs were used: {"network": n, "CRF": n}."""
+        """The number of programs used: {"network": n, "CRF": n}."""
         kinds = [kind[0] for kind in self._segmenter.programs]
         return {"network": kinds.count("network"), "CRF": kinds.count("crf")}
 
     def pieces(self, size: tuple[int, ...]) -> int:
-        """In how many overlapping pieces a photograph of size (H, W) is segmented."""
+        """The number of overlapping pieces in which a photograph of size (H, W) is segmented."""
         return len(self._pieces(size))
 
     def remark(self, size: tuple[int, ...]) -> str:
-        """What to say about how a photograph of size (H, W) is segmented; "" where it is in one piece."""
+        """A remark on how a photograph of size (H, W) is segmented; "" if in one piece."""
         count = self.pieces(size)
         return f"  ({size[0] * size[1] / 1e6:.0f} megapixels, in {count} overlapping pieces)" if count > 1 else ""
 
@@ -157,7 +157,7 @@ class Segment(Segmenting):
         return overlapping_pieces((size[0], size[1]), limit, margin, align=STRIDE)
 
     def _in_pieces(self, image: np.ndarray, iterations: int, marginals: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Network and CRF piece by piece, so that memory is bounded by a piece's, and the results'."""
+        """Network and CRF piece by piece, so that memory is bounded by that of a piece and the results."""
         size = image.shape[:2]
         labels = np.empty(size, np.uint8)
         kept = np.empty((*size, len(self.class_names)), np.float16) if marginals else None
@@ -174,7 +174,7 @@ class Segment(Segmenting):
 
 
 def digest_of(arrays: Any) -> str:
-    """Tells one set of weights from another."""
+    """Identifies a set of weights."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.ascontiguousarray(leaf).tobytes())

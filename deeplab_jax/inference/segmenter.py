@@ -1,4 +1,4 @@
-"""Photograph -> marginals: the one path that evaluation, prediction, parameter search and the local page share."""
+"""Photograph -> marginals: the single path shared by evaluation, prediction, parameter search and the local page."""
 
 import threading
 from collections import defaultdict
@@ -19,14 +19,14 @@ from deeplab_jax.inference import buckets, tiling
 from deeplab_jax.inference.finite import most_probable, require_finite
 from deeplab_jax.models.layers import resize_bilinear
 
-_PLANNED_MULTIPLE = 32  # of sides, where sizes are known and need not be coarse to be few
+_PLANNED_MULTIPLE = 32  # for sides, if sizes are known and few anyway
 
-LOG_FLOOR = -30.0  # log-probabilities are not below this: exp(-30) is nothing, and stays finite in every sum
+LOG_FLOOR = -30.0  # lower limit of log-probabilities: exp(-30) is negligible, and sums stay finite
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What is known about one photograph.
+    """The result for one photograph.
 
     Attributes:
       labels: [H, W] uint8, the most probable class.
@@ -53,14 +53,14 @@ class Segmentation:
 class Segmenter:
     """Runs a network and its CRF on photographs of any size.
 
-    Images are padded at the bottom and right, with a mask that makes the padding mean colour for the network and leaves
-    it out of the CRF, so that photographs of many sizes share a few compiled programs. `plan` chooses the padded shapes
-    for sizes that are known beforehand; without it, and for larger images, they are `size_multiple * k + size_extra`.
-    Which images are batched together changes nothing. Safe to call from several threads.
+    Images are padded at the bottom and right, with a mask that sets the padding to the mean colour for the network and
+    excludes it from the CRF, so that photographs of many sizes share a few compiled programs. `plan` chooses the padded
+    shapes for sizes that are known in advance; without it, and for larger images, they are `size_multiple * k +
+    size_extra`. Results do not depend on which images are batched together. Safe to call from several threads.
 
     Attributes:
-      programs: (kind, shape, device) of the programs used; their number is what a data set of many sizes costs to
-        compile.
+      programs: (kind, shape, device) of the programs used; their number is the cost of compiling for
+        a data set of many sizes.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class Segmenter:
           model: a module whose `apply(variables, images, train=False, valid=valid)` returns (scores, out).
           variables: its variables.
           setting: of the CRF, for photographs at their own size; its iterations are what callers use by default,
-            0 = network alone.
+            0 = without the CRF.
           class_names: C names.
           palette: [256, 3] uint8; None = PASCAL VOC's.
           compatibility: [C, C] label compatibility; None = Potts.
           scales: test-time scales whose probabilities are averaged.
-          mirror: averages with the mirrored image.
-          mirror_swaps: pairs of classes that trade places in a mirror (left and right parts).
+          mirror: whether to average with the mirrored image.
+          mirror_swaps: pairs of classes that a mirror exchanges (left and right parts).
           tile: side of the overlapping tiles in which larger images go through the network; 0 = whole images.
           batch_size: images of one padded shape that go through the network together.
           size_multiple: see the class; a multiple of 8.
           size_extra: the network's `Architecture.size_extra`.
           resize: the network's `Architecture.resize`, for test-time scales and the way back to the photograph.
-          devices: work is spread over these; default the first local device.
+          devices: the work is spread over these; default the first local device.
         """
         if size_multiple % tiling.STRIDE:
             raise ValueError(f"size_multiple={size_multiple} must be a multiple of {tiling.STRIDE}")
@@ -139,13 +139,13 @@ class Segmenter:
         """Mean field on the photograph, at its own size.
 
         Args:
-          log_probs: [H, W, C] float32, as `scores` gives them.
+          log_probs: [H, W, C] float32, as returned by `scores`.
           image: [H, W, 3] uint8 RGB.
-          iterations: one number, or several: all are read from one pass.
-          params: instead of the setting's.
+          iterations: one number, or several, all taken from one pass.
+          params: overrides the setting's.
 
         Returns:
-          Marginals [H, W, C] float32, or a list of them where `iterations` is a sequence.
+          Marginals [H, W, C] float32, or a list of them if `iterations` is a sequence.
 
         Raises:
           UserError: marginals are not finite.
@@ -155,7 +155,7 @@ class Segmenter:
         found = self._mean_field(log_probs, image, counts, self._device(), params)
         cropped = [np.asarray(q)[:h, :w] for q in found]
         for q in cropped:
-            require_finite(np.isfinite(q.min()))  # NaN passes through NumPy's minimum: no second array
+            require_finite(np.isfinite(q.min()))  # NumPy's minimum propagates NaN: no second array
         return cropped[0] if isinstance(iterations, int) else cropped
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
@@ -180,7 +180,7 @@ class Segmenter:
         return self._variables[0]
 
     def plan(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Chooses few padded shapes for photographs of these sizes (H, W), in place of any chosen before."""
+        """Chooses few padded shapes for photographs of these sizes (H, W), replacing earlier ones."""
         self.pad_to(buckets.choose(sizes, min(self.size_multiple, _PLANNED_MULTIPLE), self.size_extra) if sizes else [])
 
     def pad_to(self, shapes: Sequence[tuple[int, int]]) -> None:
@@ -196,7 +196,7 @@ class Segmenter:
         return height, width
 
     def filter_used(self, size: tuple[int, int]) -> str:
-        """The CRF's filter for an image of this size: "auto" goes by its padded shape, which is what is compiled."""
+        """The CRF's filter for an image of this size: "auto" depends on its padded shape, which is compiled."""
         return crf.choose_bilateral(
             self.setting.options["bilateral"], *self.padded_shape(size), self.devices[0].platform
         )
@@ -204,7 +204,7 @@ class Segmenter:
     # ---- the network -----------------------------------------------------------------------------------------------
 
     def _padded_scores(self, images: Sequence[np.ndarray], device: int) -> list:
-        """Log-probabilities of each image at its padded shape: device arrays, or host arrays where it was tiled."""
+        """Log-probabilities of each image at its padded shape: device arrays, or host arrays if it was tiled."""
         groups = defaultdict(list)
         result: list[jax.Array | np.ndarray | None] = [None] * len(images)
         for i, image in enumerate(images):
@@ -257,7 +257,7 @@ class Segmenter:
                 if total is None:
                     total = np.zeros((*self.padded_shape(size), probs.shape[-1]), np.float32)
                 total[r.start : r.stop, c.start : c.stop] += weight[..., None] * probs
-        assert total is not None, "there is a tile at least"
+        assert total is not None, "there is at least one tile"
         valid = total[: size[0], : size[1]]
         valid /= valid.sum(-1, keepdims=True)
         np.log(valid, out=valid, where=valid > 0)
@@ -278,7 +278,7 @@ class Segmenter:
             mask[:h, :w] = True
             several = len(set(counts) - {0}) > 1
             bilateral = self.filter_used((h, w))
-            # Not inside a jit here: mean_field chooses its own programs by the parameters' values.
+            # Not inside a jit: mean_field chooses its own programs from the parameters' values.
             run = partial(
                 crf.mean_field,
                 iterations=last,
@@ -301,13 +301,13 @@ class Segmenter:
     # ---- programs --------------------------------------------------------------------------------------------------
 
     def _device(self) -> int:
-        """The next device in turn."""
+        """The next device in rotation."""
         with self._lock:
             self._next_device = (self._next_device + 1) % len(self.devices)
             return self._next_device
 
     def _run(self, kind: tuple, device: int, function, *args, **kwargs):
-        """Calls `function`; of several threads that need a program not compiled yet, one compiles and the rest wait."""
+        """Calls `function`; if several threads need a program not yet compiled, one compiles and the others wait."""
         key = (*kind, device)
         with self._lock:
             mine = self._compiling.setdefault(key, threading.Lock())
@@ -335,12 +335,12 @@ def network_scores(
     """Log-probabilities at the padded size, averaged over scales and mirroring.
 
     Args:
-      images: [B, H, W, 3] uint8, padded with the border's own colours, so that resizing blends nothing foreign in.
-      sizes: [B, 2] int32, the part that is photograph.
-      scales: see `Segmenter`, as for the rest.
-      mirror: averages with the mirrored images.
-      swaps: pairs of classes that trade places in the mirrored images.
-      extra: what sizes exceed a multiple of the output stride by, at every scale.
+      images: [B, H, W, 3] uint8, padded with the border's own colours, so that resizing blends in no other colour.
+      sizes: [B, 2] int32, the size of each photograph within the padding.
+      scales: see `Segmenter`.
+      mirror: whether to average with the mirrored images.
+      swaps: pairs of classes that are exchanged in the mirrored images.
+      extra: the excess of sizes over a multiple of the output stride, at every scale.
       resize: "corners" or "half_pixel".
 
     Returns:
@@ -355,7 +355,7 @@ def network_scores(
     flipped = jnp.where(x < width, width - 1 - x, x)
 
     count = images.shape[0]
-    if mirror:  # in one batch with the images: half the program
+    if mirror:  # in one batch with the images, for half the program
         images = jnp.concatenate([images, jnp.take_along_axis(images, flipped[:, None, :, None], axis=2)])
         valid = jnp.concatenate([valid, valid])
     views = []
@@ -378,7 +378,7 @@ def network_scores(
 
 
 def _nearest(n: int, m: int, resize: str) -> np.ndarray:
-    """The position of n, whole, that each of m resized ones lies nearest to: [m] int."""
+    """The nearest of n positions for each of m resized ones: [m] int."""
     if resize == "corners":
         return np.round(np.linspace(0, n - 1, m)).astype(int)
     return ((2 * np.arange(m) + 1) * n) // (2 * m)

@@ -16,7 +16,7 @@ class Span(NamedTuple):
 
 
 def padded_size(size: int, multiple: int, extra: int = 1) -> int:
-    """The smallest `multiple * k + extra >= size` with k >= 1: sizes that align-corners upsampling fits.
+    """The smallest `multiple * k + extra >= size` with k >= 1: sizes that suit align-corners upsampling.
 
     Args:
       size: length of an axis.
@@ -51,8 +51,8 @@ def spans(size: int, side: int, overlap: int) -> list[Span]:
 def blend_weights(span: Span, size: int, overlap: int) -> np.ndarray:
     """Weight of every pixel of a window along one axis, [stop - start] float32.
 
-    Zero in the outer quarter of the overlap, where the window's border has reached the scores, then rising to one over
-    its middle half; one where the window ends with the image.
+    Zero in the outer quarter of the overlap, where the window's border affects the scores, then rising to one over its
+    middle half; one where the window ends with the image.
     """
     at = np.arange(span.start, span.stop, dtype=np.float32) + 0.5
     weight = np.ones(span.stop - span.start, np.float32)

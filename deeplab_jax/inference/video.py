@@ -1,4 +1,4 @@
-"""Video in and out, by the ffmpeg that imageio-ffmpeg brings: every frame segmented on its own."""
+"""Reading and writing videos with imageio-ffmpeg's ffmpeg: every frame is segmented by itself."""
 
 import itertools
 import logging
@@ -17,20 +17,20 @@ from deeplab_jax.imaging.overlay import overlay
 
 _NOTE = "deeplab_jax "
 _SAID_EVERY = 25  # frames
-logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns where pixels are made square
-# ffmpeg is started by a fork that runs it at once: what JAX warns of, threads that wait for locks, cannot happen.
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns if pixels are made square
+# ffmpeg is started by a fork that executes it at once: the deadlock that JAX warns of cannot happen.
 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-_SQUARE = ["-vf", "scale=round(iw*sar):ih,setsar=1"]  # pixels that are not square would lose the picture's shape
+_SQUARE = ["-vf", "scale=round(iw*sar):ih,setsar=1"]  # keeps the picture's shape if pixels are not square
 
 
 def segment_video(segment, source: Path, result: Path, note: str, iterations: int | None = None, say=None) -> str:
     """Writes the overlay of each frame as an H.264 `.mp4` of the source's size and frame rate, without sound.
 
     Args:
-      segment: what `deeplab_jax.load` returns.
+      segment: the result of `deeplab_jax.load`.
       source: any video that ffmpeg reads.
-      result: the `.mp4`; an odd width or height grows by one pixel, which H.264 needs.
-      note: kept in the file; see `read_note`.
+      result: the `.mp4`; an odd width or height grows by one pixel, as H.264 requires.
+      note: stored in the file; see `read_note`.
       iterations: of the CRF; None = the model's.
       say: called with a line of progress every few frames.
 
@@ -71,14 +71,14 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
 
 
 def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.ndarray]]:
-    """Opens a video: frames per second, (width, height), about how many frames, uint8 [H, W, 3] RGB frames.
+    """Opens a video: frames per second, (width, height), approximate number of frames, uint8 [H, W, 3] RGB frames.
 
-    Pixels that are not square are made so: the frames have the shape that a player shows.
+    Pixels that are not square are made square: the frames have the shape that a player shows.
 
     Raises:
       UserError: ffmpeg cannot read it.
     """
-    # A playlist within the file opens nothing but files.
+    # A playlist within the file can only open files.
     only_files = ["-protocol_whitelist", "file"]
     reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", input_params=only_files, output_params=_SQUARE)
     try:
@@ -100,7 +100,7 @@ def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.nda
 
 
 def _file(path: Path) -> str:
-    """A path as ffmpeg takes it for a file: `concat:a.mp4` alone would name a protocol."""
+    """A path in the form that ffmpeg treats as a file: plain `concat:a.mp4` would name a protocol."""
     return f"file:{path}"
 
 
@@ -108,7 +108,7 @@ def read_note(path: Path) -> str | None:
     """The note that `segment_video` left in a file, or None."""
     try:
         with path.open("rb") as file:
-            file.seek(max(os.fstat(file.fileno()).st_size - 1_000_000, 0))  # mp4 keeps it at the end
+            file.seek(max(os.fstat(file.fileno()).st_size - 1_000_000, 0))  # mp4 stores it at the end
             tail = file.read()
     except OSError:
         return None

@@ -103,7 +103,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
-    """At most about `most` points: means of runs of neighbors, so that noise shrinks and nothing is left out."""
+    """At most about `most` points: means of runs of neighbors, so that noise is reduced and nothing is omitted."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / most)

@@ -1,7 +1,7 @@
 """The local page: a photograph in, its segmentation out, the CRF's parameters on sliders.
 
-The network runs once for an upload and its scores are kept; moving a slider runs the CRF alone, as one compiled program
-for all values. Nothing that a request says becomes a path or a program.
+The network runs once per upload and its scores are kept; moving a slider runs only the CRF, as one compiled program
+for all values. Nothing in a request becomes a path or a program.
 """
 
 import base64
@@ -32,12 +32,12 @@ from deeplab_jax.inference.tiling import STRIDE, padded_size
 from deeplab_jax.version import __version__
 
 MAX_BYTES = 32 * 2**20  # of an upload
-REFUSE_ABOVE = 50_000_000  # of an upload, looked at before it is decoded
+REFUSE_ABOVE = 50_000_000  # of an upload, checked before it is decoded
 WORK_PIXELS = 250_000  # larger photographs are scaled down to this for the page
 # Pictures are padded to the smallest of these shapes that holds them, which bounds the programs and their memory; each
-# has its half for the previews. A larger picture is scaled down to fit.
+# also exists at half size for previews. A larger picture is scaled down to fit.
 SHAPES = ((385, 641), (513, 513), (641, 385), (225, 1121), (1121, 225))
-KEPT = 8  # uploads whose scores are kept; older ones are forgotten
+KEPT = 8  # uploads whose scores are kept; older ones are dropped
 MAX_ITERATIONS = 20
 
 
@@ -71,11 +71,11 @@ class Upload:
 
 
 class Desk:
-    """Photographs under work, and the CRF with which they are looked at; safe to call from several threads."""
+    """The uploaded photographs, and the CRF applied to them; safe to call from several threads."""
 
     def __init__(self, segment: Any):
         self.segment = segment
-        self.doing = ""  # what takes long just now, in words
+        self.doing = ""  # the slow operation in progress, as text
         extra = getattr(segment.segmenter, "size_extra", 1)
         sides = [*SHAPES, *(((h + 1) // 2, (w + 1) // 2) for h, w in SHAPES)]
         segment.segmenter.pad_to([tuple(padded_size(n - 1, STRIDE, extra) for n in shape) for shape in sides])
@@ -86,7 +86,7 @@ class Desk:
         self._compute = threading.Lock()  # one computation at a time: a second would slow both
 
     def add(self, image: np.ndarray) -> tuple[str, Upload]:
-        """Takes in a photograph, [h, w, 3] uint8, made small enough for the page; returns its id and itself."""
+        """Adds a photograph, [h, w, 3] uint8, scaled down for the page if needed; returns its id and upload."""
         self._uploaded = True
         height, width = image.shape[:2]
         fitting = max(min(h / height, w / width) for h, w in SHAPES)
@@ -109,10 +109,10 @@ class Desk:
 
     @contextlib.contextmanager
     def _saying(self, what: str, shape: tuple, *rest: Any) -> Iterator[None]:
-        """Says in `doing` that a program is compiled, the first time that it is used."""
+        """Reports in `doing` that a program is being compiled, the first time that it is used."""
         key = (what, shape, *rest)
         if key not in self._known:
-            self.doing = f"compiling the {what} for pictures up to {shape[1]}×{shape[0]}; the next ones are quick …"
+            self.doing = f"compiling the {what} for pictures up to {shape[1]}×{shape[0]}; later ones are quick …"
         try:
             yield
             self._known.add(key)
@@ -120,14 +120,14 @@ class Desk:
             self.doing = ""
 
     def get(self, key: str) -> Upload | None:
-        """An upload that is still kept."""
+        """An upload, or None if it is no longer kept."""
         with self._lock:
             if key in self._uploads:
                 self._uploads.move_to_end(key)
             return self._uploads.get(key)
 
     def defaults(self) -> dict[str, float]:
-        """The model's parameters as slider positions; where one is an array (learned per class), its mean."""
+        """The model's parameters as slider positions; for an array (learned per class), its mean."""
         return {name: float(np.mean(getattr(self.segment.crf.params, name))) for name in FIELDS}
 
     def params(self, values: dict[str, float]) -> CRFParams:
@@ -140,7 +140,7 @@ class Desk:
         return CRFParams(**chosen)
 
     def labels(self, upload: Upload, params: CRFParams, iterations: int, stride: int = 1) -> np.ndarray:
-        """Class ids [h, w] uint8; with a stride, of the CRF on every `stride`-th pixel, enlarged."""
+        """Class ids [h, w] uint8; with a stride, from the CRF on every `stride`-th pixel, enlarged."""
         image, log_probs = upload.image[::stride, ::stride], upload.log_probs[::stride, ::stride]
         if not iterations:
             return upload.log_probs.argmax(-1).astype(np.uint8)
@@ -165,7 +165,7 @@ class Desk:
                 radius=radius,
                 prune=True,
             )
-            if not np.isfinite(np.asarray(q).min()):  # of NaN the most probable class would be 0
+            if not np.isfinite(np.asarray(q).min()):  # for NaN the most probable class would be 0
                 raise UserError("the CRF's marginals are not finite; choose smaller weights, or wider kernels")
             labels = np.asarray(q.argmax(-1).astype(np.uint8))[:h, :w]
         if stride > 1:
@@ -174,12 +174,12 @@ class Desk:
         return labels
 
     def warm_up(self) -> None:
-        """Compiles what a 500x375 photograph needs, lying and standing, one program after the other.
+        """Compiles the programs for a 500x375 photograph, landscape and portrait, one after another.
 
-        It ends with the first upload, which then waits for the one program that is being compiled at most.
+        It stops at the first upload, which then waits at most for the program being compiled.
         """
         params = self.params(self.defaults())
-        with contextlib.suppress(UserError):  # of the model, which the first upload meets too
+        with contextlib.suppress(UserError):  # an error of the model, which the first upload reports too
             for size in ((375, 500), (500, 375)):
                 if self._uploaded:
                     return
@@ -194,8 +194,8 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
     """The page's application.
 
     Args:
-      segment: what `deeplab_jax.load` returns for a workdir.
-      hosts: names by which it may be called, without the port; a request under any other name (DNS rebinding) gets 403.
+      segment: the result of `deeplab_jax.load` for a workdir.
+      hosts: accepted host names, without the port; a request with any other name (DNS rebinding) gets status 403.
     """
     app = Flask(__name__, template_folder=".", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
@@ -264,7 +264,7 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
             image = files.read_photograph(data, name="the file", refuse_above=REFUSE_ABOVE)
         except UserError as e:
             abort(400, str(e).split(";")[0])
-        except Exception:  # Pillow's decoders raise many kinds on hostile bytes
+        except Exception:  # Pillow's decoders raise many exceptions on hostile bytes
             abort(400, "the file cannot be decoded as an image")
         key, upload = desk.add(image)
         height, width = upload.image.shape[:2]
@@ -287,7 +287,7 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
         values = {}
         for slider in SLIDERS:
             value, own = wanted.get(slider.name), desk.defaults()[slider.name]
-            untouched = isinstance(value, int | float) and value == own  # the model's may lie beyond the slider's ends
+            untouched = isinstance(value, int | float) and value == own  # it may be outside the slider's range
             values[slider.name] = own if untouched else _number(value, slider.low, slider.high, slider.name)
         params = desk.params(values)
         start = time.perf_counter()

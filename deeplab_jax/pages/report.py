@@ -27,8 +27,8 @@ _LARGEST = 640  # pixels along the longer side of a picture in the page
 def build_report(workdir: str | Path) -> str:
     """The page as HTML text, with styles, script, charts and pictures inside it.
 
-    Only files inside the workdir are read, whatever its own files name. What is not there yet (curves, evaluations) is
-    left out of the page, and so is what is damaged, which is said on stderr.
+    Only files inside the workdir are read, whatever paths its files name. Missing parts (curves, evaluations) are left
+    out of the page, and so are damaged ones, which are reported on stderr.
 
     Args:
       workdir: a folder that `main` wrote.
@@ -64,11 +64,11 @@ def write_report(workdir: str | Path, out: str | Path | None = None) -> Path:
     """Writes the report, by default to `<workdir>/report.html`; returns its path.
 
     Raises:
-      UserError: as `build_report`, or the page would replace a file of the run.
+      UserError: like `build_report`, or the page would replace a file of the run.
     """
     workdir = Path(workdir)
     out = Path(out) if out else workdir / "report.html"
-    own = [workdir / name for name in _OWN]  # also where they are not there yet
+    own = [workdir / name for name in _OWN]  # even if they do not exist yet
     listing.check_outputs([out], [*own, *listing.files_under(workdir, leave_out=".html")])  # earlier pages are replaced
     write_text(out, build_report(workdir))
     return out
@@ -79,7 +79,7 @@ def _evaluations(folder: Path) -> list[Path]:
 
 
 def _evaluation(path: Path) -> dict | None:
-    """What the template shows of one `<split>.json`, or None if it is damaged."""
+    """The template's data from one `<split>.json`, or None if it is damaged."""
     results = _readable(path, schema.results)
     if results is None:
         return None
@@ -130,7 +130,7 @@ def _confusion(path: Path) -> str:
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """The file that a result names, or None if that is not a file within the folder: links are followed first."""
+    """The file that a result names, or None if it is not a file within the folder, after following links."""
     path = folder / name
     try:
         within = path.resolve().is_relative_to(folder.resolve())
@@ -143,7 +143,7 @@ def _inside(folder: Path, name: str) -> Path | None:
 
 
 def _picture(folder: Path, entry: dict, images: dict) -> dict | None:
-    """One photograph with its truth and its labels without and with CRF, or None if its files are gone or damaged."""
+    """One photograph with its truth and its labels without and with CRF, or None if files are missing or damaged."""
     counts = sorted(entry["labels"], key=int)
     names = entry["photo"], entry["truth"], *(entry["labels"][n] for n in counts)
     paths = [path for name in names if (path := _inside(folder, name))]
@@ -181,7 +181,7 @@ def _picture(folder: Path, entry: dict, images: dict) -> dict | None:
 
 
 def _ends(counts: Sequence[int]) -> tuple[str, str]:
-    """What the fewest and the most iterations of the CRF are called.
+    """The labels for the fewest and the most iterations of the CRF.
 
     >>> _ends((0, 10)), _ends((5, 10))
     (('off', 'on'), ('×5', '×10'))
@@ -245,7 +245,7 @@ def _run(entry: dict) -> dict:
 
 
 def _readable(path: Path, check: Callable):
-    """What `check` makes of a JSON file; None where there is none, or where it is damaged, which is said."""
+    """The result of `check` for a JSON file; None if there is none, or if it is damaged, which is reported."""
     try:
         return check(read_json(path))
     except FileNotFoundError:
@@ -256,7 +256,7 @@ def _readable(path: Path, check: Callable):
 
 
 def _without(path: Path, problem: str) -> None:
-    say(f"warning: {path}: {problem}; the page goes without it")
+    say(f"warning: {path}: {problem}; the page omits it")
 
 
 def _jpeg(image: np.ndarray) -> str:

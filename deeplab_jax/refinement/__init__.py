@@ -1,1 +1,1 @@
-"""The CRF alone, on rough labels or probabilities that come as files."""
+"""The CRF alone, on rough labels or probabilities read from files."""

@@ -1,4 +1,4 @@
-"""Photographs and rough labels in files, refined by the CRF into files."""
+"""Refining rough labels of photographs by the CRF, from files to files."""
 
 import collections
 import os
@@ -26,7 +26,7 @@ _NAMES = [f"class {i}" for i in range(256)]
 
 
 class RefineOptions(NamedTuple):
-    """How to refine. `given` is what the files hold that the CRF starts from: "probs" or "labels".
+    """Options of `refine`. `given` is the kind of file that the CRF starts from: "probs" or "labels".
 
     Photographs of more than `cut_above` pixels are cut into pieces, those of more than `refuse_above` refused.
     """
@@ -38,12 +38,12 @@ class RefineOptions(NamedTuple):
     iterations_strip: bool = False
     cut_above: int = CUT_ABOVE
     refuse_above: int = REFUSE_ABOVE
-    colors: np.ndarray | None = None  # of the classes, where labels show them
-    overwrite: bool = False  # in folders, does again what is done
+    colors: np.ndarray | None = None  # of the classes, if labels are colored
+    overwrite: bool = False  # in folders, recomputes existing results
 
     @property
     def identity(self) -> list:
-        """JSON values that tell these settings from others."""
+        """JSON values that identify these settings."""
         crf = [np.asarray(getattr(self.crf.params, name), np.float64).tolist() for name in FIELDS]
         colors = None if self.colors is None else np.asarray(self.colors).tolist()
         return [crf, self.crf.options, self.given, self.unknown, self.confidence, self.cut_above, colors]
@@ -57,17 +57,17 @@ def refine_folder(
     job: Job | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> int:
-    """Refines every photograph below `images`; a bad one is reported on stderr and the rest go on.
+    """Refines every photograph below `images`; a bad one is reported on stderr and the rest are processed.
 
-    What is done is skipped: made from these very files with these settings, and complete. Of several processes each
-    does its share of the list; names are those of the whole.
+    Results are skipped if they are complete and made from these same files with these settings. Each of several
+    processes handles its share of the list; names follow from the whole list.
 
     Args:
       job: the processes that share the work.
-      devices: work on a photograph each, at the same time; default the first local one.
+      devices: each works on one photograph at a time; default the first local one.
 
     Returns:
-      The number of photographs that failed, or that a process left undone; in every process that of all.
+      The number of photographs that failed or were left undone by any process; the same in every process.
     """
     job = job or Job()
     check_folders(given, out)
@@ -77,12 +77,12 @@ def refine_folder(
     stems = listing.result_stems(inputs)
     written = [path for stem in stems for path in outputs(out / stem, options)]
     tasks = [_Task(item.path, _partner(partners, item), out / stem) for item, stem in zip(inputs, stems)]
-    read = [task.given for task in tasks if isinstance(task.given, Path)]  # the others are reported in their turn
+    read = [task.given for task in tasks if isinstance(task.given, Path)]  # the others are reported later
     listing.check_outputs(written, [*(item.path for item in inputs), *read])
     mine = job.share(tasks)
     todo = mine if options.overwrite else [task for task in mine if not task.is_done(options)]
     if len(todo) < len(mine):
-        print(f"{len(mine) - len(todo)} of {len(mine)} are done and skipped (--overwrite does them again)", flush=True)
+        print(f"{len(mine) - len(todo)} of {len(mine)} are done and skipped (--overwrite recomputes them)", flush=True)
     failed = 0
     results = in_order(partial(_refine, options=options), todo, devices or jax.local_devices()[:1])
     for number, (task, (lines, error)) in enumerate(results, 1):
@@ -114,10 +114,10 @@ def refine_folder(
 
 
 def check_folders(given: Path, out: Path) -> None:
-    """Checks that what must be folders where photographs come from a folder are.
+    """Checks that the other paths are folders if the photographs are in a folder.
 
     Raises:
-      UserError: one is something else.
+      UserError: one is not a folder.
     """
     if not given.is_dir():
         raise UserError(f"{given}: --image is a folder, so this must be the folder with a file for each photograph")
@@ -126,24 +126,24 @@ def check_folders(given: Path, out: Path) -> None:
 
 
 class _Task(NamedTuple):
-    """A photograph, its file of probabilities or labels or what is wrong with that, and the stem of its results."""
+    """A photograph, its file of probabilities or labels (or the error), and the stem of its results."""
 
     image: Path
     given: Path | UserError
     out: Path
 
     def digest(self, options: RefineOptions) -> str:
-        """Of all that determines the results; "" where it cannot be known."""
+        """A digest of everything that determines the results; "" if it cannot be computed."""
         if isinstance(self.given, UserError):
             return ""
         try:
             found = [(str(path.resolve()), path.stat()) for path in (self.image, self.given)]
-        except OSError:  # it has vanished, which reading it will report
+        except OSError:  # it has disappeared, which is reported when it is read
             return ""
         return digest([*((name, stat.st_size, stat.st_mtime_ns) for name, stat in found), options.identity])
 
     def is_done(self, options: RefineOptions) -> bool:
-        """Whether the results are there, and were made from these very files with these settings."""
+        """Whether the results exist and were made from these same files with these settings."""
         wanted = self.digest(options)
         written = outputs(self.out, options)
         return bool(wanted) and files.read_note(written[0]) == wanted and all(map(os.path.isfile, written))
@@ -157,7 +157,7 @@ def _partner(partners: "Partners", item: listing.Input) -> Path | UserError:
 
 
 def _refine(task: _Task, options: RefineOptions) -> tuple[list[str], UserError | None]:
-    """What to say about a photograph, and what went wrong with it."""
+    """Lines about a photograph, and its error if any."""
     lines: list[str] = []
     try:
         if isinstance(task.given, UserError):
@@ -174,14 +174,14 @@ def outputs(out: Path, options: RefineOptions) -> list[str]:
 
 
 class Partners:
-    """The file of probabilities or labels of each photograph of a folder, by the rule of data sets.
+    """The file of probabilities or labels of each photograph of a folder, by the rules of data sets.
 
-    A name with the photograph's suffix (`a.jpg_probs.npy`, as `predict` writes where `a.png` is there too) comes
-    first.
+    A name with the photograph's suffix (`a.jpg_probs.npy`, which `predict` writes if `a.png` exists too) takes
+    precedence.
 
     Args:
       images: the folder of photographs.
-      folder: that of the others; may be the same.
+      folder: the folder of the other files; may be the same.
       given: "probs" or "labels".
     """
 
@@ -203,18 +203,18 @@ class Partners:
         """The file that belongs to a photograph.
 
         Raises:
-          UserError: there is none, or two may be.
+          UserError: there is none, or there are two candidates.
         """
         relative = item.path.relative_to(item.root)
         stem = self._stems[item.path]
-        for level in (1, 0):  # what `predict` called its own, long names cut
+        for level in (1, 0):  # the names that `predict` gives, with long ones cut
             written = self._folder / f"{item.stem(level)}{self._written}"
             if (level or self._twins[pairing.normal(stem)] < 2) and written.is_file() and written != item.path:
                 return written
         found = self._masks.of(stem + item.path.suffix, item.path)
         if found is None and self._twins[pairing.normal(stem)] > 1:
             raise UserError(
-                f"{item.path}: another photograph has its name but for the suffix, so its file must be called "
+                f"{item.path}: another photograph has the same name except for the suffix, so its file must be called "
                 f"{item.path.name}{self._written}"
             )
         found = found or self._masks.of(stem, item.path)
@@ -232,14 +232,14 @@ def refine_file(
     say: Callable[[str], None] = print,
     note: str = "",
 ) -> None:
-    """Refines one photograph and writes `out` + .png, _overlay.png and, if asked for, _iterations.png.
+    """Refines one photograph and writes `out` + .png, _overlay.png and, if requested, _iterations.png.
 
     Args:
-      say: takes a line for each result, and for one that is made in pieces.
-      note: kept in the .png, which is written last.
+      say: called with a line for each result, and for one that is made in pieces.
+      note: stored in the .png, which is written last.
 
     Raises:
-      UserError: a file cannot be read or written, or the two do not belong together.
+      UserError: a file cannot be read or written, or the two do not match.
     """
     start = time.monotonic()
     for path in (image_path, given):
@@ -253,10 +253,10 @@ def refine_file(
     else:
         rough = RoughLabels.from_file(given, size, options.unknown, options.confidence, options.colors)
         if rough.is_settled:
-            has = f"the id {rough.ids[0]} alone" if len(rough.ids) else "no label"
+            has = f"only the id {rough.ids[0]}" if len(rough.ids) else "no label"
             files.write_png(f"{out}_overlay.png", overlay.overlay(image, rough.given, rough.palette, _NAMES))
             files.write_palette_png(f"{out}.png", rough.given, rough.palette, note)
-            say(f"{out}.png  ({given.name} has {has}: as it is)")
+            say(f"{out}.png  ({given.name} has {has}: unchanged)")
             return
     count = len(pieces.pieces(size, options.cut_above, pieces.margin_of(options.crf.params)))
     if count > 1:

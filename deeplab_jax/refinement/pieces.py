@@ -1,4 +1,4 @@
-"""The CRF alone, for a photograph of any size: whole where it fits, in overlapping pieces above a stated size."""
+"""The CRF alone, for a photograph of any size: in one piece if it fits, in overlapping pieces above a given size."""
 
 import math
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from deeplab_jax.refinement.rough import Rough, Slices
 # A piece sees this many standard deviations of the widest kernel beyond the part that it labels.
 MARGIN_STDS = 2.0
 
-# Pixels x labels x iterations of marginals that are held at once when those of every iteration are asked for.
+# Pixels x labels x iterations of marginals in memory at once if those of every iteration are requested.
 _HELD_VALUES = 1_000_000_000
 
 
 class Piece(NamedTuple):
-    """A piece of a photograph: `window` is what the CRF sees, `core` the part of the photograph that it labels."""
+    """A piece of a photograph: `window` is the CRF's input, `core` the part of the photograph that it labels."""
 
     window: Slices
     core: Slices
@@ -36,7 +36,7 @@ def pieces(size: tuple[int, int], cut_above: int, margin: int, align: int = 1) -
     """Cuts [H, W] into cores of at most `cut_above` pixels, each seen in a window with `margin` pixels around it.
 
     All windows have one shape, so that one compiled program serves them; at the borders a window is moved inwards.
-    Of the grids that are fine enough, the one with the fewest pixels in its windows is taken. With `align`, windows
+    Of the grids that are fine enough, the one with the fewest pixels in its windows is chosen. With `align`, windows
     start at its multiples and are up to `align` - 1 pixels longer.
 
     >>> [len(pieces((3000, 4000), pixels, 134)) for pixels in (12_000_000, 4_000_000, 500_000)]
@@ -73,7 +73,7 @@ def _window(core: slice, step: int, window: int, length: int, align: int) -> sli
 
 
 def margin_of(params: CRFParams) -> int:
-    """Returns the margin in pixels that a piece needs under these parameters."""
+    """Returns the margin in pixels that a piece needs with these parameters."""
     return math.ceil(MARGIN_STDS * max(float(np.max(params.bilateral_xy_std)), float(np.max(params.gaussian_xy_std))))
 
 
@@ -87,7 +87,7 @@ def marginals_by_piece(
     """Runs the CRF on each piece of a photograph and yields (core, marginals of the core).
 
     Args:
-      rough: gives -log P of a window; asked once per piece, so a memory-mapped file is read piece by piece.
+      rough: provides -log P of a window; called once per piece, so a memory-mapped file is read piece by piece.
       image: RGB, uint8 [H, W, 3].
       setting: of the CRF.
       cut_above: a photograph of more pixels is cut into cores of at most this size. The labels differ from those of the
@@ -95,10 +95,10 @@ def marginals_by_piece(
       return_all: yields marginals [iterations + 1, h, w, C], after 0 to `iterations` iterations.
 
     Raises:
-      UserError: the parameters do not fit the labels, or make marginals that are not finite.
+      UserError: the parameters do not match the labels, or the marginals are not finite.
 
     Yields:
-      (core, q): where in the photograph, and float32 [h, w, C] marginals (sum 1 over C).
+      (core, q): its place in the photograph, and float32 [h, w, C] marginals (sum 1 over C).
     """
     for piece in pieces(image.shape[:2], cut_above, margin_of(setting.params)):
         try:
@@ -114,13 +114,13 @@ def marginals_by_piece(
             raise UserError(str(e)) from e
         y, x = piece.inside
         inside = np.asarray(q[..., y, x, :])
-        if not np.isfinite(inside.min()):  # NaN passes through a minimum, and the most probable class would be 0
+        if not np.isfinite(inside.min()):  # NumPy's minimum propagates NaN, whose label would be 0
             raise UserError("the CRF's marginals are not finite; give smaller weights, or wider kernels")
         yield piece.core, inside
 
 
 def refine(rough: Rough, image: np.ndarray, setting: Setting, cut_above: int = CUT_ABOVE) -> np.ndarray:
-    """Returns the most probable class id of every pixel, uint8 [H, W]; of equals the lowest wins.
+    """Returns the most probable class id of every pixel, uint8 [H, W]; the lowest of equals.
 
     The arguments are those of `marginals_by_piece`.
     """
@@ -140,7 +140,7 @@ def refine_frames(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Like `refine`, and also returns the marginals after every iteration, sampled to a width for a picture.
 
-    Pieces are made smaller where the marginals of all iterations would not fit in memory.
+    Pieces are smaller if the marginals of all iterations would not fit in memory.
 
     Returns:
       (labels uint8 [H, W], frames float16 [iterations + 1, h, w, C]), w at most `frame_width`.

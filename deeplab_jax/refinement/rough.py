@@ -1,4 +1,4 @@
-"""What the CRF starts from when no network is at hand: a file of probabilities, or a label map with a confidence."""
+"""The CRF's input without a network: a file of probabilities, or a label map with a confidence."""
 
 import math
 import zipfile
@@ -12,7 +12,7 @@ from deeplab_jax.crf.unary import unary_from_labels, unary_from_probabilities
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, palettes
 
-# Smaller probabilities, zeros included, count as this; it lies below the smallest positive float16.
+# Smaller probabilities, zeros included, are raised to this; it is below the smallest positive float16.
 PROBABILITY_FLOOR = 1e-8
 
 Slices = tuple[slice, slice]
@@ -20,10 +20,10 @@ Slices = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Rough:
-    """A first opinion about every pixel.
+    """Initial probabilities of every pixel.
 
     Attributes:
-      ids: uint8 [C], the class id that each channel stands for, ascending.
+      ids: uint8 [C], the class id of each channel, ascending.
       palette: uint8 [256, 3].
     """
 
@@ -57,7 +57,7 @@ class Probabilities(Rough):
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
             raise UserError(f"{path}: is not a .npy file of numbers; save it with numpy.save(path, array)") from e
         if not isinstance(values, np.ndarray):
-            raise UserError(f"{path}: is an archive of arrays; save the one array with numpy.save(path, array)")
+            raise UserError(f"{path}: is an archive of arrays; save a single array with numpy.save(path, array)")
         if values.dtype not in (np.float16, np.float32, np.float64):
             raise UserError(f"{path}: holds {values.dtype}; probabilities must be float16, float32 or float64")
         if values.ndim == 2:
@@ -108,15 +108,15 @@ def _shape_hint(shape: tuple[int, ...], size: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class RoughLabels(Rough):
-    """A label map with the same confidence everywhere it is known, and no opinion elsewhere."""
+    """A label map with the same confidence wherever it is known, uniform elsewhere."""
 
     channels: np.ndarray  # int16 [H, W], -1 = unknown
     confidence: float
-    given: np.ndarray  # uint8 [H, W], as it is in the file
+    given: np.ndarray  # uint8 [H, W], as in the file
 
     @property
     def is_settled(self) -> bool:
-        """Whether fewer than two labels occur, so that the map can only stay as it is."""
+        """Whether fewer than two labels occur, so that the map cannot change."""
         return len(self.ids) < 2
 
     @classmethod
@@ -129,7 +129,7 @@ class RoughLabels(Rough):
         nothing to refine (`is_settled`).
 
         Args:
-          colors: the classes' colors, uint8 `[K, 3]`, where the map shows them.
+          colors: the classes' colors, uint8 `[K, 3]`, if the map is colored.
 
         Raises:
           UserError: it cannot be read, or has another size.
@@ -140,7 +140,7 @@ class RoughLabels(Rough):
                             f"{size[0]} high and {size[1]} wide; they must be equal")  # fmt: skip
         ids = np.setdiff1d(np.unique(labels), [unknown]).astype(np.uint8)
         if len(ids) >= 2 and not 1 / len(ids) < confidence < 1:
-            raise UserError(f"--confidence={confidence:g}: with {len(ids)} labels it must lie above {1 / len(ids):.3g} "
+            raise UserError(f"--confidence={confidence:g}: with {len(ids)} labels it must be above {1 / len(ids):.3g} "
                             "(a guess) and below 1")  # fmt: skip
         channel_of = np.full(256, -1, np.int16)
         channel_of[ids] = np.arange(len(ids))

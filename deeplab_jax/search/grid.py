@@ -1,8 +1,8 @@
 """Coarse-to-fine search of the CRF's parameters on held-out images (v1 section 5.1).
 
 Every combination of a coarse grid is scored on a few images, the best quarter on more, and so on to all of them; then
-the same around the best with half the steps. What was measured is kept in a ledger, so that a search continues where it
-was stopped. Images are visited one by one: each image's lattice is built once and shared by settings of equal widths.
+the same around the best with half the steps. Measurements are kept in a ledger, so that a search continues where it was
+stopped. Images are visited one by one: each image's lattice is built once and shared by settings of equal widths.
 """
 
 import functools
@@ -25,10 +25,11 @@ from deeplab_jax.search.ledger import Counts, Ledger
 
 
 class Candidate(NamedTuple):
-    """One point of the search; the fields are those of `CRFParams`, the normalization, and how thin classes differ.
+    """One point of the search; the fields are those of `CRFParams`, the normalization, and the treatment of thin
+    classes.
 
-    A weight is a number, or one number per class. Where `thin` has a flag per class, the bilateral weight of those
-    flagged is `thin_factor` times that of the others.
+    A weight is a number, or one number per class. If `thin` has a flag per class, the bilateral weight of flagged
+    classes is `thin_factor` times that of the others.
     """
 
     bilateral_weight: float | tuple[float, ...]
@@ -42,7 +43,7 @@ class Candidate(NamedTuple):
 
     @property
     def params(self) -> CRFParams:
-        """What it stands for; with thin classes, one bilateral weight per class, float32 [C]."""
+        """Its parameters; with thin classes, one bilateral weight per class, float32 [C]."""
         if not any(self.thin):
             return CRFParams(*self[:5])
         weights = np.asarray(self.bilateral_weight, np.float32) * np.where(
@@ -52,7 +53,7 @@ class Candidate(NamedTuple):
 
     @property
     def widths(self) -> tuple:
-        """What a lattice depends on."""
+        """The widths, on which a lattice depends."""
         return self.bilateral_xy_std, self.bilateral_rgb_std, self.gaussian_xy_std
 
     @property
@@ -61,10 +62,10 @@ class Candidate(NamedTuple):
 
 
 def thin_flags(names: Sequence[str], class_names: Sequence[str]) -> tuple[bool, ...]:
-    """One flag per class: is it among `names`?
+    """One flag per class: whether it is among `names`.
 
     Raises:
-      UserError: a name is no class's.
+      UserError: a name is not a class.
     """
     if unknown := sorted(set(names) - set(class_names)):
         raise UserError(f"thin class '{unknown[0]}': no such class; there are {', '.join(class_names)}")
@@ -95,7 +96,7 @@ GRIDS: Mapping[str, Axes] = {
 
 
 def settings_of(axes: Axes) -> list[Candidate]:
-    """All combinations of the values of each field of `Candidate`; no axis is needed for fields with a default."""
+    """All combinations of the values of each field of `Candidate`; fields with a default need no axis."""
     return [Candidate(*values) for values in itertools.product(*(_values(axes, name) for name in Candidate._fields))]
 
 
@@ -104,7 +105,7 @@ def _values(axes: Axes, name: str) -> tuple:
 
 
 def around(best: Candidate, axes: Axes) -> dict[str, tuple]:
-    """The next, finer grid: for each searched number, the best value and half a step to both sides of it.
+    """The next, finer grid: for each searched number, the best value and half a step on either side.
 
     >>> fine = around(Candidate(4.0, 50.0, 3.0, 3.0, 3.0, "after"), GRIDS["v2"] | {"normalization": ("after",)})
     >>> fine["bilateral_weight"], fine["bilateral_xy_std"], fine["gaussian_weight"]
@@ -132,9 +133,9 @@ class Round(NamedTuple):
 
 
 def rounds(settings: int, images: int, exhaustive: bool = False) -> list[Round]:
-    """How a grid is thinned out: all on a tenth of the images, the best quarter on a third, a sixteenth on all.
+    """The rounds that thin out a grid: all on a tenth of the images, the best quarter on a third, a sixteenth on all.
 
-    At least 4 images and 8 candidates are kept in each round, if there are that many.
+    Each round has at least 4 images and 8 candidates, if there are that many.
 
     >>> rounds(128, 100)
     [Round(candidates=128, images=10), Round(candidates=32, images=34), Round(candidates=8, images=100)]
@@ -153,7 +154,7 @@ def rounds(settings: int, images: int, exhaustive: bool = False) -> list[Round]:
 
 
 def mean_iou(counts: Iterable[Counts]) -> float:
-    """Mean IoU over the classes that occur, from the counts of many images added up."""
+    """Mean IoU over the classes that occur, from the summed counts of many images."""
     hit, truth, predicted = (functools.reduce(np.add, column) for column in zip(*counts))
     union = truth + predicted - hit
     occurs = union > 0
@@ -161,7 +162,7 @@ def mean_iou(counts: Iterable[Counts]) -> float:
 
 
 class Scorer(Protocol):
-    """What the search measures with: an image's counts under each of some settings (None = without CRF)."""
+    """The measurement for the search: an image's counts with each of several settings (None = without CRF)."""
 
     objective: str
 
@@ -171,7 +172,7 @@ class Scorer(Protocol):
 
 
 class Row(NamedTuple):
-    """A line of the table: a setting (None = the network alone), its mean IoUs and on how many images."""
+    """A line of the table: a setting (None = network only), its mean IoUs and the number of images."""
 
     setting: Candidate | None
     images: int
@@ -179,11 +180,11 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
       best: the setting with the highest objective on all images.
-      rows: one per setting tried, each on the most images it was measured on, best first.
+      rows: one per setting tried, each on the largest number of images it was measured on, best first.
       grids: for each pass (coarse, fine, ...), its axes and every setting's objective on the images of its first round.
     """
 
@@ -209,15 +210,15 @@ def search(
 
     Args:
       scorer: measures one image under several settings.
-      ledger: keeps results; those in it are not measured again.
+      ledger: stores results, which are not measured again.
       axes: the coarse grid.
       references: settings that are measured on all images for comparison, and may win.
       passes: 1 = the coarse grid only; each further pass halves the steps around the best.
       exhaustive: every setting on every image.
-      improve: makes of the grid's best a setting off the grid, which wins if it measures better on all images.
-      say: takes a line of progress.
+      improve: derives from the grid's best a setting off the grid, which wins if it is better on all images.
+      say: called with a line of progress.
       job: the processes that share the images; each chooses from the results of all.
-      devices: measure an image each, at the same time; default the first local one.
+      devices: each measures one image at a time; default the first local one.
     """
     measure = partial(_measure, scorer, ledger, say=say, job=job or Job(), devices=devices or jax.local_devices()[:1])
     order = _spread(len(scorer))
@@ -258,9 +259,9 @@ def search(
 
 
 def score(ledger: Ledger, setting: Candidate | None, images: Sequence[int]) -> dict[str, float]:
-    """The objectives of a setting over images: for each kind of counts one sum over all, not a mean of means."""
+    """The objectives of a setting over images: for each kind of counts, one sum over all, not a mean of means."""
     found = [counts for i in images if (counts := ledger.get(setting, i)) is not None]
-    assert len(found) == len(images), "what is asked for was measured"
+    assert len(found) == len(images), "requested results were measured"
     scores = {kind: mean_iou([counts[kind] for counts in found]) for kind in found[0]}
     return scores | {"both": sum(scores.values()) / len(scores)}
 
@@ -277,14 +278,14 @@ def _measure(
     job: Job,
     devices: Sequence[jax.Device],
 ) -> None:
-    """Measures what is lacking: this process's images, then those of the others are awaited."""
+    """Measures missing results for this process's images, then waits for those of the others."""
     meter.known(sum(ledger.recalled(s, image) for image in images for s in settings))
     lacking = {image: [s for s in settings if ledger.get(s, image) is None] for image in images}
     todo = [(image, some) for image, some in lacking.items() if some and job.owns(image)]
 
     def count(image_and_settings: tuple[int, list]) -> Iterable[tuple[Candidate | None, dict]]:
         results = scorer.count(*image_and_settings)
-        return results if len(devices) == 1 else list(results)  # of one device each is kept as it comes
+        return results if len(devices) == 1 else list(results)  # with one device each is stored as it is computed
 
     for (image, _), results in in_order(count, todo, devices):
         for setting, counts in results:
@@ -303,7 +304,7 @@ def _measure(
 
 
 def _spread(count: int) -> list[int]:
-    """An order in which every beginning is spread over the whole list (golden-ratio steps), always the same."""
+    """A fixed order in which every prefix is spread over the whole list (golden-ratio steps)."""
     return sorted(range(count), key=lambda i: i * 0.6180339887498949 % 1)
 
 

@@ -1,4 +1,4 @@
-"""What searched parameters gain on photographs of a group (a drive, a site) that the search did not see."""
+"""The gain of searched parameters on photographs of a group (a drive, a site) that the search did not see."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from deeplab_jax.search.grid import Candidate, Ledger, score
 
 
 class GroupGain(NamedTuple):
-    """One group left out: how many images it has, and its objective without the CRF and with it, fractions in 0..1."""
+    """One group left out: its number of images, and its objective without and with the CRF, fractions in 0..1."""
 
     group: str
     images: int
@@ -22,19 +22,19 @@ class GroupGain(NamedTuple):
 def gains_on_unseen(
     ledger: Ledger, settings: Sequence[Candidate], groups: Sequence[str | None], objective: str
 ) -> list[GroupGain]:
-    """For each group the gain of the setting that is best on the images of all other groups.
+    """For each group, the gain of the setting that is best on the images of all other groups.
 
     Nothing is measured again: the choice is among settings that the search has measured on every image. The search
-    itself narrowed its grid down on images of all groups, which an exhaustive search does not.
+    itself narrowed down its grid on images of all groups; an exhaustive search does not.
 
     Args:
       ledger: of the search.
-      settings: those that are measured on every image.
-      groups: of each image; with fewer than two of them there is nothing to leave out.
+      settings: those measured on every image.
+      groups: the group of each image; with fewer than two groups there is nothing to leave out.
       objective: one of `grid.OBJECTIVES`.
 
     Returns:
-      One entry per group, in the order of the images; empty if there is but one group or an image has none.
+      One entry per group, in the order of the images; empty if there is only one group or an image has none.
     """
     names = list(dict.fromkeys(groups))
     if len(names) < 2 or None in names or not settings:

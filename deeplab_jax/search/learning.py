@@ -17,7 +17,7 @@ from deeplab_jax.search.scores import ScoreStore, padded, shared_shapes
 
 LEARNING_RATE = 0.1  # of Adam, at the start; falls to 0 as a cosine
 ITERATIONS = 5  # of the mean field while learning (Zheng et al. 2015, section 6)
-STRIDE = 2  # learning sees every other row and column
+STRIDE = 2  # learning uses every other row and column
 
 
 def learn_weights(
@@ -30,19 +30,19 @@ def learn_weights(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Candidate:
-    """The weights, none negative, with which the marginals make the labels likeliest; the widths stay as they are.
+    """The non-negative weights with which the marginals make the labels most likely; the widths are unchanged.
 
-    Thin classes lose to a smoothing that helps large ones; with weights of their own both can gain. The mean negative
-    log-likelihood of the valid pixels is lowered, image by image, in an order drawn from `seed`.
+    Thin classes lose by smoothing that helps large ones; with separate weights both can gain. The mean negative
+    log-likelihood of the valid pixels is minimized, image by image, in an order drawn from `seed`.
 
     Args:
       store: the network's scores of the images.
-      start: where the weights begin; its widths and normalization hold.
+      start: the initial weights; its widths and normalization are kept.
       passes: over the images, at least 1.
       bilateral: the filter, as in `mean_field`.
       size_multiple: images are padded to a multiple of this plus one, so that few shapes are compiled.
       seed: of the order.
-      say: takes a line per pass.
+      say: called with a line per pass.
 
     Returns:
       `start` with a tuple of C numbers for each of its two weights.
@@ -103,7 +103,7 @@ def _loss_and_gradient(
 
 
 def with_weights(start: Candidate, weights: Mapping[str, tuple[float, ...]]) -> Candidate:
-    """`start` with weights per class, in place of what made thin classes differ."""
+    """`start` with weights per class instead of the factor for thin classes."""
     bilateral, gaussian = (tuple(weights[name]) for name in WEIGHTS)
     return start._replace(bilateral_weight=bilateral, gaussian_weight=gaussian, thin_factor=1.0, thin=())
 

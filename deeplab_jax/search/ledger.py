@@ -1,4 +1,4 @@
-"""What a search has measured: counts by setting and image, kept in files so that a stopped search goes on."""
+"""The measurements of a search: counts by setting and image, in files, so that a stopped search can continue."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from deeplab_jax.files import write_text
 
 
 class Counts(NamedTuple):
-    """Per class: pixels right, pixels of the truth, pixels predicted; of all valid pixels or of a trimap."""
+    """Per class: correct pixels, pixels of the truth, predicted pixels; of all valid pixels or of a trimap."""
 
     hit: np.ndarray
     truth: np.ndarray
@@ -24,19 +24,19 @@ class Counts(NamedTuple):
 
 
 class Keyed(Protocol):
-    """A setting of the search (`grid.Candidate`), by the text that tells it from others."""
+    """A setting of the search (`grid.Candidate`), identified by a text."""
 
     @property
     def key(self) -> str: ...
 
 
 class Ledger:
-    """Results by (setting, image), one JSON line each, appended as they come; a torn last line is left out.
+    """Results by (setting, image), one JSON line each, appended as they are measured; a torn last line is ignored.
 
     Args:
       path: the file.
-      about: what the results hold for (checkpoint, images, ...); a ledger about something else is emptied.
-      index: of this process, where several search: those after the first keep files of their own beside `path`.
+      about: what the results are valid for (checkpoint, images, ...); a ledger about anything else is emptied.
+      index: of this process, if several search: all except the first have files of their own beside `path`.
     """
 
     def __init__(self, path: Path, about: Mapping, index: int = 0):
@@ -51,13 +51,13 @@ class Ledger:
         self._file = self._path.open("a")
 
     def refresh(self) -> None:
-        """Reads what other processes have measured."""
+        """Reads the measurements of other processes."""
         for path in [self._first, *self._first.parent.glob(f"{self._first.stem}-*{self._first.suffix}")]:
             if path != self._path:
                 self._read(path)
 
     def gather(self) -> None:
-        """Puts the results of all processes into the first one's file, as if it had measured them."""
+        """Collects the results of all processes in the first one's file."""
         self.refresh()
         self.close()
         lines = "".join(self._line(key, image, counts) for (key, image), counts in self.results.items())
@@ -66,7 +66,7 @@ class Ledger:
             path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> list[str]:
-        """Takes the results of a file about the same; returns their lines."""
+        """Reads the results of a file about the same; returns their lines."""
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         good = []
         for line in lines[1:] if lines and lines[0] == self._head else ():
@@ -84,7 +84,7 @@ class Ledger:
         return json.dumps([key, image, {kind: [column.tolist() for column in c] for kind, c in counts.items()}]) + "\n"
 
     def add(self, setting: Keyed | None, image: int, counts: dict[str, Counts]) -> None:
-        """Keeps one result."""
+        """Stores one result."""
         key = setting.key if setting else ""
         self.results[key, image] = counts
         self._file.write(self._line(key, image, counts))
@@ -94,7 +94,7 @@ class Ledger:
         return self.results.get((setting.key if setting else "", image))
 
     def recalled(self, setting: Keyed | None, image: int) -> bool:
-        """Whether an earlier search measured this; True once, so that what is recalled again is not counted again."""
+        """Whether an earlier search measured this; True only once, so that it is not counted again."""
         key = (setting.key if setting else "", image)
         known = key in self._old
         self._old.discard(key)

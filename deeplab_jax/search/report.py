@@ -1,4 +1,4 @@
-"""What a parameter search leaves behind: a table and a heat map."""
+"""The output of a parameter search: a table and a heat map."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ _NAMES = {
     "trimap": "mean IoU in the trimap",
     "both": "mean IoU, half of it in the trimap",
 }
-_SHOWN = Candidate._fields[:-1]  # which classes are thin is the same in all rows
+_SHOWN = Candidate._fields[:-1]  # the thin classes are the same in all rows
 
 
 def table(rows: Sequence[Row], notes: Mapping[Candidate | None, str], limit: int | None = None) -> str:
@@ -36,7 +36,7 @@ def _shown(setting: Candidate | None, nothing: str) -> tuple:
 
 
 def _cell(value: float | str | tuple[float, ...]) -> str:
-    """A number, a name, or of one weight per class the smallest and the largest."""
+    """A number, a name, or the smallest and largest of weights per class."""
     if isinstance(value, tuple):
         return f"{min(value):.2g}..{max(value):.2g}"
     return value if isinstance(value, str) else f"{value:g}"

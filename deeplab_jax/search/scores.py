@@ -1,4 +1,4 @@
-"""The network's scores of the held-out images, computed once and kept, and the CRF measured on them."""
+"""The network's scores of the held-out images, computed once and stored, and measuring the CRF on them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,11 +33,11 @@ class ScoreStore:
     """Log-probabilities of some images of a data set, float16 [H, W, C], one file each.
 
     Args:
-      folder: where they lie.
+      folder: their folder.
       dataset: the images.
-      indices: which of them; `complete` takes those off that cannot be decoded and are to be skipped.
-      about: what the scores were computed with; scores of something else are computed again.
-      job: the processes that share the images; they see one folder.
+      indices: the images to use; `complete` removes undecodable ones that are to be skipped.
+      about: what the scores were computed with; scores about anything else are recomputed.
+      job: the processes that share the images; all see the same folder.
     """
 
     def __init__(self, folder: Path, dataset, indices: Sequence[int], about: Mapping, job: Job | None = None):
@@ -61,7 +61,7 @@ class ScoreStore:
         return self._file(self.indices[i])
 
     def complete(self, segmenter: Callable[[], Segmenter], say: Callable[[str], None] = print) -> None:
-        """Computes the scores that are missing, on all devices of `segmenter`, which is made only if there are any.
+        """Computes missing scores on all devices of `segmenter`, which is created only if some are missing.
 
         Raises:
           UserError: an image cannot be decoded and is not to be skipped, or none can.
@@ -72,7 +72,7 @@ class ScoreStore:
         damaged = set()
 
         def decoded() -> Iterator[tuple[int, np.ndarray]]:
-            """This process's images; which are damaged each finds out for all."""
+            """This process's images; each process determines all damaged ones."""
             for i, index in missing:
                 example = reading.read(self.dataset, index)
                 if example is None:
@@ -111,7 +111,7 @@ class ScoreStore:
 
 
 def shared_shapes(store: ScoreStore, size_multiple: int) -> Callable[[tuple[int, int]], tuple[int, int]]:
-    """What to pad an image of a store to: sides are multiples of `size_multiple` plus one, and few for all of them."""
+    """The padded size for each image of a store, one of few: sides are multiples of `size_multiple` plus one."""
     sizes = reading.known_sizes(getattr(store, "dataset", None), getattr(store, "indices", ()))
     shapes = buckets.choose(sizes, size_multiple) if sizes else []
 
@@ -126,7 +126,7 @@ def shared_shapes(store: ScoreStore, size_multiple: int) -> Callable[[tuple[int,
 def padded(
     log_probs: np.ndarray, image: np.ndarray, label: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """An example of a `ScoreStore` at a size that many share.
+    """An example of a `ScoreStore`, padded to a shared size.
 
     Returns:
       (unary [H', W', C], image [H', W', 3], label [H', W'] with 255 added, mask [H', W'] of the example's own pixels).
@@ -146,7 +146,7 @@ class CRFScorer:
       iterations: of the mean field.
       bilateral: the filter.
       trimap_width: pixels.
-      size_multiple: images are padded to a multiple of this plus one, and to few sizes where those of all are known.
+      size_multiple: images are padded to a multiple of this plus one, and to few sizes if all are known.
     """
 
     def __init__(

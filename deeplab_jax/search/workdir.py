@@ -46,27 +46,27 @@ def search_workdir(
     """Searches for the run in `workdir` on images of `config`'s data, and writes the results there.
 
     Args:
-      config: says where the data are, and how photographs are scaled and padded; the network is the workdir's.
+      config: locates the data, and defines how photographs are scaled and padded; the network is the workdir's.
       workdir: of the training run.
-      grid: the coarse values of each parameter; `thin_factor` among them counts only where `thin` names classes.
-      images: how many images, spread over the split.
-      split: which images; "" = those set aside from training, else those of evaluation.
+      grid: the coarse values of each parameter; `thin_factor` counts only if `thin` names classes.
+      images: the number of images, spread over the split.
+      split: the images; "" = the held-out ones, else those of evaluation.
       objective: what is maximized, one of `grid.OBJECTIVES`.
       trimap_width: pixels around the true boundaries that count as trimap.
       passes: 1 = the coarse grid only; each further pass halves the steps around the best.
       exhaustive: every setting on every image.
-      thin: names of thin classes, whose bilateral weight is searched as a multiple of the others': what smooths large
-        regions wipes out poles and signs.
+      thin: names of thin classes, whose bilateral weight is searched as a multiple of the others': smoothing that helps
+        large regions wipes out poles and signs.
       learn: passes over the images in which one weight per kernel and class is then learned; kept if it is better.
       iterations: of the mean field.
       bilateral: its filter.
-      say: takes a line of progress.
+      say: called with a line of progress.
       job: the processes that share the images, in a `meeting`; the first one writes the results. Each uses all of its
         local devices.
 
     Returns:
-      (the best as a preset, the table's best lines; below them, where the images are of several groups, what the CRF
-      gains on a group that the search did not see).
+      (the best as a preset, the table's best lines and, if the images belong to several groups, the CRF's gain on a
+      group that the search did not see).
 
     Raises:
       UserError: the data or the workdir cannot be read, the images have no labels, no class has a name in `thin`, or
@@ -158,7 +158,7 @@ def search_workdir(
 def search_as_configured(
     config, workdir: str | Path, images: int = 0, say=print, job: Job | None = None
 ) -> tuple[Setting, str]:
-    """`search_workdir` as `config.search` and `config.crf` say, on `images` images; 0 = `config.search.images`."""
+    """`search_workdir` with the settings of the config, on `images` images; 0 = `config.search.images`."""
     crf, wanted = config.crf, config.search
     grid = {name: tuple(values) for name, values in wanted.grid.items()}
     return search_workdir(
@@ -180,9 +180,9 @@ def search_as_configured(
 def _remembered(
     learn: Callable[[Candidate], Candidate], path: Path, about: Mapping, job: Job
 ) -> Callable[[Candidate], Candidate]:
-    """`learn`, but what it made of the same setting under the same circumstances is taken from `path`.
+    """`learn`, but an earlier result for the same setting and circumstances is read from `path`.
 
-    Of several processes the first one learns.
+    With several processes the first one learns.
     """
 
     def once(start: Candidate) -> Candidate:
@@ -196,7 +196,8 @@ def _remembered(
             return None
 
         if job.is_first and remembered() is None:
-            weights = {name: getattr(learn(start), name) for name in WEIGHTS}
+            learned = learn(start)
+            weights = {name: getattr(learned, name) for name in WEIGHTS}
             write_text(path, json.dumps({"about": asked, "weights": weights}))
         job.wait_until(lambda: remembered() is not None)
         found = remembered()

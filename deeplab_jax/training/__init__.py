@@ -1,1 +1,1 @@
-"""Training: losses, optimizer, the pmapped step, and the loop that puts them together."""
+"""Training: losses, optimizer, the pmapped step, and the loop that combines them."""

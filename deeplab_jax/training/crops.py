@@ -1,4 +1,4 @@
-"""Which crops a network can be trained on: every score map's positions must be positions of the labels."""
+"""Crops that a network can be trained on: every score map's positions must be positions of the labels."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,17 +12,17 @@ from deeplab_jax.models.deeplab import output_size
 from deeplab_jax.models.multiscale import is_own_size, scaled_size
 from deeplab_jax.training.losses import STRIDES
 
-_LARGE = 32 * 64  # a side at which a map's stride can be read off without doubt
+_LARGE = 32 * 64  # a side at which a map's stride is unambiguous
 
 
 def check_crop(config: ConfigDict) -> None:
     """Refuses a crop whose labels cannot be sampled at the positions of every score map.
 
     Raises:
-      UserError: names the crop, the map and the nearest crops that fit.
+      UserError: names the crop, the map and the nearest suitable crops.
     """
     check_augmentation(config)
-    if config.loss.at == "pixels":  # scores are brought to the labels' size, whatever it is
+    if config.loss.at == "pixels":  # scores are resized to the labels' size
         return
     try:
         architecture = architecture_of(config.model)
@@ -40,7 +40,7 @@ def check_crop(config: ConfigDict) -> None:
         stride = stride_of(large, length)
         if stride is None:
             raise UserError(
-                f"config.model.scales={tuple(config.model.scales)}: the positions of '{name}' are no positions of the "
+                f"config.model.scales={tuple(config.model.scales)}: the positions of '{name}' are not positions of the "
                 "labels; let the scales begin with 1, or set config.loss.at=pixels"
             )
         strides[name] = stride
@@ -61,7 +61,7 @@ def check_crop(config: ConfigDict) -> None:
             expected = (n - 1) // strides[found[0]] + 1
             raise UserError(
                 f"{stage.named('crop')}={crop[0]},{crop[1]}: at {n} pixels '{found[0]}' has {found[1]} positions, "
-                f"where the labels have {expected}; the nearest that fit are {' and '.join(crops)} "
+                f"where the labels have {expected}; the nearest suitable crops are {' and '.join(crops)} "
                 f"(sides of {multiple}k+{extra}), or set config.loss.at=pixels"
             )
 
@@ -69,7 +69,7 @@ def check_crop(config: ConfigDict) -> None:
 def map_lengths(model_config: Any, n: int) -> Iterator[tuple[str, int]]:
     """(name, positions) along a side of n pixels, of each score map with a loss (see `losses.named_score_maps`).
 
-    A CRF's map is left out: it has the positions of the image sampled by its stride, as the labels are.
+    A CRF's map is left out: it has the positions of the image sampled at its stride, like the labels.
     """
     architecture = architecture_of(model_config)
     scales = architecture.scales
@@ -89,7 +89,7 @@ def stride_of(n: int, length: int) -> int | None:
 
 
 def _nearest(n: int, step: int, multiple: int, extra: int, misfit) -> int:
-    """The nearest multiple * k + extra from n on (downwards for a step of -1) that fits; 0 where none does."""
+    """The nearest multiple * k + extra from n on (downwards for a step of -1) that fits; 0 if none does."""
     side = n
     while 0 < side < n + 2 * _LARGE:
         if (side - extra) % multiple == 0 and side > extra and misfit(side) is None:

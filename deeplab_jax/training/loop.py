@@ -32,12 +32,12 @@ class NonFiniteError(UserError):
 
 
 def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> None:
-    """Trains until `config.num_steps`, from the newest whole checkpoint of `workdir` if it has one.
+    """Trains until `config.num_steps`, from the newest complete checkpoint of `workdir` if it has one.
 
     Args:
-      config: see configs/base.py; is left as it is.
-      workdir: checkpoints, record and pictures go here. Nothing in it changes before all checks have passed.
-      restart: begin at step 0; what the workdir holds is moved to its folder `aside`.
+      config: see configs/base.py; not modified.
+      workdir: the folder for checkpoints, record and pictures. Nothing in it changes before all checks have passed.
+      restart: begin at step 0; the contents of the workdir are moved to its folder `aside`.
 
     Raises:
       UserError: the config, the data, the workdir or a checkpoint cannot be used, or another process writes there, or
@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> Non
     workdir = Path(workdir)
     try:
         with TermSignal() as stop:
-            with at_once(stop, "stopped before the training began; the workdir is as it was"):
+            with at_once(stop, "stopped before the training began; the workdir is unchanged"):
                 check_can_write(workdir)
                 setup = prepare(config, workdir, restart)
             with writing(workdir), reported_once():
@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> Non
 
 @contextlib.contextmanager
 def at_once(stop: TermSignal, sentence: str):
-    """Inside, a signal ends a process that is alone; several would wait for each other, and stop at a step."""
+    """Inside, a signal ends a single process at once; several would wait for each other, and stop at a step."""
     with stop.interrupting() if jax.process_count() == 1 else contextlib.nullcontext():
         try:
             yield
@@ -75,15 +75,15 @@ def at_once(stop: TermSignal, sentence: str):
 
 
 class Run:
-    """A run from its first step in this process on.
+    """A run, from its first step in this process.
 
     Attributes:
       state: of the newest step, replicated over the devices.
-      saved: the step of the newest whole checkpoint, 0 before the first.
+      saved: the step of the newest complete checkpoint, 0 before the first.
     """
 
     def __init__(self, setup: Setup, workdir: Path, stop: TermSignal, restart: bool):
-        """Takes the workdir over: from here on it says that this run is going on."""
+        """Takes over the workdir: from here on it records this run."""
         self.config, self.setup, self.stop = setup.config, setup, stop
         first = processes.is_first()
         if first:
@@ -109,11 +109,11 @@ class Run:
         self.pictures = Pictures(self.config, self.reporter, setup.meta, setup.dataset, setup.done)
         self.pending: list[tuple[int, dict]] = []  # steps whose metrics are still on the devices
         self.saved = setup.done
-        self.full = False  # whether it was said that the disk does not take checkpoints
+        self.full = False  # whether a full disk was reported for checkpoints
         self.state = replicate(setup.state)
 
     def train(self) -> None:
-        """Goes on until `num_steps`, or until a signal arrives."""
+        """Trains until `num_steps`, or until a signal arrives."""
         done, config = self.setup.done, self.config
         if done and self.select.unfinished(done):
             self.evaluate(done, unreplicate(self.state))
@@ -124,7 +124,7 @@ class Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        # The next batch is on its way to the devices while they work on this one.
+        # The next batch is copied to the devices while they work on this one.
         ahead = prefetch(batches, lambda batch: to_devices(batch, config.optimizer.accumulate), size=1)
         for step in range(done + 1, config.num_steps + 1):
             batch = next(ahead)
@@ -138,7 +138,7 @@ class Run:
             waiting = step % config.log.every == 0
             if waiting:
                 self.settle()
-            # All processes stop at one step.
+            # All processes stop at the same step.
             stopping = processes.any_process(bool(self.stop.arrived), ask=waiting)
             if stopping or self.checkpoint_due(step):
                 self.checkpoint(step, stopping)
@@ -149,22 +149,22 @@ class Run:
         self.reporter.close()
 
     def compile(self, batch: dict) -> None:
-        """Compiles the step for batches of this size, where there are several processes.
+        """Compiles the step for batches of this size, if there are several processes.
 
-        All are done before any of them takes it: on a busy machine one may need much longer than another, whose devices
-        would give it up. The step itself then finds what was compiled.
+        All finish before any of them executes it: on a busy machine one may need much longer than another, whose
+        devices would time out. The step itself then uses the compiled program.
         """
         if jax.process_count() > 1:
             self.setup.step_fn.lower(self.state, batch).compile()
             processes.barrier("compiled")
 
     def checkpoint_due(self, step: int) -> bool:
-        """Whether a checkpoint is written after `step`, whatever signals say."""
+        """Whether a checkpoint is written after `step`, regardless of signals."""
         every = self.config.checkpoint.every
         return step == self.config.num_steps or bool(every and step % every == 0) or self.select.due(step)
 
     def checkpoint(self, step: int, stopping: bool) -> None:
-        """Saves, ends if that was asked for, and evaluates if that is due."""
+        """Saves, ends if requested, and evaluates if due."""
         host_state = self.save(step)
         if stopping or processes.any_process(bool(self.stop.arrived), ask=True):
             self.end()
@@ -174,13 +174,13 @@ class Run:
             self.reporter.restart_clock(step)
 
     def settle(self) -> None:
-        """Fetches the metrics of the steps since the last time: the one place where the host waits for devices."""
+        """Fetches the metrics of the steps since the last time: the only place where the host waits for devices."""
         if self.pending:
             report(self.pending, self.leaf_names, self.setup.schedule, self.config, self.reporter, self.saved)
             self.pending.clear()
 
     def save(self, step: int) -> TrainState:
-        """Writes what is known after `step`; returns its state as host arrays."""
+        """Writes the state and metrics after `step`; returns the state as host arrays."""
         self.settle()
         host_state = unreplicate(self.state)
         written = True
@@ -193,7 +193,7 @@ class Run:
                 if step >= self.config.num_steps or self.stop.arrived:
                     raise
                 if not self.full:
-                    say(f"warning: {e}; training goes on, the newest whole checkpoint is that of step {self.saved}")
+                    say(f"warning: {e}; training continues, the newest checkpoint is that of step {self.saved}")
                 written, self.full = False, True
         self.reporter.flush()
         if processes.from_first(written):
@@ -201,7 +201,7 @@ class Run:
         return host_state
 
     def evaluate(self, step: int, host_state: TrainState) -> None:
-        """Selects, unless a signal came: the next run does it again, so the state's being saved is enough."""
+        """Selects the best checkpoint, unless a signal came: then the next run does it, since the state is saved."""
         try:
             with at_once(self.stop, ""):
                 self.select(step, host_state)
@@ -209,7 +209,7 @@ class Run:
             self.end()
 
     def end(self) -> None:
-        """Ends as a signal asked for, here or in another process, once the state is saved."""
+        """Ends as requested by a signal, here or in another process, once the state is saved."""
         self.reporter.close()
         name = self.stop.name or "a signal to another process"
         say(f"{name}: saved step {self.saved} and stopping; the same command continues from there")
@@ -218,10 +218,10 @@ class Run:
 
 
 def take_over(setup: Setup, workdir: Path, restart: bool) -> None:
-    """Writes that this run begins or goes on.
+    """Records that this run begins or continues.
 
     Raises:
-      UserError: the workdir cannot be written, or changed since the run was prepared.
+      UserError: the workdir cannot be written, or has changed since the run was prepared.
     """
     if Checkpoints(workdir, read_only=True).present() != setup.present:
         raise UserError(f"{workdir}: another process wrote there meanwhile; run the command again")
@@ -248,7 +248,7 @@ def report(
     """Checks the metrics of some steps and records them.
 
     Raises:
-      NonFiniteError: one of them is not finite; names the steps, the parameters and the checkpoint before.
+      NonFiniteError: one of them is not finite; names the steps, the parameters and the previous checkpoint.
     """
     fetched = [(step, unreplicate(metrics)) for step, metrics in pending]
     if not config.optimizer.skip_nonfinite:
@@ -259,8 +259,8 @@ def report(
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint had been written yet"
             raise NonFiniteError(
-                f"loss, gradient or updated state was not finite at step {step} (looked at: {fetched[0][0]} to "
-                f"{fetched[-1][0]}); parameters concerned: {shown}; {kept}; lower config.optimizer.learning_rate or "
+                f"loss, gradient or updated state was not finite at step {step} (checked: {fetched[0][0]} to "
+                f"{fetched[-1][0]}); affected parameters: {shown}; {kept}; lower config.optimizer.learning_rate or "
                 "set clip_norm"
             )
     for step, metrics in fetched:

@@ -12,16 +12,16 @@ STRIDES = (1, 2, 4, 8, 16, 32)  # of score maps over labels
 
 
 def subsample_labels(labels: Array, size: tuple[int, int], resize: str = "corners") -> Array:
-    """Labels at the positions that scores of a smaller map stand for: `label[::s, ::s]`.
+    """Labels at the positions of a smaller score map: `label[::s, ::s]`.
 
-    With half-pixel centres it is the label nearest to each position's centre, floor((i + 1/2) H / h), as
-    deeplab-pytorch has it.
+    With half-pixel centres it is the label nearest to each position's centre, floor((i + 1/2) H / h), as in
+    deeplab-pytorch.
 
     Never interpolated, so void (255) cannot blend with a class.
 
     Args:
       labels: [B, H, W] integers.
-      size: (h, w) of the score map; with "corners" h = (H - 1) // s + 1 for a whole stride s, and w alike.
+      size: (h, w) of the score map; with "corners" h = (H - 1) // s + 1 for a whole stride s, and w likewise.
       resize: `config.model.resize`.
 
     Returns:
@@ -49,7 +49,7 @@ def cross_entropy_sum(log_probs: Array, labels: Array, class_weights: Array | No
       class_weights: [C] or None.
 
     Returns:
-      A float32 scalar; 0 where nothing is valid.
+      A float32 scalar; 0 if nothing is valid.
     """
     valid = labels != VOID
     target = jnp.where(valid, labels, 0).astype(jnp.int32)
@@ -67,7 +67,7 @@ def valid_count(labels: Array) -> Array:
 
 
 def named_score_maps(logits: Array, out: dict) -> dict[str, Array]:
-    """The score maps that carry a loss, as log-probabilities [B, h, w, C], by the name that the log shows.
+    """The score maps that carry a loss, as log-probabilities [B, h, w, C], by their names in the log.
 
     The papers' multi-scale networks have four losses: fused, and one for each of the scales 1, 0.75, 0.5 (v2
     section 4.1). With a mean-field CRF inside the model, "crf" is the loss after the unrolled iterations.
@@ -83,7 +83,7 @@ def named_score_maps(logits: Array, out: dict) -> dict[str, Array]:
 def labels_for(name: str, labels: Array, size: tuple[int, int], at: str, resize: str = "corners") -> Array:
     """Labels [B, H, W] for the map `name` of (h, w): subsampled to it (`at` "scores"), or whole (`at` "pixels").
 
-    The CRF's map stands on the image sampled by its stride, whichever way scores are resized.
+    The CRF's map has the positions of the image sampled at its stride, however scores are resized.
     """
     return labels if at == "pixels" else subsample_labels(labels, size, "corners" if name == "crf" else resize)
 
@@ -98,8 +98,8 @@ def loss_sums(
 ) -> dict[str, Array]:
     """Cross-entropy sum of each score map against its labels; see `labels_for` and `cross_entropy_sum`.
 
-    Class weights already shift the scores, and so the CRF's unary, towards rare classes; `crf_class_weights` says
-    whether they count in the loss on what the CRF makes of them too.
+    Class weights already shift the scores, and so the CRF's unary, towards rare classes; `crf_class_weights` decides
+    whether they also count in the loss after the CRF.
     """
     sums = {}
     for name, log_probs in maps.items():

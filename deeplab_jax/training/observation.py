@@ -1,4 +1,4 @@
-"""What a person watches while a network learns: one photograph through network and CRF, and the CRF's parameters."""
+"""Pictures and scalars for observing a training: one photograph through network and CRF, the CRF's parameters."""
 
 import jax
 import numpy as np
@@ -12,14 +12,14 @@ from deeplab_jax.training.state import TrainState
 
 
 class Pictures:
-    """Shows, at the checkpoints, the first training photograph and, where they are learned, the CRF's parameters.
+    """Records, at checkpoints, the first training photograph and, if they are learned, the CRF's parameters.
 
     Args:
-      config: `log.images_every` says how many steps are to lie between pictures; 0 = none.
-      reporter: takes pictures and scalars.
+      config: `log.images_every` is the number of steps between pictures; 0 = none.
+      reporter: receives pictures and scalars.
       meta: `class_names` and `palette`.
       dataset: its first example that can be decoded is shown.
-      done: steps of earlier runs, whose pictures are there.
+      done: steps of earlier runs, whose pictures exist.
     """
 
     def __init__(self, config: ConfigDict, reporter: Reporter, meta: dict, dataset, done: int):
@@ -31,7 +31,7 @@ class Pictures:
         """Records what is due at the checkpoint of `step`; `state` holds host arrays."""
         learned = crf_scalars(state.trainable.get("crf", {}))
         due = step == self._config.num_steps or step % max(self._config.checkpoint.every, 1) == 0
-        if learned and due:  # not at those that an interruption adds: a resumed run has the same record
+        if learned and due:  # not at checkpoints added by an interruption, so that a resumed run has the same record
             self._reporter.scalars(step, learned)
         every = self._config.log.images_every
         if every and step - self._shown >= every:
@@ -44,7 +44,7 @@ class Pictures:
         names, palette = self._meta["class_names"], np.asarray(self._meta["palette"], np.uint8)
         segmenter = create_segmenter(self._config, state.variables(), names, palette, devices=jax.local_devices()[:1])
         counts = tuple(dict.fromkeys((0, self._config.crf.iterations)))
-        assert example.label is not None, "pictures are of images with labels"
+        assert example.label is not None, "pictures need images with labels"
         (found,) = segmenter.labels([example.image], counts)
         panels = [example.image, overlay.overlay(example.image, example.label, palette, names)]
         panels += [overlay.overlay(example.image, labels, palette, names, legend=False) for labels in found]
@@ -54,7 +54,7 @@ class Pictures:
 
 
 def crf_scalars(learned: dict[str, np.ndarray]) -> dict[str, float]:
-    """The CRF's learned arrays as scalars: numbers as they are, of others the mean; of compatibility off the diagonal.
+    """The CRF's learned arrays as scalars: numbers unchanged, the mean of others; for compatibility, off the diagonal.
 
     >>> crf_scalars({"gaussian_weight": np.float32(3), "compatibility": 1 - np.eye(3)})
     {'crf/gaussian_weight': 3.0, 'crf/compatibility': 1.0}

@@ -1,4 +1,4 @@
-"""Momentum SGD as the papers ran it: schedules, per-group rates, decay masks, as one optax chain."""
+"""Momentum SGD as in the papers: schedules, per-group rates, decay masks, as one optax chain."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def create_schedule(config) -> Callable[[jax.Array], jax.Array]:
 
 
 def rate_multiplier(path: Path, config) -> float:
-    """How many times the base rate a parameter learns with: classifier 10x, its bias 20x, other biases 2x (v1 5)."""
+    """A parameter's multiple of the base rate: classifier 10x, its bias 20x, other biases 2x (v1 section 5)."""
     if path[0] == "crf":
         return config.crf.learning_rate_multiplier
     bias = path[-1] == "bias" and not is_norm(path)
@@ -49,7 +49,7 @@ def rate_multiplier(path: Path, config) -> float:
 
 
 def decays(path: Path) -> bool:
-    """Whether weight decay applies: kernels only; no biases, no batch-norm affine, no CRF parameters."""
+    """Whether weight decay applies: to kernels only, not to biases, batch-norm affine or CRF parameters."""
     return path[-1] == "kernel" and path[0] != "crf"
 
 
@@ -76,7 +76,7 @@ def split_params(params: dict, config) -> tuple[dict, dict]:
 
 
 def merge_params(trainable: dict, frozen: dict) -> dict:
-    """The whole parameter tree again; the inverse of `split_params`."""
+    """The complete parameter tree; the inverse of `split_params`."""
     flat = traverse_util.flatten_dict(trainable) | traverse_util.flatten_dict(frozen)
     return traverse_util.unflatten_dict(flat)
 
@@ -84,11 +84,11 @@ def merge_params(trainable: dict, frozen: dict) -> dict:
 def create_optimizer(config, schedule: Callable | None = None) -> optax.GradientTransformation:
     """Caffe's SGD: v <- momentum v + rate (g + decay w); w <- w - v.
 
-    The rate stands inside the momentum, as in Caffe: when it drops, the velocity keeps what it has.
+    The rate is inside the momentum, as in Caffe: when it drops, the velocity is unchanged.
 
     Args:
       config: see configs/base.py.
-      schedule: what `create_schedule` made of it; None = made here.
+      schedule: the result of `create_schedule`; None = created here.
 
     Raises:
       ValueError: an unknown `config.optimizer.name` or schedule.

@@ -1,4 +1,4 @@
-"""Choosing the best checkpoint of a run, on a split of its own."""
+"""Choosing the best checkpoint of a run, on a separate split."""
 
 from pathlib import Path
 
@@ -12,21 +12,21 @@ from deeplab_jax.training.state import TrainState
 
 
 class Selection:
-    """Chooses the best checkpoint on `config.eval.select_split`, never on the split that results are given for."""
+    """Chooses the best checkpoint on `config.eval.select_split`, never on the split for which results are reported."""
 
     def __init__(self, config, workdir: Path, checkpoints: Checkpoints, reporter: Reporter, meta: dict):
         self._config, self._workdir, self._checkpoints = config, workdir, checkpoints
         self._reporter, self._meta = reporter, meta
 
     def due(self, step: int) -> bool:
-        """Whether the checkpoint of `step` is to be evaluated."""
+        """Whether to evaluate the checkpoint of `step`."""
         every = self._config.eval.every
         return bool(every and self._config.eval.select_split and (step % every == 0 or step == self._config.num_steps))
 
     def unfinished(self, step: int) -> bool:
-        """Whether the checkpoint of `step`, the newest, is still to be evaluated, as all processes agree.
+        """Whether the checkpoint of `step`, the newest, has yet to be evaluated; all processes agree.
 
-        The best mark is put back as the record has it: a kill may have come between a row and its mark.
+        The best mark is restored from the record: a kill may have occurred between a row and its mark.
         """
         rows = read_record(self._workdir / "metrics.jsonl") if processes.is_first() else []
         recorded = {row["step"]: row["select/mean_iou"] for row in rows if "select/mean_iou" in row}

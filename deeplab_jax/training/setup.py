@@ -1,6 +1,6 @@
-"""What a run is made of before its first step: settings, data, network, optimizer, and the state to go on from.
+"""The preparation of a run before its first step: settings, data, network, optimizer, and the initial state.
 
-Nothing here writes: whatever is wrong is found before the workdir is touched.
+Nothing here writes: errors are found before the workdir is touched.
 """
 
 import copy
@@ -38,14 +38,14 @@ class Setup:
     """A run that is ready to begin.
 
     Attributes:
-      config: the caller's, with what was recorded with `init_from`.
+      config: the caller's, with the settings recorded with `init_from`.
       dataset: of the training split.
-      state: host arrays of the step that is done.
-      done: how many steps are done.
+      state: host arrays after the finished steps.
+      done: the number of finished steps.
       step_fn: (replicated state, batch) -> (state, metrics).
       schedule: step -> learning rate.
-      meta: what is written beside each checkpoint.
-      present: steps of the checkpoints that were there.
+      meta: the values written beside each checkpoint.
+      present: steps of the existing checkpoints.
     """
 
     config: ConfigDict
@@ -59,20 +59,20 @@ class Setup:
 
 
 def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
-    """Checks everything and builds everything, reading the workdir and changing nothing in it.
+    """Checks and builds everything, reading the workdir without changing it.
 
     Args:
-      config: see configs/base.py; is left as it is.
-      workdir: the run's folder, or one that is not there yet.
-      restart: begin at step 0 whatever the workdir holds.
+      config: see configs/base.py; not modified.
+      workdir: the run's folder, which need not exist.
+      restart: begin at step 0 regardless of the workdir's contents.
 
     Raises:
-      UserError: the config, the data, or what the workdir holds cannot be used.
+      UserError: the config, the data, or the contents of the workdir cannot be used.
     """
     check(config)
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
     require_two_classes(dataset)
-    thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is told now, not after the training
+    thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is reported now, not after the training
     config = with_recorded_settings(config)
     model = build_model(config, dataset.num_classes)
     schedule = create_schedule(config)
@@ -107,7 +107,7 @@ def check(config: ConfigDict) -> None:
     if config.batch_size < 1 or config.batch_size % rows:
         raise UserError(
             f"config.batch_size={config.batch_size}: must be divisible by {jax.device_count()} device(s) times "
-            f"config.optimizer.accumulate={config.optimizer.accumulate}; the next that is: "
+            f"config.optimizer.accumulate={config.optimizer.accumulate}; the next suitable size: "
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
     check_crop(config)
@@ -138,7 +138,7 @@ def with_recorded_settings(config: ConfigDict) -> ConfigDict:
 
 
 def build_model(config: ConfigDict, num_classes: int):
-    """The config's network, with the mean-field CRF on top if `config.crf.train` is end_to_end.
+    """The config's network, with the mean-field CRF if `config.crf.train` is end_to_end.
 
     Raises:
       UserError: the fields do not describe a network.
@@ -150,8 +150,8 @@ def build_model(config: ConfigDict, num_classes: int):
 
 
 def initial_variables(config: ConfigDict, model) -> dict:
-    """Random variables keyed by `config.seed`, with those of `config.init_from` put in their place."""
-    # Neither the image's size nor the number of scales, which share their weights, is in the variables.
+    """Random variables keyed by `config.seed`, replaced by those of `config.init_from`."""
+    # The variables depend neither on the image's size nor on the number of scales, which share their weights.
     architecture = dataclasses.replace(model.architecture, scales=(1.0,))
     side = 32 + architecture.size_extra
     image = jnp.zeros((1, side, side, 3), jnp.float32)
@@ -166,7 +166,7 @@ def initial_variables(config: ConfigDict, model) -> dict:
 
 
 def print_overview(state: TrainState) -> None:
-    """Says how many parameters there are, learned and frozen, by top-level group (the table is `describe`'s)."""
+    """Prints the numbers of learned and frozen parameters, by top-level group (`describe` has the table)."""
     from clu import parameter_overview
 
     total = int(parameter_overview.count_parameters(state.trainable))
@@ -177,19 +177,20 @@ def print_overview(state: TrainState) -> None:
 
 
 def resume(workdir: Path, state: TrainState, dataset, num_steps: int) -> tuple[int, TrainState]:
-    """The steps that are done and their state, from the newest whole checkpoint; (0, `state`) for a new workdir.
+    """The number of finished steps and their state, from the newest complete checkpoint; (0, `state`) for a new
+    workdir.
 
-    Process 0 looks for it and all take that one: what each of them sees of a shared folder may differ for a moment.
+    Process 0 chooses it for all: their views of a shared folder may differ for a moment.
 
     Raises:
-      UserError: the checkpoint is of another architecture, or the run is at its end, with other data; or the workdir
-        was trained and has no checkpoint that can be used.
+      UserError: the checkpoint belongs to another architecture, the run is finished and the data differ, or the workdir
+        was trained and has no usable checkpoint.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     newest = checkpoints.newest_whole(say) if processes.is_first() else None
     if processes.is_first() and newest is None:
         refuse_lost_training(workdir, checkpoints)
-    processes.barrier("prepared")  # some took longer to get here than the devices wait for each other
+    processes.barrier("prepared")  # processes may arrive further apart than the devices' time-out
     done = processes.from_first(newest or 0)
     if not done:
         return 0, state
@@ -198,8 +199,8 @@ def resume(workdir: Path, state: TrainState, dataset, num_steps: int) -> tuple[i
     before = meta.get("data_fingerprint", dataset.fingerprint)
     if before != dataset.fingerprint and done >= num_steps:
         raise UserError(
-            f"the run is at its end, step {done} of {num_steps}, and these data are not those that it was "
-            "trained on, so nothing would be trained: give another --workdir or a larger --config.num_steps, or "
+            f"the run is at its end, step {done} of {num_steps}, and was trained on other data than "
+            "these, so nothing would be trained: give another --workdir or a larger --config.num_steps, or "
             "evaluate the run on these data with --mode eval"
         )
     if before != dataset.fingerprint:
@@ -211,7 +212,7 @@ def refuse_lost_training(workdir: Path, checkpoints: Checkpoints) -> None:
     """Refuses to begin at step 0 in a workdir that has been trained further than its first checkpoint.
 
     Raises:
-      UserError: saying what is there.
+      UserError: lists the contents.
     """
     there = [f"checkpoint {step} ({checkpoints.problem(step)})" for step in checkpoints.present()]
     if (workdir / "best.json").exists():
@@ -225,7 +226,7 @@ def refuse_lost_training(workdir: Path, checkpoints: Checkpoints) -> None:
         there.append(f"a record of {last} steps")
     if there:
         raise UserError(
-            f"{workdir}: has been trained, but has no checkpoint that can be used; there is {', '.join(there)}; put a "
-            "whole checkpoint back, give another --workdir, or begin again at step 0 with --restart, which moves all "
-            "this to aside/"
+            f"{workdir}: has been trained, but has no usable checkpoint; there is {', '.join(there)}; put a "
+            "complete checkpoint back, give another --workdir, or begin again at step 0 with --restart, which moves "
+            "all this to aside/"
         )

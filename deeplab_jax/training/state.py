@@ -1,4 +1,4 @@
-"""What a run consists of between two steps."""
+"""The state of a run between two steps."""
 
 import flax
 import jax
@@ -31,7 +31,7 @@ class TrainState:
     skipped: jax.Array
 
     def variables(self) -> dict:
-        """Flax variables for `model.apply`: the averaged ones where there are any."""
+        """Flax variables for `model.apply`: the averaged ones if there are any."""
         source = self.ema or {"trainable": self.trainable, "batch_stats": self.batch_stats}
         variables = {"params": merge_params(source["trainable"], self.frozen)}
         if source["batch_stats"]:

@@ -28,10 +28,10 @@ def create_train_step(
     """Builds `step(state, batch) -> (state, metrics)`, mapped over this process's devices; the state is donated.
 
     Loss and gradient are global sums over the global number of valid positions: over devices, processes and
-    micro-batches, so that how much void a device happens to hold changes nothing. Where no position is valid, nothing
-    changes. All randomness is keyed by seed, step and the example's index in the global batch.
+    micro-batches, so that the share of void on a device does not matter. If no position is valid, nothing changes. All
+    randomness is keyed by seed, step and the example's index in the global batch.
 
-    `devices` are others to map over: those of a topology that programs are compiled for (`experiments.compile_for`).
+    `devices` are other devices to map over, those of a topology for which to compile (`experiments.compile_for`).
 
     The batch has leading axes [devices, micro-batches, examples]: image [.., H, W, 3] uint8, label [.., H, W] uint8,
     valid [.., H, W] bool, index [..] int32. Metrics are scalars per device, equal on all: `loss`, `loss_<map>`,
@@ -61,7 +61,7 @@ def create_train_step(
             for name, shape in shapes.items()
         }
         counts = lax.psum(counts, AXIS)
-        # With a CRF behind them the network's own scores keep a loss of their own, weighted by `unary_weight`.
+        # With a CRF after them the network's scores keep their own loss, weighted by `unary_weight`.
         scale = {
             name: (unary_weight if "crf" in shapes and name != "crf" else 1.0) / jnp.maximum(count, 1.0)
             for name, count in counts.items()
@@ -102,12 +102,11 @@ def create_train_step(
         ema = state.ema
         if config.optimizer.ema:
             ema = update_ema(state.ema, trainable, batch_stats, state.step, config.optimizer.ema)
-        # Finite gradients can still overflow on their way into the parameters. Where nothing is valid, nothing is
-        # updated.
+        # Finite gradients can still overflow in the update of the parameters. If nothing is valid, nothing is updated.
         squares = squared_norms(gradient)
         finite = finite_leaves(squares, trainable, batch_stats) & jnp.isfinite(loss) | (valid == 0)
-        # Known before the update, so that choosing is part of it. Only where it is asked for does the choice wait for
-        # what the update gave, which is another pass over the whole state.
+        # Known before the update, so that the choice is part of it. Only on request does the choice wait for the result
+        # of the update, which takes another pass over the whole state.
         updated = valid > 0
         if config.optimizer.skip_nonfinite:
             updated &= jnp.all(finite)
@@ -137,7 +136,7 @@ def create_train_step(
 
 
 def squared_norms(gradient: dict) -> dict:
-    """The sum of squares of each leaf, float32 []: the parts of the norm, and not finite where the leaf is not."""
+    """The sum of squares of each leaf, float32 []: the parts of the norm, not finite if the leaf is not."""
     return jax.tree.map(lambda g: jnp.sum(jnp.square(g)), gradient)
 
 
@@ -145,8 +144,8 @@ def finite_leaves(gradient: dict, trainable: dict, batch_stats: dict) -> jax.Arr
     """Whether each parameter and its gradient are finite, and with them all statistics of batch norm.
 
     Args:
-      gradient, trainable: alike, one leaf for each parameter; of the gradient `squared_norms` will do, which are there
-        anyway: one pass over it instead of two.
+      gradient, trainable: of the same structure, one leaf for each parameter; for the gradient, `squared_norms`
+        suffice, which are computed anyway: one pass instead of two.
       batch_stats: counts for every parameter.
 
     Returns:
@@ -180,7 +179,7 @@ def _copies():
 
 
 def to_devices(batch: dict[str, np.ndarray], accumulate: int) -> Batch:
-    """Starts copying this process's rows [b, ...] to its devices, in the form that the step takes; does not wait."""
+    """Starts copying this process's rows [b, ...] to its devices, in the form that the step expects; does not wait."""
     return _copies()(shard(batch, accumulate))
 
 

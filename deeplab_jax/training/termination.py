@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first one asks for a tidy end, the second one ends the process at once, whatever it does."""
+"""SIGTERM and Ctrl-C: the first one requests an orderly end, the second one ends the process at once."""
 
 import contextlib
 import os
@@ -15,17 +15,17 @@ NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Terminated(SystemExit):
-    """A signal asked for the end; what is said about it was said. The exit status is 128 and its number: 143 or 130."""
+    """A signal requested the end, and has been reported. The exit status is 128 plus its number: 143 or 130."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
 
 
 class TermSignal:
-    """Notes the first SIGTERM or SIGINT; a second one ends the process at once.
+    """Records the first SIGTERM or SIGINT; a second one ends the process at once.
 
     Python runs a signal's handler between two of its own instructions, so not while the main thread is inside XLA. A
-    thread of ours therefore counts the signals too: Python writes a byte to the wake-up socket the moment one arrives.
+    separate thread therefore counts the signals too: Python writes a byte to the wake-up socket the moment one arrives.
 
     Attributes:
       arrived: the number of the first one, or 0.
@@ -40,12 +40,12 @@ class TermSignal:
 
     @property
     def name(self) -> str:
-        """What the signal that arrived is called."""
+        """The name of the signal that arrived."""
         return NAMES.get(self.arrived, "")
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Inside, the first signal raises `Terminated` at once: for what the next run does again anyway."""
+        """Inside, the first signal raises `Terminated` at once: for work that the next run repeats anyway."""
         self._raises = True
         try:
             if self.arrived:
@@ -73,7 +73,7 @@ class TermSignal:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
         signal.set_wakeup_fd(self._wakeup_before)
-        self._sockets[1].close()  # the thread reads the end of the stream, and closes the other side
+        self._sockets[1].close()  # the thread sees the end of the stream, and closes the other side
         self._sockets = ()
 
     def _handle(self, number, frame) -> None:
@@ -82,7 +82,7 @@ class TermSignal:
         self.arrived = number
         if self._raises:
             raise Terminated(number)
-        # Not through Python's buffers: the handler may have come in the middle of a write to them.
+        # Not through Python's buffers: the handler may have interrupted a write to them.
         os.write(2, f"{NAMES[number]}: ending after this step and its checkpoint; a second one ends at once\n".encode())
 
 
@@ -93,8 +93,8 @@ def interruptible(sentence: str) -> Iterator[None]:
         try:
             with stop.interrupting():
                 yield
-        except BaseException:  # C code in the middle of an import makes other exceptions of it
-            if not stop.arrived:  # one that was raised, and reported, further in
+        except BaseException:  # C code during an import may turn it into other exceptions
+            if not stop.arrived:  # raised, and reported, further inside
                 raise
             say(f"{stop.name}: {sentence}")
             raise Terminated(stop.arrived) from None

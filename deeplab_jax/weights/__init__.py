@@ -1,4 +1,4 @@
-"""Weights in and out: Caffe, PyTorch and Keras files, converted safetensors, and runs' checkpoints."""
+"""Reading and writing weights: Caffe, PyTorch and Keras files, converted safetensors, and runs' checkpoints."""
 
 from deeplab_jax.weights.files import read, write
 from deeplab_jax.weights.initial import load_initial, recorded_settings

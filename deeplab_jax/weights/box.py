@@ -1,9 +1,9 @@
-"""The models that the package ships: each a folder of `deeplab_jax/box`, read with nothing downloaded.
+"""The models that the package ships: each a folder of `deeplab_jax/box`, read without a download.
 
-model.safetensors   the weights under our names, kernels in half precision; its metadata names classes and colors
+model.safetensors   the weights under this package's names, kernels in half precision; its metadata has classes, colors
 config.json         the config of the run that trained them
 crf_preset.json     the CRF that goes with them
-card.md             where they come from, how good they are, what they may be used for
+card.md             the weights' origin, accuracy and permitted uses
 """
 
 import json
@@ -23,7 +23,7 @@ from deeplab_jax.weights import files, transfer
 
 BOX = Path(__file__).parents[1] / "box"
 WEIGHTS, CONFIG, PRESET, CARD = "model.safetensors", "config.json", "crf_preset.json", "card.md"
-MOST_BYTES = 5_000_000  # of the weights: they are in every wheel and in every clone
+MOST_BYTES = 5_000_000  # of the weights, which are in every wheel and every clone
 
 
 class Boxed(NamedTuple):
@@ -35,7 +35,7 @@ class Boxed(NamedTuple):
       class_names: C names.
       palette: uint8 [256, 3].
       preset: its CRF.
-      digest: distinguishes these weights from others.
+      digest: identifies these weights.
     """
 
     config: dict
@@ -52,9 +52,9 @@ def names() -> list[str]:
 
 
 def folder_of(name: str | os.PathLike) -> Path | None:
-    """The folder of a shipped model, given by its name or as that folder; None where `name` is another thing.
+    """The folder of a shipped model, given by its name or as that folder; None for anything else.
 
-    A folder of that name that holds a run or an artifact comes first; one that holds anything else does not.
+    A folder of that name takes precedence if it holds a run or an artifact.
     """
     text = os.fspath(name)
     if Path(text).parent == BOX and Path(text).name in names():
@@ -69,7 +69,7 @@ def require(name: str) -> Path:
     """The folder of the shipped model of this name.
 
     Raises:
-      UserError: there is none; the nearest name is suggested.
+      UserError: there is none; the closest name is suggested.
     """
     if name not in names():
         raise UserError(f"--model={name}: no model of this name{suggestion(name)}; {listed()}")
@@ -77,12 +77,12 @@ def require(name: str) -> Path:
 
 
 def suggestion(name: str) -> str:
-    """What to add to a sentence about an unknown name: the nearest shipped one, or nothing."""
+    """The end of a sentence about an unknown name: the closest shipped one, or nothing."""
     return nearest(name, names())
 
 
 def listed() -> str:
-    """Which models there are, in half a sentence."""
+    """The shipped models, as a clause."""
     known = names()
     return f"the package ships {', '.join(known)}" if known else "this installation ships no model"
 
@@ -97,7 +97,7 @@ def read(folder: str | os.PathLike) -> Boxed:
     """Reads a shipped model.
 
     Raises:
-      UserError: a file of it is missing or damaged.
+      UserError: one of its files is missing or damaged.
     """
     folder = Path(folder)
     source = files.read_safetensors(folder / WEIGHTS)
@@ -108,7 +108,7 @@ def read(folder: str | os.PathLike) -> Boxed:
         palette = np.asarray(json.loads(source.metadata["palette"]), np.uint8).reshape(256, 3)
         digest = source.metadata["digest"]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{folder}: is no model of the package, or a damaged one ({e}); install it again") from e
+        raise UserError(f"{folder}: is not a model of the package, or is damaged ({e}); install it again") from e
     variables = unflatten_dict({_path(name): array for name, array in source.arrays.items()})
     return Boxed(config, variables, class_names, palette, preset, digest)
 
@@ -123,12 +123,12 @@ def write(
     settings: Mapping[str, str],
     digest: str,
 ) -> int:
-    """Writes all of a shipped model but its card, kernels rounded to half precision.
+    """Writes a shipped model except for its card, with kernels rounded to half precision.
 
     Args:
       config: nested dicts and lists; it should name no folder of the machine that trained it.
       variables: Flax variables.
-      settings: what `initial.settings_of` gives for `config`'s network.
+      settings: the result of `initial.settings_of` for `config`'s network.
       digest: see `Boxed`.
 
     Returns:

@@ -1,6 +1,6 @@
 """Reads `.caffemodel` files, new (`layer`) and legacy (`layers`), without Caffe.
 
-Only the few fields of caffe.proto that carry weights are described here; the protobuf runtime skips the rest.
+Only the few fields of caffe.proto that carry weights are declared here; the protobuf runtime skips the rest.
 """
 
 import functools
@@ -17,8 +17,8 @@ from deeplab_jax.weights.source import Source, dense_to_hwio, oihw_to_hwio
 _V1_INNER_PRODUCT = 14  # V1LayerParameter.LayerType
 _BYTES, _INT32, _INT64, _FLOAT, _MESSAGE = 12, 5, 3, 2, 11  # FieldDescriptorProto.Type
 
-# message -> (field, number, type, message type, repeated). A packed array of floats and a string of bytes are the same
-# on the wire: declared as bytes, 43 million weights are read as one buffer instead of one by one.
+# message -> (field, number, type, message type, repeated). A packed array of floats and a string of bytes have the
+# same encoding: declared as bytes, 43 million weights are read as one buffer instead of one by one.
 _SCHEMA = {
     "BlobShape": [("dim", 1, _INT64, "", True)],
     "BlobProto": [
@@ -69,12 +69,12 @@ def net_parameter() -> type:
 def read(path: Path, leave_out: str = "") -> Source:
     """Reads a network's weights.
 
-    The layers that the multi-scale network copies for its other scales (`res05`, `res075`) are left out: they share
-    the weights of the first. Batch norm's sums are divided by their factor, and the Scale layer that follows gives
-    scale and bias.
+    The multi-scale network's copies of layers for its other scales (`res05`, `res075`) are left out: they share the
+    weights of the first. Batch norm's sums are divided by their factor, and the Scale layer after it provides scale
+    and bias.
 
     Raises:
-      UserError: not a caffemodel, truncated, or with blobs that contradict their shape.
+      UserError: not a caffemodel, truncated, or a blob contradicts its shape.
     """
     from google.protobuf.message import DecodeError
 
@@ -82,7 +82,7 @@ def read(path: Path, leave_out: str = "") -> Source:
     try:
         net.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError) as e:
-        raise UserError(f"{path}: is no caffemodel, or a truncated one ({e}); download it again") from e
+        raise UserError(f"{path}: is not a caffemodel, or is truncated ({e}); download it again") from e
     source = Source(str(path), "a caffemodel", settings=dict(CAFFE), leave_out=leave_out)
     for layer in [*net.layer, *net.layers]:
         if layer.blobs:

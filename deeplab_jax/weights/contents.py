@@ -1,4 +1,4 @@
-"""What network a source holds: trunk, head, classes, and the lines that `convert_weights --describe` prints."""
+"""The network in a source: trunk, head, classes, and the lines that `convert_weights --describe` prints."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from deeplab_jax.weights.names import canonical
 from deeplab_jax.weights.source import Source
 
-# The shipped config whose network a trunk and a head are
+# (trunk, head) -> the shipped config with that network
 _CONFIGS = {
     ("resnet101", "aspp"): "voc_aspp_l",
     ("resnet101", "plain"): "voc_resnet101",
@@ -17,7 +17,7 @@ _CONFIGS = {
 
 
 def backbone_of(source: Source) -> str | None:
-    """ "vgg16", "resnet50", "resnet101" or "resnet_small" by the layers that are there; None for no such trunk."""
+    """ "vgg16", "resnet50", "resnet101" or "resnet_small" by the layers present; None for any other trunk."""
     layers = {canonical(layer) for layer in _layers(source)}
     if "conv5_3" in layers:
         return "vgg16"
@@ -28,7 +28,7 @@ def backbone_of(source: Source) -> str | None:
 
 
 def head_of(source: Source) -> tuple[str, str] | None:
-    """(`config.model.head`, in words) of the classifier in a file; None if it has none, as ImageNet's have."""
+    """(`config.model.head`, in words) of the classifier in a file; None if it has none, like ImageNet networks."""
     kernels = {name.split("/")[-2]: array.shape for name, array in source.arrays.items() if name.endswith("/kernel")}
     branches = [name for name in kernels if re.fullmatch(r"fc1_c\d+|fc8_\d+", name)]
     classes = classes_of(source)
@@ -56,17 +56,17 @@ def classes_of(source: Source) -> int | None:
 
 
 def describe(source: Source) -> list[str]:
-    """What a file is, in lines: kind, trunk, head, settings, size, what is left out of it, and which config fits."""
+    """A description of a file, in lines: kind, trunk, head, settings, size, omitted layers, and a matching config."""
     backbone, head = backbone_of(source), head_of(source)
     backbone = source.metadata.get("backbone", backbone) if source.ours else backbone
-    lines = [f"{source.path}: {source.kind}", f"  backbone: {backbone or 'none that is known here'}"]
+    lines = [f"{source.path}: {source.kind}", f"  backbone: {backbone or 'unknown'}"]
     if head is None:
         imagenet = any(name.startswith("fc6/") for name in source.arrays)
-        lines.append(f"  head: none{', but the fully connected layers of an ImageNet network' if imagenet else ''}")
+        lines.append(f"  head: none{', only the fully connected layers of an ImageNet network' if imagenet else ''}")
     else:
         lines.append(f"  head: {head[0]} ({head[1]})")
     for setting, value in source.settings.items():
-        lines.append(f"  config.model.{setting} = {value}, by the kind of file")
+        lines.append(f"  config.model.{setting} = {value}, implied by the kind of file")
     lines += [f"  {sentence}" for sentence in questions(source)]
     values = sum(array.size for array in source.arrays.values())
     lines.append(f"  {len(source.arrays)} arrays, {values:,} values")
@@ -84,7 +84,7 @@ def questions(source: Source) -> list[str]:
         "--preprocessing=caffe_bgr (BGR minus the mean: ports of Caffe networks)",
         "stride_on": "--stride_on=3x3 (torchvision, timm) or --stride_on=1x1 (ports of Caffe networks)",
     }
-    return [f"config.model.{name} cannot be told from the file: give {flags[name]}" for name in source.open]
+    return [f"config.model.{name} cannot be determined from the file: give {flags[name]}" for name in source.open]
 
 
 def _by_reason(left_out: dict[str, str], line: Callable[[str, str], str]) -> list[str]:

@@ -27,21 +27,21 @@ def convert(
 ) -> transfer.Report:
     """Writes the layers of `source` that the configured network has.
 
-    The number of classes is the file's own: what does not fit a data set is noticed where the weights are used.
+    The number of classes is the file's own: a mismatch with a data set is detected where the weights are used.
 
     Args:
-      source: what `weights.read` returned.
+      source: the result of `weights.read`.
       model_config: `config.model`.
       out: the file to write.
-      seed: of the random subset where fc6 and fc7 are slimmed.
-      overrides: settings to record instead of those that follow from the kind of file; None values are ignored.
+      seed: of the random subset if fc6 and fc7 are slimmed.
+      overrides: settings to record instead of those implied by the kind of file; None values are ignored.
 
     Returns:
       The report.
 
     Raises:
       UserError: the trunk is incomplete, the file's classifier has no place in the network, a setting that the weights
-        need is neither told by the file nor given, or the file cannot be written.
+        need is neither in the file nor given, or the file cannot be written.
     """
     needed = settings_of(model_config)
     given = {k: v for k, v in (overrides or {}).items() if v is not None}
@@ -65,7 +65,7 @@ def convert(
 
 
 def _check_head(source: Source, model_config: Any, report: transfer.Report) -> None:
-    """A trained classifier is not lost in silence: the network takes all of it, or this is an error."""
+    """A trained classifier is not dropped silently: the network uses all of it, or this raises an error."""
     rest = [k for k, why in report.left_out.items() if why == transfer.NO_SUCH_LAYER and not k.startswith("crf/")]
     head = contents.head_of(source)
     if head is None:
@@ -78,16 +78,16 @@ def _check_head(source: Source, model_config: Any, report: transfer.Report) -> N
     shown = ", ".join(rest[:3]) + (f" and {len(rest) - 3} more" if len(rest) > 3 else "")
     has = f"its head is {head[0]} ({head[1]}), and the config's is {model_config.head}" if head else "it has no head"
     raise UserError(
-        f"{source.path}: {len(rest)} arrays of the file and the network do not go together ({shown}): {has}; choose "
+        f"{source.path}: {len(rest)} arrays of the file and the network do not match ({shown}): {has}; choose "
         "the config with that head, or leave layers of the file out, as with --leave_out='^(fc1|fc8)'"
     )
 
 
 def _doubts(source: Source) -> list[str]:
-    """A line where the statistics behind the first convolution are larger than its preprocessing allows.
+    """A warning if the statistics after the first convolution are larger than its preprocessing allows.
 
-    An image divided by 255, its mean and deviation spans 1 / deviation per channel; what a convolution makes of it
-    spans at most the sum over its weights of that, and no variance exceeds a quarter of the squared span.
+    An image divided by 255, normalized by mean and deviation, spans 1 / deviation per channel; the result of a
+    convolution spans at most the sum of that over its weights, and no variance exceeds a quarter of the squared span.
     """
     if source.settings.get("preprocessing") != "torch_rgb":
         return []

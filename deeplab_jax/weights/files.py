@@ -1,8 +1,8 @@
-"""Which reader takes which file, and our own form: safetensors with the network's names.
+"""Choosing the reader of a file, and this package's format: safetensors with the network's names.
 
 A converted file holds `backbone/<layer>/kernel`, `head/<layer>/bias`, ... for the parameters and
-`batch_stats/backbone/<layer>/mean`, `var` for batch norm's statistics; kernels are HWIO. Its metadata says which
-preprocessing and stride placement the weights need, and where they come from.
+`batch_stats/backbone/<layer>/mean`, `var` for batch norm's statistics; kernels are HWIO. Its metadata holds the
+preprocessing and stride placement that the weights need, and their origin.
 """
 
 import os
@@ -25,11 +25,11 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 _KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 _REFUSED = {
-    ".ckpt": "TensorFlow checkpoints are not read: the known TensorFlow ports pad their strided layers and resize "
-    "otherwise, so that no setting here computes the same; take the .caffemodel that they were made from",
-    ".npy": "a .npy of several layers is a pickle, which can run anything and is not opened; save them with "
+    ".ckpt": "TensorFlow checkpoints are not read: the known TensorFlow ports pad strided layers and resize in another "
+    "way, which no setting here reproduces; use the .caffemodel that they were made from",
+    ".npy": "a .npy of several layers is a pickle, which can run any code and is not opened; save them with "
     "np.savez(NAME.npz, **layers) under PyTorch's names",
-    ".pkl": "a pickle can run anything and is not opened; save the layers as .safetensors, or with torch.save",
+    ".pkl": "a pickle can run any code and is not opened; save the layers as .safetensors, or with torch.save",
 }
 _REFUSED |= dict.fromkeys((".index", ".meta", ".pb"), _REFUSED[".ckpt"])
 
@@ -39,19 +39,19 @@ def read(path: str | os.PathLike, leave_out: str = "") -> Source:
 
     Args:
       path: the file.
-      leave_out: a regular expression for names of layers that are not wanted.
+      leave_out: a regular expression for names of layers to leave out.
 
     Raises:
-      UserError: no such file, another kind of file, or a damaged one.
+      UserError: no such file, an unsupported kind of file, or a damaged one.
     """
     path = Path(path)
     if not path.is_file():
-        what = "is no regular file" if path.exists() else "no such file"
+        what = "is not a regular file" if path.exists() else "no such file"
         raise UserError(f"{path}: {what}; give a .caffemodel, .pth, .safetensors or .h5 file, or a workdir")
     try:
         re.compile(leave_out)
     except re.error as e:
-        raise UserError(f"--leave_out={leave_out}: is no regular expression ({e})") from e
+        raise UserError(f"--leave_out={leave_out}: is not a regular expression ({e})") from e
     suffix = path.suffix.lower()
     if suffix == ".caffemodel":
         return caffe.read(path, leave_out)
@@ -66,12 +66,12 @@ def read(path: str | os.PathLike, leave_out: str = "") -> Source:
     if suffix in _REFUSED or ".ckpt" in path.name:
         raise UserError(f"{path}: {_REFUSED.get(suffix, _REFUSED['.ckpt'])}")
     raise UserError(
-        f"{path}: '{suffix}' is no known kind of weights; known: .caffemodel, .pth, .safetensors, .h5, .keras, .npz"
+        f"{path}: '{suffix}' is not a known kind of weights; known: .caffemodel, .pth, .safetensors, .h5, .keras, .npz"
     )
 
 
 def read_safetensors(path: Path, leave_out: str = "") -> Source:
-    """A file of our own, or a PyTorch state dict saved as safetensors.
+    """A file of `convert_weights`, or a PyTorch state dict saved as safetensors.
 
     Raises:
       UserError: damaged, or with no known layer.
@@ -88,7 +88,7 @@ def read_safetensors(path: Path, leave_out: str = "") -> Source:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file of our own, without its arrays.
+    """The metadata of a file of `convert_weights`, without its arrays.
 
     Raises:
       UserError: damaged, or not written by `convert_weights`.
@@ -100,7 +100,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _load_safetensors(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    import ml_dtypes  # noqa: F401  comes with JAX, and registers bfloat16 with NumPy
+    import ml_dtypes  # noqa: F401  installed with JAX; registers bfloat16 with NumPy
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -113,12 +113,12 @@ def _load_safetensors(path: Path, arrays: bool = True) -> tuple[dict[str, np.nda
             other = sorted({kind for kind in kinds.values() if kind.startswith(("F", "C")) and kind not in _FLOATS})
             if other:
                 raise UserError(
-                    f"{path}: holds numbers of the type {', '.join(other)}, too coarse or strange for weights; convert "
+                    f"{path}: holds numbers of the type {', '.join(other)}, too coarse or unusual for weights; convert "
                     "a copy in float32, float16 or bfloat16"
                 )
             return {name: file.get_tensor(name) for name in names if name in floats}, metadata
     except (SafetensorError, OSError, ValueError, TypeError) as e:
-        raise UserError(f"{path}: is no safetensors file, or a damaged one ({e}); download or convert it again") from e
+        raise UserError(f"{path}: is not a safetensors file, or is damaged ({e}); download or convert it again") from e
 
 
 def write(
@@ -127,13 +127,13 @@ def write(
     metadata: Mapping[str, str],
     half_kernels: bool = False,
 ) -> None:
-    """Writes a file of our own, whole or not at all.
+    """Writes a safetensors file in this package's format, completely or not at all.
 
     Args:
       path: ends in `.safetensors`.
       arrays: full name -> array, stored as float32.
       metadata: strings; format and version are added.
-      half_kernels: stores the kernels of convolutions as float16.
+      half_kernels: whether to store the kernels of convolutions as float16.
 
     Raises:
       UserError: another suffix, or the folder cannot be written to.

@@ -15,7 +15,7 @@ from deeplab_jax.models import BACKBONES
 from deeplab_jax.weights import box, files, transfer
 from deeplab_jax.weights.source import Source
 
-_EARLIER = {"resize": "corners"}  # of runs from before the field existed
+_EARLIER = {"resize": "corners"}  # for runs from before the field existed
 
 
 def recorded_settings(path: str | os.PathLike) -> dict[str, str]:
@@ -24,7 +24,7 @@ def recorded_settings(path: str | os.PathLike) -> dict[str, str]:
     Set them before the network is built: weights trained on BGR minus mean are wrong on RGB.
 
     Args:
-      path: what `config.init_from` names: a converted `.safetensors`, a workdir, or a model that the package ships.
+      path: the value of `config.init_from`: a converted `.safetensors`, a workdir, or a shipped model.
 
     Raises:
       UserError: there is no such file, or it was not written by `convert_weights`.
@@ -40,19 +40,19 @@ def recorded_settings(path: str | os.PathLike) -> dict[str, str]:
 def load_initial(
     path: str | os.PathLike, model_config: Any, variables: Mapping, seed: int = 0
 ) -> tuple[dict, transfer.Report]:
-    """Replaces a freshly initialized network's values by those of a file, where the file has them.
+    """Replaces a freshly initialized network's values with those of a file, where the file has them.
 
-    A classifier of another number of classes keeps its random values, which the report says; so does a head that
-    the file does not have.
+    A classifier with another number of classes keeps its random values, which is reported; so does a head that the
+    file lacks.
 
     Args:
       path: a converted `.safetensors`, a workdir (its averaged weights, if it has them), or a shipped model's name.
       model_config: `config.model`, checked against the recorded settings.
       variables: {"params": ..., "batch_stats": ...} of the network.
-      seed: of the random subset, should fc6 have to be slimmed.
+      seed: of the random subset, if fc6 must be slimmed.
 
     Returns:
-      (the variables, the report: log `str(report)`).
+      (the variables, the report; log `str(report)`).
 
     Raises:
       UserError: the trunk is incomplete, the settings contradict the config, or the file is damaged.
@@ -62,7 +62,7 @@ def load_initial(
     for name, value in settings.items():
         if _field(model_config, name) != value:
             raise UserError(
-                f"{path}: these weights need config.model.{name}={value}, and the config has "
+                f"{path}: these weights need config.model.{name}={value}, but the config has "
                 f"{_field(model_config, name)}; set it, or convert the weights for this config"
             )
     source = read_workdir(path)[0] if path.is_dir() else files.read(path)
@@ -72,7 +72,7 @@ def load_initial(
 
 
 def located(path: str | os.PathLike) -> Path:
-    """The file or workdir that `config.init_from` names: a path as it is, a shipped model's weights by its name."""
+    """The file or workdir that `config.init_from` names: a path, or a shipped model's weights given by name."""
     folder = box.folder_of(path)
     return Path(path) if folder is None else folder / box.WEIGHTS
 
@@ -81,9 +81,9 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
     """A run's network as a source, and the run's config.
 
     Raises:
-      UserError: no finished checkpoint lies there.
+      UserError: it has no finished checkpoint.
     """
-    # commands and training import this package, so it reaches for training only when a workdir is asked for
+    # imported late: only workdirs need it
     from deeplab_jax.runs.checkpoints import load_workdir
 
     config, variables, _ = load_workdir(workdir)
@@ -95,7 +95,7 @@ def read_workdir(workdir: Path) -> tuple[Source, Any]:
 
 
 def settings_of(model_config: Any) -> dict[str, str]:
-    """The fields of a `config.model` that weights of that network need."""
+    """The fields of `config.model` that weights of that network need."""
     strided = BACKBONES[model_config.backbone].stride_on
     return {k: _field(model_config, k) for k in files.SETTINGS if k != "stride_on" or strided}
 
@@ -110,7 +110,7 @@ def _workdir_settings(workdir: Path) -> dict[str, str]:
         model = json.loads(read_file(config))["model"]
         return settings_of(_Fields(model))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{config}: cannot be read; {workdir} is no workdir of a run ({type(e).__name__})") from e
+        raise UserError(f"{config}: cannot be read; {workdir} is not the workdir of a run ({type(e).__name__})") from e
 
 
 class _Fields:
@@ -123,9 +123,9 @@ class _Fields:
 def _check_converted(path: Path) -> None:
     if not path.exists():
         raise UserError(
-            f"{path}: no such file{box.suggestion(path.name)}; config.init_from takes a converted "
+            f"{path}: no such file{box.suggestion(path.name)}; config.init_from accepts a converted "
             f".safetensors, a workdir, or the name of a shipped model ({box.listed()})"
         )
     if path.suffix != ".safetensors":
         command = f"python -m deeplab_jax.convert_weights {path} --config FILE --out NAME.safetensors"
-        raise UserError(f"{path}: has to be converted first: {command}")
+        raise UserError(f"{path}: must be converted first: {command}")

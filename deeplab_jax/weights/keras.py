@@ -1,7 +1,7 @@
-"""Reads Keras' VGG-16 and ResNet-50/101: legacy `.h5`, Keras 3 `.weights.h5`, and `.keras`, which is a zip of one.
+"""Reads Keras' VGG-16 and ResNet-50/101: legacy `.h5`, Keras 3 `.weights.h5`, and `.keras`, a zip that contains one.
 
-Keras' ResNets have biases on their convolutions and another epsilon in batch norm; both go into the stored
-statistics, so that the network computes the same.
+Keras' ResNets have biases on their convolutions and another epsilon in batch norm; both are moved into the stored
+statistics, so that the network's result is the same.
 """
 
 import io
@@ -26,7 +26,7 @@ def read(path: Path, leave_out: str = "") -> Source:
     """Reads a network's weights; nothing outside the file is opened, and nothing larger than the file allocated.
 
     Raises:
-      UserError: not HDF5, damaged, laid out in neither of the two ways, or pointing out of itself.
+      UserError: not HDF5, damaged, in neither of the two layouts, or with links to other files.
     """
     import h5py
 
@@ -41,7 +41,7 @@ def read(path: Path, leave_out: str = "") -> Source:
             for name, arrays in layers:
                 _add_layer(source, name, arrays)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as e:
-        raise UserError(f"{path}: is no Keras weights file, or a damaged one ({e}); download it again") from e
+        raise UserError(f"{path}: is not a Keras weights file, or is damaged ({e}); download it again") from e
     return source.finish()
 
 
@@ -61,25 +61,25 @@ class _Reader:
         self._left = limit
 
     def child(self, group, name: str):
-        """The member at `name`, which may have slashes; raises KeyError if it is not there, ValueError for a link.
+        """The member at `name`, which may have slashes; raises KeyError if it is missing, ValueError for a link.
 
-        A link is not even looked at: it can name any file, and a pipe without a writer would be waited for.
+        A link is not followed at all: it can name any file, and opening a pipe without a writer would wait forever.
         """
         import h5py
 
         for part in name.strip("/").split("/"):
             if not isinstance(group, h5py.Group):
-                raise ValueError(f"'{name}' leads through no group")
+                raise ValueError(f"'{name}' is not inside a group")
             if group.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
                 raise ValueError(f"'{part}' is a link, which is not followed")
             group = group[part]
         return group
 
     def array(self, group, name: str) -> np.ndarray:
-        """The array at `name`; raises ValueError where it lies outside the file or claims more than the file holds."""
+        """The array at `name`; raises ValueError if it is outside the file or claims more than the file holds."""
         dataset = self.child(group, name)
         if dataset.external or dataset.is_virtual:
-            raise ValueError(f"'{name}' lies in another file, which is not opened")
+            raise ValueError(f"'{name}' is in another file, which is not opened")
         self._left -= int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
         if self._left < 0:
             raise ValueError(f"'{name}' of shape {dataset.shape} claims more than the file holds")
@@ -100,13 +100,13 @@ def _legacy_layers(reader: _Reader, file) -> list[tuple[str, list[np.ndarray]]]:
 
 
 def _number_at_end(name: str) -> int:
-    """7 of conv2d_7; 0 of conv2d."""
+    """7 for conv2d_7; 0 for conv2d."""
     found = re.search(r"_(\d+)$", name)
     return int(found[1]) if found else 0
 
 
 def _keras3_layers(reader: _Reader, root) -> list[tuple[str, list[np.ndarray]]]:
-    """`layers/conv2d_7/vars/{0,1}`; the layer's own name is an attribute, or else follows from the order."""
+    """`layers/conv2d_7/vars/{0,1}`; the layer's own name is an attribute, or follows from the order."""
     layers = {name: reader.child(root, name) for name in root}
     groups = {name: reader.child(layer, "vars") for name, layer in layers.items() if "vars" in list(layer)}
     groups = {name: group for name, group in groups.items() if len(group)}
@@ -131,7 +131,7 @@ def _keras3_layers(reader: _Reader, root) -> list[tuple[str, list[np.ndarray]]]:
 
 
 def _add_layer(source: Source, name: str, arrays: list[np.ndarray]) -> None:
-    """Keras keeps [kernel, bias] of a convolution or dense layer, [gamma, beta, mean, variance] of a batch norm."""
+    """Keras stores [kernel, bias] of a convolution or dense layer, [gamma, beta, mean, variance] of a batch norm."""
     ours = names.from_keras(name)
     if ours is None or (source.leave_out and re.search(source.leave_out, name)):
         source.leave(name, "the ImageNet classifier" if names.is_imagenet_classifier(name) else None)

@@ -1,7 +1,7 @@
-"""What a PyTorch state dict is, decided by the whole set of its names and shapes, and which settings come with it.
+"""The kind of a PyTorch state dict, determined from all of its names and shapes, and the settings that it implies.
 
-Several networks share torchvision's layer names and differ in what no name says: how images are prepared and where a
-block's stride sits. What else is in the file tells them apart; where nothing does, the settings stay open.
+Several networks share torchvision's layer names and differ in properties that no name reveals: how images are prepared
+and where a block's stride is. The rest of the file distinguishes them; if it does not, the settings stay open.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class Kind:
     """One family of files.
 
     Attributes:
-      name: in words.
-      settings: config.model fields that come with it.
+      name: for messages.
+      settings: config.model fields that it implies.
       rename: a layer's name, without wrappers -> the released name, or None.
-      needless: such a name -> why the layer is not needed, or None if nothing says so.
-      open: config.model fields that the file needs and does not tell.
+      needless: such a name -> why the layer is not needed, or None if it may be needed.
+      open: config.model fields that the weights need and the file does not reveal.
     """
 
     name: str
@@ -75,7 +75,7 @@ def _deeplab_pytorch(shapes: Shapes) -> Kind:
 
 def _vgg(path: str, shapes: Shapes) -> Kind:
     if any(re.fullmatch(r"features\.\d+", name) and "running_mean" in leaves for name, leaves in shapes.items()):
-        raise UserError(f"{path}: is a VGG-16 with batch normalization (vgg16_bn); DeepLab's is the one without")
+        raise UserError(f"{path}: is a VGG-16 with batch normalization (vgg16_bn); DeepLab's has none")
     if any(_classes(shapes, layer) == 1000 for layer in ("classifier.6", "head.fc")):
         settings = {"preprocessing": "torch_rgb"}
         return Kind("a torchvision or timm checkpoint", settings, names.from_torch_vgg, _classifier_of_images(shapes))
@@ -100,17 +100,17 @@ def _resnet(path: str, shapes: Shapes) -> Kind:
     images = _classifier_of_images(shapes)
     if any(_classes(shapes, layer) == 1000 for layer in ("fc", "head.fc", "last_linear")):
         return Kind("a torchvision or timm checkpoint", TORCH, names.from_torch_resnet, images)
-    name = "a ResNet under torchvision's names, without a classifier that would tell whose it is"
+    name = "a ResNet under torchvision's names, without a classifier that would identify it"
     return Kind(name, {}, names.from_torch_resnet, images, ("preprocessing", "stride_on"))
 
 
 def _port(shapes: Shapes, heads: list[str]) -> Kind:
-    """Ports of DeepLab v2's ResNet-101; with two such layers the first classifies res4, in training alone."""
+    """Ports of DeepLab v2's ResNet-101; with two such layers the first classifies res4, only in training."""
     head, images = heads[0], _classifier_of_images(shapes)
 
     def needless(layer: str) -> str | None:
         if len(heads) > 1 and layer.startswith("layer5."):
-            return "a second classifier, on the stage before the last, which serves training alone"
+            return "a second classifier, on the stage before the last, which serves only training"
         return images(layer)
 
     name = f"a PyTorch port of DeepLab v2's ResNet-101 ({head}.conv2d_list)"
@@ -118,7 +118,7 @@ def _port(shapes: Shapes, heads: list[str]) -> Kind:
 
 
 def _check_bottlenecks(path: str, shapes: Shapes) -> None:
-    """Raises UserError for networks that share torchvision's names and are none of DeepLab's."""
+    """Raises UserError for networks that share torchvision's names but are not among DeepLab's."""
     conv = shapes.get("layer1.0.conv2", {}).get("weight", ())
     first = shapes.get("layer1.0.conv1", {}).get("weight", ())
     if "layer1.0.conv1" in shapes and "layer1.0.conv3" not in shapes:
@@ -130,7 +130,7 @@ def _check_bottlenecks(path: str, shapes: Shapes) -> None:
 
 
 def _classes(shapes: Shapes, layer: str) -> int | None:
-    """Outputs of a layer, None if it is not there."""
+    """Outputs of a layer, None if it is absent."""
     weight = shapes.get(layer, {}).get("weight")
     return weight[0] if weight else None
 
@@ -146,6 +146,6 @@ def _classifier_of_images(shapes: Shapes) -> Callable[[str], str | None]:
         if not names.is_imagenet_classifier(layer) or not _whole_image(shapes, layer):
             return None
         classes = _classes(shapes, layer)
-        return "the ImageNet classifier" if classes == 1000 else f"a classifier of whole images ({classes} classes)"
+        return "the ImageNet classifier" if classes == 1000 else f"an image classifier ({classes} classes)"
 
     return needless

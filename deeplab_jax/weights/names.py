@@ -1,6 +1,6 @@
-"""The tables of names: how each framework calls the layers that the released Caffe networks call conv1 ... fc8.
+"""The tables of names: each framework's names for the layers conv1 ... fc8 of the released Caffe networks.
 
-Every function takes one name of a foreign file and returns the released name (`res4b22_branch2a`, `bn_conv1`,
+Every function takes one name from a foreign file and returns the released name (`res4b22_branch2a`, `bn_conv1`,
 `conv5_3`, `fc6`, `fc1_c0`), or None if the network has no such layer.
 """
 
@@ -29,7 +29,7 @@ _VGG_DENSE = {
 }  # fmt: skip
 _IMAGENET_CLASSIFIERS = {"fc", "classifier.6", "head.fc", "predictions", "fc1000", "last_linear", "probs"}
 
-# wrappers that training scripts and multi-scale modules put in front of every name
+# wrappers that training scripts and multi-scale modules prepend to every name
 _PREFIXES = re.compile(r"^(module\.|model\.|backbone\.|base\.|scale\.|net\.|network\.|_orig_mod\.)+", re.IGNORECASE)
 
 
@@ -54,12 +54,12 @@ def _residual(kind: str, stage: int, block: int, branch: str) -> str:
 
 
 def is_imagenet_classifier(name: str) -> bool:
-    """Whether a foreign layer is called as the classifier of whole images is, which no segmentation network takes."""
+    """Whether a foreign layer has the name of an image classifier, which no segmentation network uses."""
     return stripped(name) in _IMAGENET_CLASSIFIERS
 
 
 def stripped(name: str) -> str:
-    """A PyTorch name without the wrappers that stand before all names of a network.
+    """A PyTorch name without the wrappers that precede all names of a network.
 
     >>> stripped("module.Scale.layer1.0.conv1"), stripped("backbone.conv1")
     ('layer1.0.conv1', 'conv1')
@@ -162,7 +162,7 @@ def from_keras(name: str) -> str | None:
 def keras_order(convs: int) -> tuple[list[str], list[str]]:
     """Keras' names of a network's convolutions and batch norms in the order in which it saves them.
 
-    Early Keras 3 files hold no names but `conv2d_7`: only the order tells which layer that is. In a block with a
+    Early Keras 3 files hold only names like `conv2d_7`: the order alone identifies the layers. In a block with a
     shortcut Keras lists the shortcut third.
 
     Args:

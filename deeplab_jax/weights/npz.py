@@ -20,7 +20,7 @@ _DAMAGED = (
 
 
 def read(path: Path, leave_out: str = "") -> Source:
-    """Reads PyTorch's names (`layer1.0.conv1.weight`, OIHW) from an archive of arrays.
+    """Reads arrays with PyTorch's names (`layer1.0.conv1.weight`, OIHW) from an archive.
 
     Raises:
       UserError: damaged, pickled, larger than the file can hold, or with no known layer.
@@ -43,11 +43,11 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"it claims {claimed / 2**30:.1f} GiB")
             return {info.filename.removesuffix(".npy"): _array(archive, info) for info in members}
     except _DAMAGED as e:
-        raise UserError(f"{path}: is no archive of plain arrays, or a damaged one ({e}); save it again") from e
+        raise UserError(f"{path}: is not an archive of plain arrays, or is damaged ({e}); save it again") from e
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """One member: its header first, so that nothing is allocated that the member does not hold."""
+    """One member: its header first, so that no more is allocated than the member holds."""
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)

@@ -1,4 +1,4 @@
-"""What every reader returns: the layers of a file under the released names, kernels as ours."""
+"""The result of every reader: the layers of a file under the released names, kernels as HWIO."""
 
 import dataclasses
 import re
@@ -8,10 +8,10 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights import names
 
-BN_EPSILON = 1e-5  # of our batch norm; another epsilon in the file moves into the variance
+BN_EPSILON = 1e-5  # of this package's batch norm; a different epsilon in the file moves into the variance
 
 
-NOT_WANTED = "left out as --leave_out asks"
+NOT_WANTED = "left out by --leave_out"
 
 
 @dataclasses.dataclass
@@ -20,15 +20,15 @@ class Source:
 
     Attributes:
       path: the file, for messages.
-      kind: what it is, in words.
-      arrays: `layer/leaf` -> float32 array; leaves kernel (HWIO), bias, scale, mean, var. In a file of our own the
-        full path (`backbone/conv1/kernel`, `batch_stats/backbone/bn_conv1/mean`) instead.
+      kind: its kind, for messages.
+      arrays: `layer/leaf` -> float32 array; leaves kernel (HWIO), bias, scale, mean, var. In a file of
+        `convert_weights` the full path (`backbone/conv1/kernel`, `batch_stats/backbone/bn_conv1/mean`) instead.
       settings: config.model fields that go with these weights: preprocessing, resize, and for ResNets stride_on.
-      open: config.model fields that these weights need and the file does not tell.
+      open: config.model fields that these weights need and the file does not reveal.
       left_out: foreign name -> reason.
-      leave_out: a regular expression; layers that it finds in are not wanted, by the file's names or the released.
-      ours: whether the names are full paths of our own.
-      metadata: the file's own notes.
+      leave_out: a regular expression; matching layers are left out, by the file's names or the released ones.
+      ours: whether the names are full paths of this package.
+      metadata: the file's own metadata.
     """
 
     path: str
@@ -49,17 +49,17 @@ class Source:
             return
         if f"{layer}/{leaf}" in self.arrays:
             raise UserError(
-                f"{self.path}: holds '{layer}' twice, as two networks in one file do; save the one that is wanted, or "
+                f"{self.path}: holds '{layer}' twice, like two networks in one file; save only one of them, or "
                 "leave the other's layers out with --leave_out=REGEX"
             )
         array = np.asarray(array, np.float32)
         # one reduction instead of a mask of the array's size: NaN and infinity survive the sum in float64
         if not np.isfinite(np.sum(array, dtype=np.float64)):
-            raise UserError(f"{self.path}: layer '{layer}' holds values that are not finite; take another copy")
+            raise UserError(f"{self.path}: layer '{layer}' holds values that are not finite; use another copy")
         self.arrays[f"{layer}/{leaf}"] = array
 
     def leave(self, name: str, reason: str | None) -> None:
-        """Notes a foreign layer that is not taken; without a reason, and not left out on request, it is an error.
+        """Records a foreign layer that is not used; without a reason, and unless left out on request, it is an error.
 
         The error is raised by `finish`, which names all such layers at once.
         """
@@ -73,7 +73,7 @@ class Source:
     def add_batch_norm(
         self, layer: str, mean: np.ndarray, var: np.ndarray, epsilon: float, scale=None, bias=None
     ) -> None:
-        """Adds stored statistics; the difference between `epsilon` and ours goes into the variance."""
+        """Adds stored statistics; the difference between `epsilon` and `BN_EPSILON` moves into the variance."""
         self.add(layer, "mean", mean)
         self.add(layer, "var", np.asarray(var, np.float64) + (epsilon - BN_EPSILON))
         if scale is not None:
@@ -82,7 +82,7 @@ class Source:
             self.add(layer, "bias", bias)
 
     def fold_biases(self) -> None:
-        """Moves biases of convolutions that a batch norm follows into its mean, where DeepLab's networks have none.
+        """Moves biases of convolutions before a batch norm into its mean, because DeepLab's networks have none.
 
         BN(Wx + b) with stored mean m is BN(Wx) with mean m - b.
         """
@@ -98,7 +98,7 @@ class Source:
         """Folds biases and drops the settings that the network does not have; returns itself.
 
         Raises:
-          UserError: there is no known layer, or one that nothing says could be left out.
+          UserError: there is no known layer, or an unknown one that may not be left out.
         """
         if not self.arrays:
             raise UserError(
@@ -109,7 +109,7 @@ class Source:
             more = f" and {len(self._unknown) - 3} more" if len(self._unknown) > 3 else ""
             raise UserError(
                 f"{self.path}: reads as {self.kind}, which has no layers {shown}{more}; it is another network, or, if "
-                "those layers are not wanted, leave them out with "
+                "those layers are not needed, leave them out with "
                 f"--leave_out='{'|'.join(re.escape(name) for name in self._unknown[:1])}'"
             )
         self.fold_biases()
@@ -139,7 +139,7 @@ def dense_to_hwio(weight: np.ndarray, layer: str, flattened: str) -> np.ndarray:
     channels = 512 if layer == "fc6" and inputs % 512 == 0 else inputs
     side = round((inputs // channels) ** 0.5)
     if side * side * channels != inputs:
-        raise ValueError(f"{inputs} inputs of '{layer}' are no square window of {channels} channels")
+        raise ValueError(f"{inputs} inputs of '{layer}' are not a square window of {channels} channels")
     if flattened == "chw":
         return oihw_to_hwio(weight.reshape(-1, channels, side, side))
     return weight.reshape(side, side, channels, -1)

@@ -1,7 +1,7 @@
 """Reads PyTorch checkpoints: ResNet-50/101 and VGG-16 of torchvision and timm, and the ports of DeepLab v2.
 
-A `.pth` is a pickle, and a pickle can run anything: it is read by PyTorch's restricted loader alone, which knows
-tensors and plain containers and refuses the rest. `.safetensors` needs no PyTorch.
+A `.pth` is a pickle, and a pickle can run any code: it is read only by PyTorch's restricted loader, which accepts
+tensors and plain containers and refuses the rest. `.safetensors` does not need PyTorch.
 """
 
 import re
@@ -14,12 +14,12 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights import kinds, names
 from deeplab_jax.weights.source import Source, dense_to_hwio, oihw_to_hwio
 
-_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of these networks keep
-_SAFE_SINCE = (2, 6)  # before, the restricted loader could be made to run code (CVE-2025-32434)
+_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of these networks use
+_SAFE_SINCE = (2, 6)  # before that, the restricted loader could be made to run code (CVE-2025-32434)
 _LARGEST = 16  # times the file's size: float16 becomes float32, and copies for other scales share their values
 _LEAVES = {"weight", "bias", "running_mean", "running_var"}
 
-# Under which name training scripts keep the network, the likeliest first
+# Names under which training scripts store the network, the likeliest first
 _NETWORK = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
 
 
@@ -27,13 +27,13 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     """The floating-point tensors of a `.pth`, through PyTorch's restricted loader.
 
     Raises:
-      UserError: PyTorch is missing or too old, or the file is damaged or holds other objects than tensors.
+      UserError: PyTorch is missing or too old, or the file is damaged or holds objects other than tensors.
     """
     try:
         import torch
     except ImportError as e:
         raise UserError(
-            f"{path}: reading it takes PyTorch (pip install torch); a .safetensors of the same weights does not"
+            f"{path}: reading it requires PyTorch (pip install torch); a .safetensors of the same weights does not"
         ) from e
     check_version(path, torch.__version__)
     try:
@@ -52,7 +52,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     try:
         return {name: tensor.detach().float().numpy() for name, tensor in found.items()}
     except (RuntimeError, TypeError) as e:  # sparse, quantized or without values
-        raise UserError(f"{path}: holds tensors that are no plain arrays ({str(e).splitlines()[0][:120]})") from e
+        raise UserError(f"{path}: holds tensors that are not plain arrays ({str(e).splitlines()[0][:120]})") from e
 
 
 def check_version(path: Path, version: str) -> None:
@@ -66,10 +66,10 @@ def check_version(path: Path, version: str) -> None:
 
 
 def state_dict_of(loaded: object, path: Path) -> Mapping:
-    """The network's state dict within what a training script saved, whatever lies beside it.
+    """The network's state dict within a training script's checkpoint, whatever else it contains.
 
     Raises:
-      UserError: there is none, or several and nothing tells which is the network.
+      UserError: there is none, or there are several candidates for the network.
     """
     found = dict(_state_dicts(loaded))
     if not found:
@@ -82,12 +82,12 @@ def state_dict_of(loaded: object, path: Path) -> Mapping:
     first = [where for where in found if rank(where) == best]
     if len(first) > 1:
         named = ", ".join("/".join(where) for where in first[:4])
-        raise UserError(f"{path}: holds several networks ({named}); save the state dict of the one that is wanted")
+        raise UserError(f"{path}: holds several networks ({named}); save the state dict of only one")
     return found[first[0]]
 
 
 def _state_dicts(value: object, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping]]:
-    """(its place, a mapping with a network's names); an optimizer's are numbers."""
+    """(its place, a mapping with a network's names); an optimizer's names are numbers."""
     if not isinstance(value, Mapping) or len(where) > 4:
         return
     if any(isinstance(k, str) and k.rpartition(".")[2] in _LEAVES and hasattr(v, "dtype") for k, v in value.items()):
@@ -99,7 +99,7 @@ def _state_dicts(value: object, where: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 def from_state_dict(path: Path, tensors: Mapping[str, np.ndarray], leave_out: str = "") -> Source:
-    """Brings a state dict to the released names, whichever of the known kinds it is.
+    """Converts a state dict of any known kind to the released names.
 
     Args:
       path: the file, for messages.
@@ -107,7 +107,7 @@ def from_state_dict(path: Path, tensors: Mapping[str, np.ndarray], leave_out: st
       leave_out: see `Source`.
 
     Raises:
-      UserError: no known layer, or layers that are neither taken nor known to be needless.
+      UserError: no known layer, or layers that are neither used nor known to be unnecessary.
     """
     layers: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():

@@ -1,4 +1,4 @@
-"""Brings a file's layers to a network's variables: matching by name, decimated and slimmed fc6, a report."""
+"""Transfers a file's layers to a network's variables: matching by name, decimated and slimmed fc6, a report."""
 
 import dataclasses
 import re
@@ -19,14 +19,14 @@ Path = tuple[str, ...]  # ("params", "backbone", "conv1", "kernel")
 
 @dataclasses.dataclass
 class Report:
-    """What a conversion or an initialization did.
+    """The report of a conversion or an initialization.
 
     Attributes:
       source: the file and its kind.
       matched: leaves of the network that were taken from the file.
       left_out: name in the file -> why it was not used.
       missing: leaf of the network -> why it keeps its random value.
-      notes: settings that go with the weights, and layers that were changed on the way.
+      notes: settings that belong to the weights, and layers that were adapted.
     """
 
     source: str
@@ -39,7 +39,7 @@ class Report:
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """The report in words, one line for each reason."""
+        """The report as text, one line for each reason."""
         lines = [f"weights from {self.source}: {len(self.matched)} arrays matched"]
         lines += [f"  {note}" for note in self.notes]
         for title, group in (("left out", self.left_out), ("missing, initialized randomly", self.missing)):
@@ -53,7 +53,7 @@ class Report:
 
 
 def full_name(path: Path) -> str:
-    """A variable's name in our safetensors files: parameters without their collection, everything else with it.
+    """A variable's name in converted safetensors: parameters without their collection, everything else with it.
 
     >>> full_name(("params", "backbone", "conv1", "kernel")), full_name(("batch_stats", "backbone", "bn_conv1", "mean"))
     ('backbone/conv1/kernel', 'batch_stats/backbone/bn_conv1/mean')
@@ -76,12 +76,12 @@ def transfer(source: Source, targets: Mapping[Path, Shaped], seed: int = 0) -> t
     of an ImageNet network.
 
     Args:
-      source: what a reader returned.
+      source: the result of a reader.
       targets: path -> array, or anything with `.shape`.
       seed: of the random subset.
 
     Returns:
-      ({path: float32 array} for what was found, the report).
+      ({path: float32 array} for the variables found, the report).
 
     Raises:
       UserError: the trunk is incomplete, a layer of it has another shape, or the file has more layers of a trunk.
@@ -120,12 +120,12 @@ def transfer(source: Source, targets: Mapping[Path, Shaped], seed: int = 0) -> t
 
 
 def _check_depth(source: Source, report: Report) -> None:
-    """ResNet-50's layers are among ResNet-101's, under the same names and shapes: what is left over tells."""
+    """ResNet-50's layers are also in ResNet-101, with equal names and shapes: only the unused ones distinguish them."""
     rest = [name for name, why in report.left_out.items() if why == NO_SUCH_LAYER and is_trunk(name)]
     if rest:
         raise UserError(
             f"{source.path}: {len(rest)} arrays of its trunk have no place in the network ({', '.join(rest[:3])}"
-            f"{', ...' if len(rest) > 3 else ''}); choose the config of the network that the file is of"
+            f"{', ...' if len(rest) > 3 else ''}); choose the config of the file's network"
         )
 
 
@@ -140,7 +140,7 @@ def is_trunk(name: str) -> bool:
 
 
 def _key(name: str, full: bool) -> tuple[str, ...]:
-    """What two names of one variable share: layer and leaf; the CRF's variables go by their full name."""
+    """The key that two names of one variable share: layer and leaf; the full name for the CRF's variables."""
     parts = name.split("/")
     if full and ("crf" in parts or len(parts) < 2):
         return tuple(parts)
@@ -159,12 +159,12 @@ def _check_trunk(source: Source, report: Report) -> None:
         shown = "; ".join(f"{k}: {v}" for k, v in list(trunk.items())[:3])
         raise UserError(
             f"{source.path}: {len(trunk)} arrays of the trunk do not come from this file ({shown}"
-            f"{'; ...' if len(trunk) > 3 else ''}); choose the config of the network that the file is of"
+            f"{'; ...' if len(trunk) > 3 else ''}); choose the config of the file's network"
         )
 
 
 class _FullyConnected:
-    """fc6 and fc7 of an ImageNet VGG-16, fitted to the sizes that DeepLab uses."""
+    """fc6 and fc7 of an ImageNet VGG-16, adapted to DeepLab's sizes."""
 
     def __init__(self, arrays: Mapping[tuple[str, ...], np.ndarray], seed: int):
         self._arrays = arrays
@@ -172,7 +172,7 @@ class _FullyConnected:
         self._changes: dict[str, str] = {}
 
     def fit(self, layer: str, leaf: str, shape: tuple[int, ...]) -> tuple[tuple[str, str], np.ndarray | None, str]:
-        """The value of `layer/leaf` in the wanted shape.
+        """The value of `layer/leaf` in the requested shape.
 
         Returns:
           (the key it comes from, the array or None, why there is none).
@@ -218,7 +218,7 @@ class _FullyConnected:
 def decimated(have: int, want: int) -> np.ndarray | None:
     """Positions of a kernel that simple decimation keeps (v1 section 3.2): 7 -> 4 is 0, 2, 4, 6 and 7 -> 3 is 0, 3, 6.
 
-    None if `want` positions do not lie evenly on `have`.
+    None if `want` positions are not evenly spaced in `have`.
 
     >>> decimated(7, 4), decimated(7, 3), decimated(7, 5)
     (array([0, 2, 4, 6]), array([0, 3, 6]), None)

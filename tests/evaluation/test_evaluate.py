@@ -266,7 +266,7 @@ def test_the_order_of_the_counts_does_not_matter(tmp_path, capsys):
 
 def test_no_or_negative_counts_are_refused(dataset):
     for counts in ((), (-1, 10)):
-        with pytest.raises(UserError, match=r"config.eval.crf_iterations=.*needs numbers from 0"):
+        with pytest.raises(UserError, match=r"config.eval.crf_iterations=.*needs numbers of at least 0"):
             evaluate(stepped(), dataset, config(crf_iterations=counts), progress=False)
 
 

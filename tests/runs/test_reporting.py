@@ -21,6 +21,7 @@ from deeplab_jax.runs.record import read_record
 from deeplab_jax.runs.reporting import Reporter, show_evaluation
 from deeplab_jax.training import loop
 from deeplab_jax.training.observation import Pictures, crf_scalars
+from tests.training.conftest import END_TO_END
 
 RESULTS = [
     {
@@ -149,7 +150,7 @@ def test_log_has_pictures(workdir):
 
 def test_log_of_a_real_run(runs, tmp_path):
     pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
-    steps = ("num_steps=4", "checkpoint.every=2", "log.images_every=2", "eval.every=4")
+    steps = (END_TO_END, "num_steps=4", "checkpoint.every=2", "log.images_every=2", "eval.every=4")
     config = runs.config(*steps, "eval.limit=2", "eval.overlays=1", "crf.learn=weights,compatibility,stds")
     loop.train(config, tmp_path)
     evaluate_workdir(config, tmp_path)

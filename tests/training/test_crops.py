@@ -77,10 +77,10 @@ def test_shipped_crops_fit(name):
         (
             "voc_aspp_l",
             ("data.crop=320,320",),
-            r"320,320: at 320 .* fit are 313,313 and 321,321 \(sides of 8k\+1\)",
+            r"320,320: at 320 .* suitable crops are 313,313 and 321,321 \(sides of 8k\+1\)",
         ),
-        ("voc_aspp_l", ("data.crop=321,320",), r"fit are 321,313 and 321,321"),
-        ("voc_vgg16", ("data.crop=305,306",), r"fit are 298,306 and 306,306 \(sides of 8k\+2\)"),
+        ("voc_aspp_l", ("data.crop=321,320",), r"suitable crops are 321,313 and 321,321"),
+        ("voc_vgg16", ("data.crop=305,306",), r"suitable crops are 298,306 and 306,306 \(sides of 8k\+2\)"),
         ("shapes", ("crf.stride=3",), r"config\.crf\.stride=3: must be one of 1, 2, 4"),
         ("shapes", ("data.crop=97,",), r"config\.data\.crop=\(97,\): must be two sizes"),
         ("voc_aspp_l", ("model.scales=(1.5, 1.0)",), r"config\.model\.scales=\(1\.5, 1\.0\): .* begin with 1"),
@@ -110,5 +110,5 @@ def test_the_crop_of_the_first_steps_is_checked_too():
     config = load_config("shapes", (*SMALL, "data.stages=((0.0,(64,64),(0.5,1.0)),)"))
     check_crop(config)  # without such steps it does not matter
     config.data.stages = ((0.5, (64, 64), (0.5, 1.0)),)
-    with pytest.raises(UserError, match=r"config\.data\.stages\[0\]: crop=64,64: at 64 pixels .* nearest that fit are"):
+    with pytest.raises(UserError, match=r"config\.data\.stages\[0\]: crop=64,64: at 64 pixels .* nearest suitable"):
         check_crop(config)

@@ -13,9 +13,10 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
-from tests.training.conftest import LEAN, with_devices
+from tests.training.conftest import END_TO_END, LEAN, with_devices
 
 SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5")
+MORE = ((2, 2), (4, 1))  # processes and devices of each
 
 
 def parameters(workdir):
@@ -31,16 +32,16 @@ def same_parameters(a, b):
 @pytest.fixture(scope="module")
 def one_device(runs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    runs.run(workdir, *SHORT, env=LEAN)
+    runs.run(workdir, *SHORT, flags=["--mode=train"], env=LEAN)
     return workdir
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("devices", [2, 4])
-def test_several_devices_give_the_same_parameters(runs, one_device, tmp_path, devices):
-    env = with_devices(devices)
-    runs.run(tmp_path / "run", *SHORT, flags=["--mode=train"], env=env)
-    same_parameters(parameters(one_device), parameters(tmp_path / "run"))
+def test_several_devices_give_the_same_parameters(runs, tmp_path, devices):
+    for name, count in (("one", 1), ("several", devices)):
+        runs.run(tmp_path / name, *SHORT, END_TO_END, flags=["--mode=train"], env=with_devices(count))
+    same_parameters(parameters(tmp_path / "one"), parameters(tmp_path / "several"))
 
 
 def start_job(runs, workdir, *overrides, processes=2, devices=2, flags=(), env=None):
@@ -59,17 +60,27 @@ def finish(processes) -> list[str]:
     return [err for _, err in outputs]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.long)])
-def test_several_processes_give_the_same_parameters_and_counts(runs, one_device, tmp_path, processes, devices):
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), *(pytest.param(*n, marks=pytest.mark.long) for n in MORE)])
+def test_several_processes_give_the_same_parameters(runs, one_device, tmp_path, processes, devices):
     # A checkpoint at every step: process 0 also deletes the old ones, alone.
-    how = {"processes": processes, "devices": devices, "env": LEAN}
+    how = {"processes": processes, "devices": devices, "flags": ["--mode=train"], "env": LEAN}
     finish(start_job(runs, tmp_path / "run", *SHORT, "checkpoint.every=1", **how))
     assert Checkpoints(tmp_path / "run").steps() == [3, 4]
     same_parameters(parameters(one_device), parameters(tmp_path / "run"))
-    results = [json.loads((w / "eval" / "val.json").read_text()) for w in (one_device, tmp_path / "run")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("processes", "devices"), MORE)
+def test_several_processes_count_alike(runs, one_device, tmp_path, processes, devices):
+    for name in ("one", "several"):
+        shutil.copytree(one_device, tmp_path / name)
+    runs.run(tmp_path / "one", *SHORT, flags=["--mode=eval"], env=LEAN)
+    how = {"processes": processes, "devices": devices, "flags": ["--mode=eval"], "env": LEAN}
+    finish(start_job(runs, tmp_path / "several", *SHORT, **how))
+    results = [json.loads((tmp_path / name / "eval" / "val.json").read_text()) for name in ("one", "several")]
     assert [r["images"] for r in results[1]] == [5, 5]
-    for one, two in zip(*results):
-        assert two["pixel_accuracy"] == pytest.approx(one["pixel_accuracy"], abs=5e-3)
+    for one, several in zip(*results):
+        assert several["pixel_accuracy"] == pytest.approx(one["pixel_accuracy"], abs=1e-4)
 
 
 @pytest.mark.long

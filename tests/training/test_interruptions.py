@@ -24,7 +24,7 @@ from deeplab_jax.training.observation import Pictures
 from deeplab_jax.training.step import finite_leaves
 from deeplab_jax.training.termination import Terminated
 
-SHORT = ("crf.train=off", "num_steps=4", "log.every=2", "checkpoint.every=2", "eval.every=2", "log.images_every=0")
+SHORT = ("num_steps=4", "log.every=2", "checkpoint.every=2", "eval.every=2", "log.images_every=0")
 OVERFLOW = (
     "eval.every=0",
     "optimizer.warmup_steps=0",
@@ -159,7 +159,7 @@ def test_a_full_disk_does_not_stop_training(runs, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(PIL.Image.Image, "save", full(save, lambda image, path, *args: "00000004" in str(path)))
     loop.train(runs.config(*SHORT, "num_steps=6", "log.images_every=2"), tmp_path)
     err = capfd.readouterr().err
-    assert "training goes on, the newest whole checkpoint is that of step 0" in err
+    assert "training continues, the newest checkpoint is that of step 0" in err
     assert err.count("metrics are kept in memory, training continues") == 1
     assert err.count("best.json: cannot be written") == 1
     assert Checkpoints(tmp_path).steps() == [4, 6]

@@ -11,12 +11,13 @@ from deeplab_jax.models import create_model
 from deeplab_jax.runs.checkpoints import Checkpoints, load_workdir
 from deeplab_jax.runs.record import read_record
 from deeplab_jax.training import loop
+from tests.training.conftest import END_TO_END
 
 SHORT = ("num_steps=6", "checkpoint.every=2", "log.every=2", "eval.every=0", "eval.select_split=")
 
 
 def test_a_run_leaves_its_record(runs, tmp_path):
-    config = runs.config(*SHORT)
+    config = runs.config(*SHORT, END_TO_END)
     loop.train(config, tmp_path)
     assert Checkpoints(tmp_path).steps() == [4, 6]
     rows = [r for r in read_record(tmp_path / "metrics.jsonl") if "train/loss" in r]

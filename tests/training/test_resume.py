@@ -10,7 +10,7 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
-from tests.training.conftest import LEAN, with_devices
+from tests.training.conftest import END_TO_END, LEAN, with_devices
 
 # Where to die: before the n-th call of a function (of those with a path that holds a word, if one is given). The
 # process kills itself with SIGKILL, so nothing is tidied up.
@@ -84,7 +84,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, mome
     runs.same_result(whole_run, workdir)
 
 
-LONG = ("num_steps=1500", "checkpoint.every=10", "eval.every=500", "log.every=2")
+LONG = (END_TO_END, "num_steps=1500", "checkpoint.every=10", "eval.every=500", "log.every=2")
 
 
 @pytest.mark.long

@@ -12,16 +12,17 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from tests.small_disk import filled, mounted
+from tests.training.conftest import END_TO_END
 from tests.training.forked import Forked, start_server
 from tests.training.test_resume import last_step, wait_for_steps
 
 LAST = 180
 STEPS = (f"num_steps={LAST}", "checkpoint.every=5", "checkpoint.keep=3", "eval.every=60", "log.every=2")
-NETWORK = (*STEPS, "crf.train_iterations=0", "eval.crf_iterations=0,")
+NETWORK = (*STEPS, "eval.crf_iterations=0,")
 # Runs take these in turn. Those with a CRF need longer until their first step.
 KINDS = (
     NETWORK,
-    (*STEPS, "crf.train_iterations=1", "eval.crf_iterations=0,1"),
+    (*STEPS, END_TO_END, "crf.train_iterations=1", "eval.crf_iterations=0,1"),
     NETWORK,
     (*NETWORK, "log.images_every=30", "eval.overlays=2"),
 )
@@ -61,7 +62,7 @@ def test_storm(runs, tmp_path, monkeypatch):
             waiting.append((number, Story(runs, folder / "run", number, seed, faults), strikes))
         kinds = sorted({number % len(KINDS) for number, _, _ in waiting})
         whole = {kind: tmp_path / f"whole{kind}" for kind in kinds}
-        list(pool.map(lambda kind: runs.run(whole[kind], *KINDS[kind], seconds=1200), kinds))
+        list(pool.map(lambda kind: runs.run(whole[kind], *KINDS[kind]), kinds))
         ended = [pool.submit(story.happen, strikes) for _, story, strikes in waiting]
         try:
             for (number, story, _), end in zip(waiting, ended, strict=True):
@@ -142,7 +143,7 @@ class Story:
             self.strike(fault)
             seconds = time.monotonic() - begin
             print(f"run {self.number}, fault {number}: {fault} after step {step}, {seconds:.1f} s", flush=True)
-        self.runs.run(self.workdir, *self.steps, seconds=1200)
+        self.runs.run(self.workdir, *self.steps)
 
     def start(self) -> Forked:
         self.starts += 1

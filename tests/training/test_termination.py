@@ -63,7 +63,7 @@ def test_a_signal_before_the_training_ends_it_and_changes_nothing(tmp_path, monk
     with pytest.raises(Terminated) as e:
         loop.train(None, tmp_path / "w")
     assert e.value.code == status
-    assert capfd.readouterr().err == f"{name}: stopped before the training began; the workdir is as it was\n"
+    assert capfd.readouterr().err == f"{name}: stopped before the training began; the workdir is unchanged\n"
     assert not (tmp_path / "w").exists()
 
 

@@ -109,7 +109,7 @@ def test_double_precision_blobs(tmp_path):
         (caffe_layer("conv1", "Convolution", [[np.nan]]), "damaged"),
         (caffe_layer("conv1", "Convolution", [np.full((1, 1, 1, 1), np.nan)]), "not finite"),
         (caffe_layer("pool", "Pooling"), "holds no layer"),
-        (caffe_layer("fc6", "InnerProduct", [np.ones((3, 1024))]), "no square window"),
+        (caffe_layer("fc6", "InnerProduct", [np.ones((3, 1024))]), "not a square window"),
     ],
 )
 def test_damaged_layers_are_named(tmp_path, layer, says):

@@ -87,8 +87,7 @@ def resnet101(tmp_path_factory):
 
 
 def test_resnet101_aspp_caffemodel(resnet101):
-    one_of_each = ("conv1.stride", "pool1.kind", "pool1.stride", "stride_on", "res3a.stride", "res4b11.dilation")
-    knobs = check_network(*resnet101, only=(*one_of_each, "res5a.dilation", *(f"fc1_c{i}.dilation" for i in range(4))))
+    knobs = check_network(*resnet101, only=("pool1.kind", "stride_on", "res4b11.dilation", "fc1_c3.dilation"))
     assert sum(name.endswith("dilation") for name in knobs) == 33 + 4
 
 

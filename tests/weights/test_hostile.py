@@ -59,7 +59,7 @@ def test_a_link_to_a_pipe_is_not_waited_for(tmp_path, name):
         f[name] = h5py.ExternalLink(str(tmp_path / "pipe.h5"), "/x")
     with pytest.raises(UserError, match="is a link, which is not followed"):
         files.read(tmp_path / "w.h5")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         files.read(tmp_path / "pipe.h5")
 
 
@@ -97,7 +97,7 @@ def test_safetensors_of_eight_bits(tmp_path, kind):
 
 
 def test_safetensors_that_claim_more_than_they_hold(tmp_path):
-    with pytest.raises(UserError, match=r"w\.safetensors: is no safetensors file"):
+    with pytest.raises(UserError, match=r"w\.safetensors: is not a safetensors file"):
         files.read(safetensors(tmp_path / "w.safetensors", "F32", 16 * 10**10, HUGE))
 
 

@@ -73,7 +73,7 @@ def test_settings_of_a_workdir_come_from_its_config(tmp_path):
     (tmp_path / "config.json").write_text(config.to_json())
     assert recorded_settings(tmp_path) == wanted
     (tmp_path / "config.json").write_text(json.dumps({"model": 3}))
-    with pytest.raises(UserError, match="no workdir"):
+    with pytest.raises(UserError, match="not the workdir"):
         recorded_settings(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_unknown_files_are_named(tmp_path):
     (tmp_path / "w.zip").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"'\.zip' is no known kind"):
+    with pytest.raises(UserError, match=r"'\.zip' is not a known kind"):
         files.read(tmp_path / "w.zip")
     with pytest.raises(UserError, match="no such file"):
         files.read(tmp_path / "none.pth")

@@ -57,7 +57,7 @@ def test_a_port_with_two_heads_keeps_the_one_on_the_last_stage(resnet):
     source = read(state)
     check(source, resnet)
     assert sorted(source.left_out) == [f"layer5.conv2d_list.{i}" for i in range(4)]
-    assert "serves training alone" in source.left_out["layer5.conv2d_list.0"]
+    assert "serves only training" in source.left_out["layer5.conv2d_list.0"]
 
 
 def test_deeplab_pytorchs_deeplabv1_has_one_classifier_of_its_classes(resnet):
@@ -100,7 +100,7 @@ def test_a_trunk_that_does_not_tell_its_settings_asks(tmp_path, resnet):
     model = base.get_config().model
     with pytest.raises(UserError, match=r"--preprocessing=torch_rgb .* --stride_on=3x3"):
         conversion.convert(source, model, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match="stride_on cannot be told") as e:
+    with pytest.raises(UserError, match="stride_on cannot be determined") as e:
         conversion.convert(read(state), model, tmp_path / "w.safetensors", overrides={"preprocessing": "caffe_bgr"})
     assert "config.model.preprocessing" not in str(e.value)
     vgg = {k: v for k, v in writers.torchvision_vgg(writers.thin_vgg()).items() if k.startswith("features")}
@@ -108,7 +108,7 @@ def test_a_trunk_that_does_not_tell_its_settings_asks(tmp_path, resnet):
     classified = read(state | {"fc.weight": np.zeros((1000, 4), np.float32)})
     assert classified.settings == TORCH and not classified.open
     finetuned = read(state | {"fc.weight": np.zeros((7, 4), np.float32)})  # whose it is, seven classes do not tell
-    assert finetuned.open and finetuned.left_out == {"fc": "a classifier of whole images (7 classes)"}
+    assert finetuned.open and finetuned.left_out == {"fc": "an image classifier (7 classes)"}
 
 
 def test_layers_that_are_neither_taken_nor_needless_are_named(resnet):
@@ -116,7 +116,7 @@ def test_layers_that_are_neither_taken_nor_needless_are_named(resnet):
     with pytest.raises(UserError, match=r"no layers 'fpn\.inner', 'fpn\.outer'; .*--leave_out='fpn\\\.inner'"):
         read(state)
     source = read(state, leave_out="^fpn")
-    assert source.left_out == dict.fromkeys(["fpn.inner", "fpn.outer"], "left out as --leave_out asks")
+    assert source.left_out == dict.fromkeys(["fpn.inner", "fpn.outer"], "left out by --leave_out")
     with pytest.raises(UserError, match=r"'layer1\.0\.conv1'"):
         read(state | {"layer1.0.conv1.weight_g": ONES}, leave_out="^fpn")
 
@@ -214,7 +214,7 @@ def test_describe_says_what_a_file_is(resnet):
     ):
         assert part in text
     open_text = "\n".join(contents.describe(read(writers.state_dict(resnet, writers.torchvision_name))))
-    assert "head: none" in open_text and "config.model.stride_on cannot be told from the file" in open_text
+    assert "head: none" in open_text and "config.model.stride_on cannot be determined from the file" in open_text
 
 
 def test_torchvision_safetensors(tmp_path, resnet):
@@ -259,7 +259,7 @@ def test_the_describe_command_needs_neither_config_nor_out(tmp_path, resnet, mon
     monkeypatch.setattr(convert_weights, "FLAGS", SimpleNamespace(**flags))
     convert_weights.main([str(path)])
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{path}: a PyTorch port") and "left out: fpn (left out as --leave_out asks)" in printed
+    assert printed.startswith(f"{path}: a PyTorch port") and "left out: fpn (left out by --leave_out)" in printed
     flags["describe"] = False
     monkeypatch.setattr(convert_weights, "FLAGS", SimpleNamespace(**flags))
     with pytest.raises(UserError, match="--out is missing"):

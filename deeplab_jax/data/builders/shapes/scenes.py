@@ -5,7 +5,7 @@ distinguished only by the melon's stripes, and box and star, like ring and tree,
 drawn far from those already in the scene, so that edges are as strong as a photograph's while textures stay faint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -47,12 +47,12 @@ def draw(seed: int, split: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         )
         dy, dx = y[window] - center[0], x[window] - center[1]
         for mask, texture in _PARTS[CLASS_NAMES[kind]](rng, dy, dx, radius):
-            surface = _new_color(rng, colors, CLASS_NAMES[kind]) * _shading(rng, dy, dx, radius)[..., None]
-            np.copyto(canvas[window], surface + texture[..., None], where=mask[..., None])
+            color, shading = _new_color(rng, colors, CLASS_NAMES[kind]), _shading(rng, dy, dx, radius)
+            _paint(canvas[window], mask, [c * shading for c in color], texture)
             np.copyto(label[window], kind, where=mask)
             np.copyto(instance[window], number, where=mask)
     canvas *= (1 + 0.12 * _ramp(rng, y, x))[..., None]  # the light fades across the scene
-    image = canvas.reshape(HEIGHT, _FINE, WIDTH, _FINE, 3).mean(axis=(1, 3))
+    image = sum(canvas[i::_FINE, j::_FINE] for i in range(_FINE) for j in range(_FINE)) / np.float32(_FINE**2)
     image += rng.normal(0, 2.0, image.shape)  # sensor noise
     label, instance = label[::_FINE, ::_FINE].copy(), instance[::_FINE, ::_FINE]
     label[_rim(instance)] = VOID
@@ -69,11 +69,16 @@ def _background(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, colors: 
         side = (y - HEIGHT / 2) * np.sin(angle) + (x - WIDTH / 2) * np.cos(angle) + wave > offset * HEIGHT
         mask = side if patch else np.ones_like(side)
         texture = (_clouds, _grain, _stripes, _spots)[int(rng.integers(4))](rng, y, x)
-        np.copyto(canvas, color + texture[..., None], where=mask[..., None])
+        _paint(canvas, mask, color, texture)
     for _ in range(int(rng.integers(0, 3))):  # poles: as thin as a trunk, but not trees
         at, slant = rng.uniform(0, WIDTH), rng.uniform(-0.2, 0.2)
         canvas[np.abs(x - at - slant * y) < rng.uniform(0.8, 2.0)] = _new_color(rng, colors)
     return canvas
+
+
+def _paint(canvas: np.ndarray, mask: Mask, color: Iterable, texture: np.ndarray) -> None:
+    for channel, value in enumerate(color):  # three times as fast as all channels under one mask
+        np.copyto(canvas[..., channel], value + texture, where=mask)
 
 
 # Each object is a list of (mask, texture) parts, painted in order, each in its own color.
