@@ -1,6 +1,6 @@
 """CamVid from scratch on two CPU cores in an hour: a small atrous ResNet with ASPP and a stride-4 side branch.
 
-Output stride 16 halves the cost of a step and the first steps are on smaller photographs: more epochs in the hour.
+Output stride 16 halves the cost of a step and the first steps use smaller photographs, for more epochs in the hour.
 """
 
 from deeplab_jax.configs import base
@@ -46,7 +46,7 @@ def get_config():
     config.search.images = 40
     config.search.passes = 1
     config.search.objective = "both"
-    config.search.thin = ("pole", "sign")  # what smooths cars and houses wipes these out
+    config.search.thin = ("pole", "sign")  # smoothing that helps cars and houses wipes these out
     config.search.grid.update(
         bilateral_weight=(0.5, 1.0, 2.0),
         bilateral_xy_std=(30.0, 60.0),

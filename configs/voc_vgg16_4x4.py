@@ -6,5 +6,5 @@ from deeplab_jax.configs import voc_vgg16
 def get_config():
     config = voc_vgg16.get_config()
     config.model.head_rates = (8,)  # with padding 12, which is unverified
-    # The paper gives no CRF parameters of its own for this one; DeepLab's stay.
+    # The paper gives no separate CRF parameters for this network; DeepLab's are kept.
     return config

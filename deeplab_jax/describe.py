@@ -36,7 +36,7 @@ def classes_of(config: Any) -> int:
 def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_string("config", None, "config file or shipped name; --config.field=value changes a field")
-    flags.DEFINE_bool("json", False, "print JSON in place of the table")
+    flags.DEFINE_bool("json", False, "print JSON instead of the table")
     flags.DEFINE_bool("memory", False, "compile a training step for the compiler's account of its memory; minutes")
     flags.DEFINE_integer("num_classes", 0, "classes; 0 = as many as the config's data set has")
 

@@ -11,17 +11,21 @@ CACHE_BYTES = 2_000_000_000  # limit for stored compiled programs
 
 # Flags under which XLA's CPU programs train faster (docs/performance.md), and the releases of jaxlib that know them.
 _CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ("", ("0.10.", "0.11."))}
-# Makes a resumed training on GPUs bit-identical to an uninterrupted one (docs/scaling.md).
-_GPU_TRAINING_FLAGS = {"--xla_gpu_deterministic_ops": ("true", ("0.10.", "0.11."))}
+# Make a resumed training on GPUs bit-identical to an uninterrupted one, and keep XLA from failing on a training step at
+# one scale ("Couldn't find output tile sizes") by leaving matrix products to cuBLAS (docs/scaling.md).
+_GPU_TRAINING_FLAGS = {
+    "--xla_gpu_deterministic_ops": ("true", ("0.10.", "0.11.")),
+    "--xla_gpu_enable_triton_gemm": ("false", ("0.10.", "0.11.")),
+}
 
 
 def set_xla_defaults(training: bool = False) -> None:
     """Adds defaults to XLA_FLAGS, before JAX starts; DEEPLAB_XLA_DEFAULTS=off leaves them out.
 
-    If only CPUs can be used, these are flags that make them faster; if a GPU can be used and `training` is true, one
-    that makes its results repeatable. An installed plugin for GPUs or TPUs counts only if this machine has its devices,
-    or if JAX_PLATFORMS names it. Flags that XLA_FLAGS already names are not added, nor those that the installed jaxlib
-    may not know, because XLA would then end the process.
+    If only CPUs can be used, these are flags that make them faster; if a GPU can be used and `training` is true, flags
+    that make its results repeatable and leave its matrix products to cuBLAS. An installed plugin for GPUs or TPUs is
+    counted only if this machine has its devices, or if JAX_PLATFORMS names it. Flags that XLA_FLAGS already names are
+    not added, nor those that the installed jaxlib may not know, because XLA would then end the process.
     """
     from importlib import metadata, util
 

@@ -4,8 +4,8 @@
   python -m experiments.ablation_resnet --config shapes --config.num_steps=200 --rate_scale=0.33
 
 MSC: input scales 1, 0.75, 0.5 fused by max. COCO: training starts from --coco_init, a run of configs/coco_pretrain.py;
-without it the rows that have it in the paper start where the others do, and their cell says so. Aug: the config's
-random scales, against scale 1. The last row is the one before it, after the CRF.
+without it the rows that have it in the paper start like the others, which their cell states. Aug: the config's random
+scales, versus scale 1. The last row is the previous one after the CRF.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ PAPER = (
 def variants(
     backbone: str = "resnet101", continuous_scale: bool = False, coco_init: str = "", rate_scale: float = 1.0
 ) -> list[Variant]:
-    """The rows but the last, which is another look at the one before it."""
+    """All rows except the last, which is the previous row measured after the CRF."""
     rows = []
     for parts, paper in PAPER[:-1]:
         overrides = {"model.head": "plain", "model.fine_branch": 0, "crf.train": "off"}
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     rows = variants(config.model.backbone, config.data.continuous_scale, FLAGS.coco_init, FLAGS.rate_scale)
     chosen = ["none"] if FLAGS.rows == ["none"] else [r for r in FLAGS.rows if r != str(len(PAPER))]
     if chosen != FLAGS.rows and str(len(rows)) not in chosen and FLAGS.rows != ["none"]:
-        chosen.append(str(len(rows)))  # the last row is measured on the run before it
+        chosen.append(str(len(rows)))  # the last row is measured on the previous run
     found = common.run_variants(config, rows, out, chosen)
     parts, paper = PAPER[-1]
     cells = tuple(part_cell(p, parts, FLAGS.coco_init) for p in PARTS)

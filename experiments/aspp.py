@@ -1,9 +1,9 @@
-"""v2 Table 3: LargeFOV against ASPP-S and ASPP-L on VGG-16, before and after the CRF.
+"""v2 Table 3: LargeFOV versus ASPP-S and ASPP-L on VGG-16, before and after the CRF.
 
   python -m experiments.aspp --config voc_vgg16_aspp_l --config.data.dir=VOC --config.init_from=WEIGHTS
   python -m experiments.aspp --config shapes --config.num_steps=200 --rate_scale=0.33
 
-Only the head differs between the rows. --rate_scale multiplies the atrous rates, for crops that are smaller than 321.
+Only the head differs between the rows. --rate_scale multiplies the atrous rates, for crops smaller than 321.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def scaled(rates: Sequence[int], factor: float) -> tuple[int, ...]:
 
 
 def variants(backbone: str = "vgg16", rate_scale: float = 1.0) -> list[Variant]:
-    """The rows; on a ResNet the heads are v2's single atrous convolutions straight to the classes."""
+    """The rows; on a ResNet the heads are v2's single atrous convolutions directly to the classes."""
     rows = []
     for name, head, rates, before, after in PAPER:
         rates = scaled(rates, rate_scale)

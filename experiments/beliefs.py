@@ -3,9 +3,9 @@
   python -m experiments.beliefs --config shapes --config.num_steps=200
   python -m experiments.beliefs --config camvid --workdir runs/camvid --photograph street.png --class_name car
 
-The belief is the marginal q of the class, the softmax's output; the score is its logarithm, the softmax's input but
-for a constant per pixel. Without --workdir the config is trained first; without --photograph an image of its
-evaluation split is taken, and the class is the one that the CRF changes most. The paper prints maps and no figures: its
+The belief is the marginal q of the class, the softmax's output; the score is its logarithm, the softmax's input up
+to a constant per pixel. Without --workdir the config is trained first; without --photograph an image of its
+evaluation split is used, and the class is the one that the CRF changes most. The paper prints maps without numbers: its
 column stays empty.
 """
 
@@ -43,15 +43,15 @@ def choose_class(frames: np.ndarray, names: Sequence[str], wanted: str = "") -> 
 
 
 def figures_of(beliefs: np.ndarray, chosen: int) -> list[tuple]:
-    """What changes over the iterations, one row each.
+    """The changes over the iterations, one row each.
 
     Args:
       beliefs: [T + 1, H, W, C] marginals.
       chosen: id of the class shown.
 
     Returns:
-      (iteration, the paper's: none, mean entropy in nats, mean |q - q before| times 100, percent of labels that differ
-      from the network's, percent of the image labelled as the class).
+      (iteration, the paper's value: None, mean entropy in nats, mean |q - q before| times 100, percent of labels that
+      differ from the network's, percent of the image labelled as the class).
     """
     rows = []
     first = beliefs[0].argmax(-1)
@@ -65,13 +65,13 @@ def figures_of(beliefs: np.ndarray, chosen: int) -> list[tuple]:
 
 
 def picture(image: np.ndarray, beliefs: np.ndarray, iterations: Sequence[int], name: str) -> np.ndarray:
-    """The photograph, and under each other scores and beliefs of one class at some iterations.
+    """The photograph, with scores and below them beliefs of one class at some iterations.
 
     Args:
       image: [H, W, 3] uint8 RGB.
       beliefs: [T + 1, H, W] marginals of the class.
       iterations: those shown.
-      name: the class's.
+      name: the name of the class.
 
     Returns:
       [h, w, 3] uint8.
@@ -133,7 +133,7 @@ if __name__ == "__main__":
     common.define_flags("shapes", "beliefs")
     flags.DEFINE_string("workdir", "", "a trained run; none: train the config first")
     flags.DEFINE_string(
-        "preset", "", "CRF parameters: a published preset or a preset file; default those the run searched or learned"
+        "preset", "", "CRF parameters: a published preset or a preset file; default: the run's own, searched or learned"
     )
     flags.DEFINE_string("photograph", "", "file; none: --image of the evaluation split")
     flags.DEFINE_integer("image", 0, "number of the image in the evaluation split", lower_bound=0)

@@ -2,11 +2,12 @@
 
     PYTHONPATH=. python experiments/bench_crf.py --case v2_full.npz --modes compare,gradient,growth --out DIR
 
-compare: ours with and without label pruning and pydensecrf2 (`pip install pydensecrf2`; left out where missing) in turn
-on one image, lattice and set-up included, compilation excluded and reported apart; labels against the exact marginals.
-gradient: forward and backward against forward. growth: seconds and memory for 0.25..4 megapixels and 2..64 labels, with
-a plot. cold: CPU seconds of processes from nothing that refine twenty photographs of twenty sizes (`crf_cold`).
-Memory is what the compiled program needs for arguments, results and all between, as XLA plans it.
+compare: ours with and without label pruning and pydensecrf2 (`pip install pydensecrf2`; omitted if missing),
+  alternating
+on one image, lattice and set-up included, compilation excluded and reported separately; labels versus the exact
+marginals. gradient: forward and backward versus forward. growth: seconds and memory for 0.25..4 megapixels and 2..64
+labels, with a plot. cold: CPU seconds of cold-started processes that refine twenty photographs of twenty sizes
+(`crf_cold`). Memory is what the compiled program needs for arguments, results and temporaries, as planned by XLA.
 Writes bench_crf.json and bench_crf.png to --out, and the table to stdout.
 """
 
@@ -32,7 +33,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("case", None, "a .npz with image, unary, parameters and exact_symmetric", required=True)
 flags.DEFINE_list("modes", ["compare", "gradient", "growth"], "what to measure")
 flags.DEFINE_string("out", "runs/bench_crf", "folder for the results")
-flags.DEFINE_integer("rounds", 7, "runs of each system, in turn")
+flags.DEFINE_integer("rounds", 7, "alternating runs of each system")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -100,7 +101,7 @@ def compare(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[st
 
 
 def gradient(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, float]:
-    """Forward, and forward with the gradient of a loss in the unary, without pruning."""
+    """Forward, and forward with the gradient of a loss with respect to the unary, without pruning."""
     del out
     params = _params(case)
 
@@ -153,7 +154,7 @@ def growth(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[str
 
 
 def cold(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, float]:
-    """CPU seconds of processes from nothing; see `crf_cold`."""
+    """CPU seconds of cold-started processes; see `crf_cold`."""
     del out
     return crf_cold.cold(case)
 

@@ -15,7 +15,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "camvid", "a config file or the name of a shipped config")
 flags.DEFINE_integer("steps", 10, "steps per round", lower_bound=2)
 flags.DEFINE_integer("rounds", 6, "interleaved rounds of each kind", lower_bound=1)
-flags.DEFINE_bool("pipeline_only", False, "only how many images per second the pipeline makes")
+flags.DEFINE_bool("pipeline_only", False, "measure only the images per second of the pipeline")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     from deeplab_jax import data
 
     dataset = data.open_dataset(config.data, config.data.train_split, config.seed)
-    for i in range(len(dataset)):  # fills the cache: the second epoch on is what training sees
+    for i in range(len(dataset)):  # fills the cache: training sees the second and later epochs
         dataset[i]
     batches = data.train_batches(dataset, config, first_step=0)
     images = 20 * config.batch_size
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _step(config, dataset):
-    """A forward and backward pass of the config's network, without the CRF: what feeding must keep up with."""
+    """A forward and backward pass of the config's network, without the CRF, with which feeding must keep up."""
     import jax
     import jax.numpy as jnp
     import optax

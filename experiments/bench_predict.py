@@ -97,7 +97,7 @@ def network_and_weights() -> tuple:
 
 
 def worker(row: str, folder: str) -> None:
-    """What the child does: builds, works once, leaves its result in the folder, reports; then works when asked."""
+    """The child process: builds, works once, writes its result to the folder, reports; then works on request."""
     config, variables = network_and_weights()
     work = {"network": our_network, "predict": our_predict}[row](config, variables, Path(folder))
     work()
@@ -105,7 +105,7 @@ def worker(row: str, folder: str) -> None:
 
 
 def our_network(config, variables: dict, folder: Path) -> Callable:
-    """Scores of one image; the first are kept as ours.npy."""
+    """Scores of one image; the first are saved as ours.npy."""
     import jax
 
     from deeplab_jax.models import create_model
@@ -140,7 +140,7 @@ def our_predict(config, variables: dict, folder: Path) -> Callable:
 
 
 def network(config, variables: dict, folder: Path) -> tuple[dict[str, Callable], Callable]:
-    """The peer's scores of one image, and how far ours are from them."""
+    """The peer's scores of one image, and their difference from ours."""
     image = _image(SIZE)[None]
     peers, note = _torch_networks(variables, image)
 
@@ -155,7 +155,7 @@ def network(config, variables: dict, folder: Path) -> tuple[dict[str, Callable],
 
 
 def predict(config, variables: dict, folder: Path) -> tuple[dict[str, Callable], Callable]:
-    """The peer's way from a photograph's file to a file of labels, and how many labels differ from ours."""
+    """The peer's path from a photograph's file to a file of labels, and the share of labels that differ from ours."""
     from PIL import Image
 
     from deeplab_jax.imaging import palettes
@@ -240,7 +240,7 @@ def _densecrf(image: np.ndarray, unary: np.ndarray, config) -> np.ndarray:
     field.addPairwiseBilateral(
         sxy=float(params.bilateral_xy_std),
         srgb=float(params.bilateral_rgb_std),
-        rgbim=np.array(image),  # a copy: it takes no array that is only read
+        rgbim=np.array(image),  # a copy, because it rejects read-only arrays
         compat=float(params.bilateral_weight),
     )
     return np.array(field.inference(ITERATIONS))

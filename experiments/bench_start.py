@@ -1,9 +1,9 @@
-"""How long commands take to start: CPU seconds of `--help`, of `describe`, and to the first computation.
+"""The start-up time of commands: CPU seconds of `--help`, of `describe`, and to the first computation.
 
 python -m experiments.bench_start [--repeats 3]
 
-CPU seconds of the whole process and its children, the least of several runs: what another program on the machine takes
-is not counted, though it makes caches colder.
+CPU seconds of the whole process and its children, the least of several runs: time used by other programs on the machine
+is not counted, though they make caches colder.
 """
 
 import os
@@ -20,7 +20,7 @@ COMMANDS = (
     "main", "predict", "refine", "describe", "convert_weights", "crf_search", "check_dataset", "export", "report",
     "serve",
 )  # fmt: skip
-# What runs before the first computation of `predict` and `refine`: everything but the model and the photograph.
+# Everything before the first computation of `predict` and `refine` except the model and the photograph.
 IMPORTS = {
     "predict, all imports": "import deeplab_jax.inference.load, deeplab_jax.inference.photographs",
     "refine, all imports": "import deeplab_jax.refinement.files",
@@ -30,7 +30,7 @@ IMPORTS = {
 def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_integer("repeats", 3, "runs of each; the least counts", lower_bound=1)
-    flags.DEFINE_string("config", "voc_aspp_l", "what describe describes")
+    flags.DEFINE_string("config", "voc_aspp_l", "config for describe")
 
 
 def main(argv: Sequence[str]) -> None:

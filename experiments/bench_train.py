@@ -1,15 +1,15 @@
-"""Speed and memory of training: ResNet-101 with ASPP-L at 321 x 321 against PyTorch, and what a run costs besides.
+"""Speed and memory of training: ResNet-101 with ASPP-L at 321 x 321 versus PyTorch, and other costs of a run.
 
     python -m experiments.bench_train [--only train,crf] [--rounds 7] [--out runs/bench]
 
 train   images/s of a training step at batch 1 over PyTorch's, same network, weights, batch and threads: channels-last,
-        the better of eager and torch.compile (`pip install torch`; left out where missing). Systems in turn, medians.
-crf     a training step with the CRF end to end on the 41 x 41 map, 5 iterations, over one without.
+        the faster of eager and torch.compile (`pip install torch`; omitted if missing). Alternating systems, medians.
+crf     a training step with the CRF end to end on the 41 x 41 map, 5 iterations, relative to one without.
 full    the small network of `camvid` at 241 x 321, 11 classes, batch 6: a step with the CRF at full resolution, 5
-        iterations, over one without; wall and CPU time, peak memory of the process.
-devices images/s on 2 virtual CPU devices over 1, batch 2 in all.
+        iterations, relative to one without; wall and CPU time, peak memory of the process.
+devices images/s on 2 virtual CPU devices over 1, batch 2 in total.
 start   from the start of the process to the end of the first step, with an empty and a filled compilation cache.
-memory  peak memory of a process that makes one step at batch 10, accumulated over micro-batches of 1.
+memory  peak memory of a process that executes one step at batch 10, accumulated over micro-batches of 1.
 stable  200 steps of the small network: steps/s, memory and compilations in each fifth.
 """
 
@@ -38,7 +38,7 @@ CLASSES = 21
 def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_list("only", ["train", "crf", "full", "devices", "start", "memory", "stable"], "rows to measure")
-    flags.DEFINE_integer("rounds", 7, "rounds in which the systems take turns", lower_bound=1)
+    flags.DEFINE_integer("rounds", 7, "rounds of alternating systems", lower_bound=1)
     flags.DEFINE_bool("compile_peer", True, "also try torch.compile")
     flags.DEFINE_string("out", "runs/bench", "folder for bench_train.json")
     flags.DEFINE_string("worker", "", "internal: batch size, micro-batches and a kind of step, for a child process")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def training_step(batch_size: int, accumulate: int = 1, crf: bool = False) -> Callable[[], dict]:
-    """One step of training as `deeplab_jax.main` makes it, on a batch in memory, as a function of nothing.
+    """One training step like that of `deeplab_jax.main`, on a batch in memory, as a function without arguments.
 
     Args:
       batch_size: images in a step, over all devices.
@@ -76,7 +76,7 @@ def training_step(batch_size: int, accumulate: int = 1, crf: bool = False) -> Ca
       crf: with the CRF end to end at stride 8, 5 iterations.
 
     Returns:
-      A function that makes a step, waits for it and returns its metrics.
+      A function that executes a step, waits for it and returns its metrics.
     """
     import jax
 
@@ -110,7 +110,7 @@ def training_step(batch_size: int, accumulate: int = 1, crf: bool = False) -> Ca
 
 
 def camvid_step(batch_size: int, crf: bool) -> Callable[[], dict]:
-    """As `training_step`, of `camvid`'s network; with `crf` the CRF is on top at full resolution, 5 iterations."""
+    """Like `training_step`, for `camvid`'s network; with `crf` the CRF follows at full resolution, 5 iterations."""
     import jax
 
     from deeplab_jax.config import load_config
@@ -154,7 +154,7 @@ def random_batch(batch_size: int, size: tuple[int, int] = SIZE, classes: int = C
 
 
 def train() -> dict:
-    """Images/s at batch 1, ours over PyTorch's, each in a process of its own: two pools of threads in one disturb."""
+    """Images/s at batch 1, ours over PyTorch's, each in its own process: two thread pools in one interfere."""
     ours = child("1,1,plain")
     systems = {"ours": ours.work}
     try:
@@ -199,7 +199,7 @@ def peer(systems: dict[str, Callable]) -> dict[str, str]:
 
 
 def random_loss(variables: dict):
-    """The loss of our network on the batch, computed apart from the step."""
+    """The loss of our network on the batch, computed separately from the step."""
     import jax
     import jax.numpy as jnp
 
@@ -224,7 +224,7 @@ def crf() -> dict:
 
 
 def full() -> dict:
-    """What the CRF at full resolution adds to a step of the small network, in time and memory."""
+    """The time and memory that the CRF at full resolution adds to a step of the small network."""
     children = {name: child(f"6,1,{kind}") for name, kind in (("plain", "camvid"), ("with CRF", "camvid_crf"))}
     before = {name: one.work()["cpu_s"] for name, one in children.items()}
     try:
@@ -233,7 +233,7 @@ def full() -> dict:
     finally:
         for one in children.values():
             one.close()
-    steps = 2 * FLAGS.rounds + 1  # each turn makes one step to settle and one that counts
+    steps = 2 * FLAGS.rounds + 1  # each turn has one warm-up step and one that counts
     used = {name: (facts[name]["cpu_s"] - start) / steps for name, start in before.items()}
     return _medians(seconds) | {
         "time_with_over_without": median_ratio(seconds["with CRF"], seconds["plain"]),
@@ -327,12 +327,12 @@ ROWS = {
 
 
 def child(what: str, **options) -> Child:
-    """A process that makes a step each time it is asked; what: see the flag `worker`."""
+    """A process that executes a step on each request; what: see the flag `worker`."""
     return Child("experiments.bench_train", f"--worker={what}", **options)
 
 
 def worker(batch_size: str, accumulate: str, kind: str) -> None:
-    """What a child does: builds, makes one step, reports; then a step whenever it is asked."""
+    """The child process: builds, executes one step, reports; then one step per request."""
     import jax
 
     spent = {"compile": 0.0}
@@ -370,7 +370,7 @@ def _medians(seconds: dict) -> dict:
 
 
 def _compare(systems: dict, seconds: dict[str, list[float]]) -> dict:
-    """Medians, and how many times as fast ours is as the better of the peers."""
+    """Medians, and the speed of ours relative to the faster of the peers."""
     peers = [name for name in systems if name != "ours"]
     result = _medians(seconds)
     if peers:

@@ -4,11 +4,11 @@
   python -m experiments.camvid_drives --config.data.dir=PATH/camvid --screen --idea decay \
       --config.optimizer.weight_decay=1e-3
 
-CamVid's validation photographs are of a drive that its training photographs are of too, which flatters. Here the
-training photographs of one drive (0001TP, 0006R0, 0016E5, by file name) are what is measured, and the network and the
-CRF's parameters come from the other two; three times. --screen takes a third of the schedule and the first seed, to
-sort ideas out: give each a name with --idea and what it changes as --config.field=value. All ideas in --out are in the
-table. A stopped command goes on where it was. Neither the validation nor the test photographs are used.
+CamVid's validation photographs share a drive with its training photographs, so results on them look too good. Here the
+training photographs of one drive (0001TP, 0006R0, 0016E5, by file name) are measured, and the network and the CRF's
+parameters come from the other two; three times. --screen uses a third of the schedule and the first seed, to screen
+ideas: give each a name with --idea and its changes as --config.field=value. All ideas in --out are in the table. A
+stopped command continues where it was. Neither the validation nor the test photographs are used.
 """
 
 import json
@@ -28,7 +28,7 @@ from experiments import common
 FLAGS = flags.FLAGS
 
 DRIVES = ("0001TP", "0006R0", "0016E5")
-SCREEN = 3  # a screened idea gets one of so many parts of the schedule
+SCREEN = 3  # a screened idea gets this fraction of the schedule
 TRIMAP = "3"
 
 
@@ -39,13 +39,13 @@ def without_drive(raw: Path, drive: str, drives: Sequence[str], folder: Path) ->
       raw: SegNet's CamVid folder; only its training photographs are used.
       drive: the beginning of its photographs' names.
       drives: all of them; photographs of none of these are left out.
-      folder: made here.
+      folder: created here.
 
     Returns:
       `folder`, for `config.data.dir`.
 
     Raises:
-      UserError: there is no list of training photographs, or none is of the drive or of another one.
+      UserError: there is no list of training photographs, or none belongs to the drive or to another one.
     """
     listed = raw / "train.txt"
     if not listed.is_file():
@@ -68,7 +68,7 @@ def without_drive(raw: Path, drive: str, drives: Sequence[str], folder: Path) ->
 
 
 def screened(config: ConfigDict) -> ConfigDict:
-    """A copy with a third of the schedule; what is counted in steps shrinks with it."""
+    """A copy with a third of the schedule; fields counted in steps shrink with it."""
     shorter = {name: value // SCREEN for name, value in (
         ("num_steps", config.num_steps),
         ("eval.every", config.eval.every),
@@ -81,7 +81,7 @@ def screened(config: ConfigDict) -> ConfigDict:
 
 
 def experiment(config: ConfigDict, out: Path, idea: str, *, drives: Sequence[str], seeds: Sequence[int]) -> list[dict]:
-    """Trains and measures each drive and seed of an idea that has not been, in `out/idea`.
+    """Trains and measures each missing drive and seed of an idea, in `out/idea`.
 
     Returns:
       One dict per drive and seed: `drive`, `seed`, `results`, see `deeplab_jax.evaluation.evaluate`.
@@ -107,7 +107,7 @@ def figures(found: Sequence[Mapping]) -> dict[str, dict[str, float]]:
     """Percent by drive, and their mean as "mean": `network`, `crf`, `trimap` with the CRF; means over seeds.
 
     Args:
-      found: what `experiment` returns.
+      found: the result of `experiment`.
     """
     by_drive: dict[str, dict[str, float]] = {}
     for drive in dict.fromkeys(entry["drive"] for entry in found):
@@ -126,7 +126,7 @@ def table(ideas: Mapping[str, Mapping]) -> common.Table:
     """A line per idea and drive, and each idea's mean.
 
     Args:
-      ideas: by name, what `main` writes for each: `found`, `steps` and `changes`.
+      ideas: by name, the record that `main` writes: `found`, `steps` and `changes`.
     """
     rows = []
     for name, idea in ideas.items():
@@ -160,6 +160,6 @@ if __name__ == "__main__":
     common.define_flags("camvid", "camvid_drives")
     flags.DEFINE_list("drives", list(DRIVES), "beginnings of the photographs' names, one drive each")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "one network per drive and seed")
-    flags.DEFINE_string("idea", "shipped", "name of what is tried")
+    flags.DEFINE_string("idea", "shipped", "name of the idea")
     flags.DEFINE_bool("screen", False, "a third of the schedule, the first seed")
     cli.run(main)

@@ -1,4 +1,4 @@
-"""Systems in processes of their own: the threads of two frameworks in one process get in each other's way."""
+"""Systems in separate processes: the threads of two frameworks in one process interfere with each other."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from deeplab_jax.errors import UserError
 
 
 class Child:
-    """A process of an experiment that does a piece of work each time it is asked; see `work_when_asked`.
+    """A process of an experiment that does a piece of work on each request; see `work_when_asked`.
 
     Args:
       module: the experiment's, as in `python -m`.
@@ -20,7 +20,7 @@ class Child:
       cache: folder for compiled programs; default: the parent's.
 
     Attributes:
-      facts: what it said when it was ready, and "ready", the seconds until then.
+      facts: its report when it was ready, and "ready", the seconds until then.
     """
 
     def __init__(self, module: str, *arguments: str, devices: int = 1, cache: str | None = None):
@@ -40,7 +40,7 @@ class Child:
         return json.loads(line)
 
     def work(self) -> dict:
-        """One piece of work, waited for; what the child says of it."""
+        """Waits for one piece of work; returns the child's report."""
         self._process.stdin.write("work\n")
         self._process.stdin.flush()
         return self._answer()
@@ -52,7 +52,7 @@ class Child:
 
 
 def work_when_asked(work: Callable[[], object], ready: dict, facts: Callable[[], dict] = dict) -> None:
-    """What a child does: says `ready`, then works for each line of stdin and says `facts()`."""
+    """The child process: reports `ready`, then works for each line of stdin and reports `facts()`."""
     print(json.dumps(ready), flush=True)
     for _ in sys.stdin:
         work()

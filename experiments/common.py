@@ -1,8 +1,8 @@
-"""What the experiments share: runs of a config, tables with the paper's figures beside ours, files written whole.
+"""Shared by the experiments: runs of a config, tables with the paper's figures beside ours, complete files.
 
-Every experiment takes a config whose fields flags change, so that it runs on PASCAL VOC where the data is and, smaller,
-on CamVid or the embedded `shapes`: --config shapes --config.num_steps=100. Figures of the papers are those of their
-tables; a cell is empty where the paper has none, or where the run has not been made yet.
+Every experiment has a config whose fields flags can change, so that it runs on PASCAL VOC if its data are available
+and, smaller, on CamVid or the embedded `shapes`: --config shapes --config.num_steps=100. The papers' figures are those
+of their tables; a cell is empty if the paper has none, or if the run has not been made yet.
 """
 
 import copy
@@ -30,7 +30,7 @@ def define_flags(config: str, name: str, *, rows: bool = False) -> None:
     flags.DEFINE_string("config", config, "config file or shipped name; --config.field=value changes a field")
     flags.DEFINE_string("out", f"runs/experiments/{name}", "folder for runs, tables and plots")
     if rows:
-        flags.DEFINE_list("rows", ["all"], "rows to run, counted from 1; all, or none: show what has been run so far")
+        flags.DEFINE_list("rows", ["all"], "rows to run, counted from 1; all, or none: show what has been run")
 
 
 def load_config() -> ConfigDict:
@@ -47,7 +47,7 @@ class Table:
 
     Attributes:
       title: one line.
-      columns: their heads.
+      columns: the heads of the columns.
       rows: as many cells each.
       notes: lines below.
     """
@@ -122,7 +122,7 @@ def write(out: Path, name: str, tables: Sequence[Table], data: Mapping, figure=N
 
 
 def shown_command() -> str:
-    """The command line as a reader would type it, or "" where no experiment was started as a command."""
+    """The command line as a reader would type it, or "" if no experiment was started as a command."""
     program = Path(sys.argv[0])
     if program.parent.name != "experiments":
         return ""
@@ -140,7 +140,7 @@ def new_figure(width: float, height: float):
 
 
 def remembered(path: Path, about: Mapping, compute: Callable[[], list]) -> list:
-    """`compute()`, or what an earlier call wrote to `path` if that was about the same."""
+    """`compute()`, or the result of an earlier call in `path` if that was about the same."""
     about = json.loads(json.dumps(about))
     try:
         before = json.loads(path.read_text())
@@ -163,7 +163,7 @@ class Variant:
     Attributes:
       name: of its folder.
       overrides: dotted fields of the config and their values.
-      cells: what the row says of itself.
+      cells: the row's descriptive cells.
       paper: the paper's figures, percent.
     """
 
@@ -186,7 +186,7 @@ def changed(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
 
 
 def run(config: ConfigDict, workdir: Path) -> list[dict]:
-    """Trains a config, going on where an earlier call was stopped, and evaluates it.
+    """Trains a config, continuing where an earlier call was stopped, and evaluates it.
 
     Returns:
       One dict per number of CRF iterations; see `deeplab_jax.evaluation.evaluate`.
@@ -201,7 +201,7 @@ def run(config: ConfigDict, workdir: Path) -> list[dict]:
 
 
 def results_of(config: ConfigDict, workdir: Path) -> list[dict] | None:
-    """What the evaluation of a workdir wrote, or None."""
+    """The results that the evaluation of a workdir wrote, or None."""
     path = workdir / "eval" / f"{config.eval.split}.json"
     try:
         return json.loads(path.read_text())
@@ -210,7 +210,7 @@ def results_of(config: ConfigDict, workdir: Path) -> list[dict] | None:
 
 
 def run_variants(config: ConfigDict, variants: Sequence[Variant], out: Path, rows: Sequence[str]) -> list[list | None]:
-    """Runs the rows that are asked for; gives each row's results, None where it has not been run.
+    """Runs the requested rows; returns each row's results, None for rows that have not been run.
 
     Raises:
       UserError: `rows` names a row that the table does not have, or a run cannot be made.
@@ -245,7 +245,7 @@ def chosen_rows(rows: Sequence[str], count: int) -> set[int]:
 def at_iterations(results: Sequence[Mapping] | None, which: int) -> Mapping | None:
     """The entry with the fewest (0) or most (-1) CRF iterations; None if there is none.
 
-    The fewest must be none at all: it stands for the network alone.
+    The fewest must be 0, which is the network without the CRF.
     """
     if not results:
         return None
@@ -274,11 +274,11 @@ def write_variants(
     Args:
       out, name: see `write`.
       title: of the table.
-      heads: of the columns that say what a row is, as many as each variant's `cells`.
-      measures: what the paper gives, and where ours stands: 0 = before the CRF, -1 = after it.
+      heads: of the descriptive columns, as many as each variant's `cells`.
+      measures: the paper's measures, and the corresponding entry of ours: 0 = before the CRF, -1 = after it.
       variants: the rows.
-      found: their results, None where a row has not been run.
-      data: name of the data set that ours were measured on.
+      found: their results, None for rows that have not been run.
+      data: name of the data set on which ours were measured.
       notes: lines below the table.
     """
     ours = {head: [mean_iou(at_iterations(r, which)) for r in found] for head, which in measures.items()}

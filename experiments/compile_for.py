@@ -16,11 +16,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from deeplab_jax import cli
+from deeplab_jax import cli, files
 from deeplab_jax.console import say
 from deeplab_jax.errors import UserError
 from experiments.program_text import costs
@@ -41,6 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("side", 513, "side of the network's photograph", lower_bound=33)
     flags.DEFINE_integer("classes", LABELS, "classes of network and step", lower_bound=2)
     flags.DEFINE_bool("json", False, "print JSON in place of the table")
+    flags.DEFINE_string("text", None, "a folder into which the text of each compiled program is written")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
     rows = []
     for n, name in enumerate(what):
         say(f"{n + 1} of {len(what)}: {name} for {FLAGS.target} ...")
-        rows.append({"program": name, "target": FLAGS.target} | compiled(program(name, config, devices), chip))
+        text = Path(FLAGS.text) / f"{FLAGS.target.replace(':', '_')}_{name}.txt" if FLAGS.text else None
+        rows.append({"program": name, "target": FLAGS.target} | compiled(program(name, config, devices), chip, text))
         say(f"{name}: {rows[-1]['result']}, {rows[-1]['seconds']} s")
     print(json.dumps(rows, indent=1) if FLAGS.json else table(rows))
     if any(row["result"] != "compiled" for row in rows):
@@ -171,26 +174,31 @@ def _lower_on(device, function: Callable, *shapes):
 # ---- results -------------------------------------------------------------------------------------------------------
 
 
-def compiled(lower: Callable[[], Any], chip: Chip) -> dict:
-    """Compiles a program and counts.
+def compiled(lower: Callable[[], Any], chip: Chip, text_file: Path | None = None) -> dict:
+    """Compiles a program, counts, and writes its text to a file where one is named.
 
     Returns:
-      `result` ("compiled", or the compiler's first line), `seconds` and, for one device: `argument_bytes`,
-      `temporary_bytes`, `peak_bytes`, `memory_share`, `costs`' counts, `estimate_ms` (see `estimate`).
+      `result` ("compiled", or the compiler's first line), `seconds` and, for one device: `cpu_seconds` (of lowering and
+      compilation, all threads), `argument_bytes`, `temporary_bytes`, `peak_bytes`, `memory_share`, `costs`' counts,
+      `estimate_ms` (see `estimate`).
     """
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     try:
         program = lower().compile()
     except Exception as e:  # whatever a compiler says is the result
         line = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
         return {"result": line[:300], "seconds": round(time.monotonic() - began, 1)}
-    seconds = round(time.monotonic() - began, 1)
-    memory, counts = program.memory_analysis(), costs(program.as_text())
+    seconds, cpu_seconds = round(time.monotonic() - began, 1), round(time.process_time() - worked, 1)
+    text = program.as_text()
+    if text_file is not None:
+        files.write_atomically(text_file, lambda path: path.write_text(text))
+    memory, counts = program.memory_analysis(), costs(text)
     whole = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     peak = getattr(memory, "peak_memory_in_bytes", 0) or whole - memory.alias_size_in_bytes
     return {
         "result": "compiled",
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": peak,
@@ -217,11 +225,12 @@ def estimate(counts: dict[str, float], chip: Chip) -> dict[str, float]:
 
 
 COLUMNS = (
-    ("program", "program", 1), ("compile s", "seconds", 1), ("arguments MB", "argument_bytes", 1e6),
-    ("temporaries MB", "temporary_bytes", 1e6), ("peak MB", "peak_bytes", 1e6), ("of memory %", "memory_share", 0.01),
-    ("GFLOP", "flops", 1e9), ("GB moved", "bytes", 1e9), ("collectives", "collectives", 1),
-    ("MB sent", "collective_bytes", 1e6), ("gathers", "gathers", 1), ("scatters", "scatters", 1), ("sorts", "sorts", 1),
-    ("loop steps", "loop_steps", 1), ("kernels", "kernels", 1), ("estimate ms", "estimate_ms", 1),
+    ("program", "program", 1), ("compile s", "seconds", 1), ("CPU s", "cpu_seconds", 1),
+    ("arguments MB", "argument_bytes", 1e6), ("temporaries MB", "temporary_bytes", 1e6), ("peak MB", "peak_bytes", 1e6),
+    ("of memory %", "memory_share", 0.01), ("GFLOP", "flops", 1e9), ("GB moved", "bytes", 1e9),
+    ("collectives", "collectives", 1), ("MB sent", "collective_bytes", 1e6), ("gathers", "gathers", 1),
+    ("scatters", "scatters", 1), ("sorts", "sorts", 1), ("loop steps", "loop_steps", 1),
+    ("loops of unknown length", "unknown_loops", 1), ("kernels", "kernels", 1), ("estimate ms", "estimate_ms", 1),
     ("cycles ms", "cycles_ms", 1),
 )  # fmt: skip
 

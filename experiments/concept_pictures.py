@@ -2,8 +2,8 @@
 
   python -m experiments.concept_pictures --out docs/images
 
-No network is trained for them: the first is where the project's convolution reads, found by its gradient; the other
-two start from the truth sampled at the output stride, which is the most that a score map of that size can hold.
+No network is trained for them: the first shows where the package's convolution reads, found by its gradient; the other
+two start from the ground truth sampled at the output stride, the best that a score map of that size can represent.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _BRANCHES = np.array([(253, 231, 37), (255, 127, 14), (80, 220, 255), (240, 90, 
 
 
 def reads(size: tuple[int, int], rate: int, kernel: int = 3) -> np.ndarray:
-    """Which cells of a map the atrous convolution's center output depends on: bool [h, w]."""
+    """The cells of a map on which the atrous convolution's center output depends: bool [h, w]."""
     import jax
     import jax.numpy as jnp
 
@@ -55,7 +55,7 @@ def painted(image: np.ndarray, branches: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def strides(image: np.ndarray, label: np.ndarray, palette: np.ndarray, num_classes: int) -> np.ndarray:
-    """The truth after a round trip through maps of output stride 32, 16 and 8, with the share of right pixels."""
+    """The truth after a round trip through maps of output stride 32, 16 and 8, with the share of correct pixels."""
     from deeplab_jax.imaging.overlay import side_by_side
 
     pictures, titles = [enlarged(image), enlarged(palette[label])], ["photograph", "truth"]
@@ -67,7 +67,7 @@ def strides(image: np.ndarray, label: np.ndarray, palette: np.ndarray, num_class
 
 
 def iterations(image, label, palette, setting, num_classes: int) -> np.ndarray:
-    """Labels and doubt as the mean field iterates: each pixel in the mean of the label colors under its marginals."""
+    """Labels and uncertainty by iteration: each pixel in the mean of the label colors weighted by its marginals."""
     from deeplab_jax.crf import mean_field, unary_from_probabilities
     from deeplab_jax.imaging.overlay import side_by_side
 

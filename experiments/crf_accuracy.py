@@ -1,13 +1,13 @@
-"""How near the CRF's plain call is to the sum over all pairs, beside pydensecrf2.
+"""How close the CRF's plain call is to the sum over all pairs, compared with pydensecrf2.
 
     PYTHONPATH=. python experiments/crf_accuracy.py --data DIR --quick
 
 DIR holds `camvid/val`, `voc_sample/VOCdevkit/VOC2012/JPEGImages` or `densecrf_examples`; whichever exist are used.
-Scores: clusters of colours in the place of labels, sampled by 8, brought back and disturbed; wrong where a network's
-are, near edges. The reference is `exact`, all pairs up to 8,000 pixels, above that with a cutoff of 1e-3. --quick takes
-one photograph of each folder at 96 x 72 and 160 x 120.
+Scores: clusters of colours as labels, sampled at stride 8, upsampled and disturbed; wrong near edges, as a network's
+are. The reference is `exact`, all pairs up to 8,000 pixels, above that with a cutoff of 1e-3. --quick uses one
+photograph of each folder at 96 x 72 and 160 x 120.
 
-Columns: labels that the CRF changes at all, wrong labels and mean |dQ| of ours and of pydensecrf2, in percent. Writes
+Columns: labels that the CRF changes, wrong labels and mean |dQ| of ours and of pydensecrf2, in percent. Writes
 crf_accuracy.json and crf_accuracy.md to --out, and the table to stdout.
 """
 
@@ -90,7 +90,7 @@ def compare(unary: np.ndarray, image: np.ndarray, name: str, normalization: str)
 
 
 def peer(unary: np.ndarray, image: np.ndarray, params: CRFParams, normalization: str) -> np.ndarray | None:
-    """pydensecrf2's marginals [H, W, C], or None where it is not installed."""
+    """pydensecrf2's marginals [H, W, C], or None if it is not installed."""
     try:
         from pydensecrf import densecrf
     except ImportError:
@@ -131,13 +131,13 @@ def scores(image: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def summary(rows: Sequence[dict]) -> str:
-    """In how many rows theirs is nearer, and the median of ours over theirs."""
+    """The number of rows in which pydensecrf2 is closer, and the median of ours over theirs."""
     both = [r for r in rows if "theirs" in r]
     if not both:
         return f"{len(rows)} rows, pydensecrf2 not installed"
     behind = [r for r in both if r["ours"] > r["theirs"] + 0.02]
     ratio = statistics.median(r["ours"] / max(r["theirs"], 1e-3) for r in both)
-    return f"{len(both)} rows: pydensecrf2 nearer by more than 0.02 points in {len(behind)}; median ratio {ratio:.2f}"
+    return f"{len(both)} rows: pydensecrf2 closer by more than 0.02 points in {len(behind)}; median ratio {ratio:.2f}"
 
 
 def line(row: dict) -> str:

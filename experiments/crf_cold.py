@@ -1,4 +1,4 @@
-"""What a person waits for who refines a folder: processes from nothing, twenty photographs of twenty sizes.
+"""The waiting time for refining a folder: cold-started processes, twenty photographs of twenty sizes.
 
 Ours and pydensecrf2 read the same photographs and probabilities, refine them with the same parameters and write label
 maps; Python's start, imports and compilation count on both sides. CPU seconds of the whole process.
@@ -19,7 +19,7 @@ COUNT = 20
 SMALLEST, LARGEST = (200, 150), (500, 375)
 PARAMETERS = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
 
-# Each script is called with the folder of photographs, that of probabilities and that of results.
+# Each script is called with the folder of photographs, the folder of probabilities and the folder of results.
 LOOP = """
 import pathlib, sys
 import numpy as np
@@ -52,7 +52,7 @@ for path in sorted(images.iterdir()):
 
 
 def cold(case: dict[str, np.ndarray]) -> dict[str, float]:
-    """CPU seconds of each, programs compiled by the loop, and ratios to pydensecrf2 where it is installed.
+    """CPU seconds of each, programs compiled by the loop, and ratios to pydensecrf2 if it is installed.
 
     Args:
       case: with `image` [H, W, 3] uint8, `unary` [H, W, C] and the CRF's parameters; photographs are its image resized.
@@ -112,7 +112,7 @@ def _photographs(case: dict[str, np.ndarray], top: pathlib.Path) -> None:
 def _cpu_seconds(arguments: list[str], cache: str) -> tuple[float, str]:
     """CPU seconds, user and system, of a Python process with a folder for compiled programs, and what it printed."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    if "-m" in arguments:  # a command keeps its programs by itself
+    if "-m" in arguments:  # commands keep their programs themselves
         env |= {"DEEPLAB_COMPILATION_CACHE": cache}
     else:
         env |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -5,7 +5,7 @@
       --learn_steps 100
 
 Mean IoU and mean IoU within --trimap_width pixels of boundaries after 0 to 10 iterations of the CRF, with its
-parameters fixed (a published preset), searched for on images set aside, and learned end to end.
+parameters fixed (a published preset), searched on held-out images, and learned end to end.
 
 Without --workdir two networks are trained from the same start on the same batches for config.num_steps steps: one
 piecewise (the CRF follows training, as in the papers), one with the loss after the CRF. With --workdir that run is the
@@ -34,7 +34,7 @@ class System:
 
     Attributes:
       training: how the network was trained.
-      parameters: where the CRF's come from.
+      parameters: the origin of the CRF's parameters.
       results: one entry per number of iterations, see `deeplab_jax.evaluation.evaluate`.
     """
 
@@ -61,19 +61,19 @@ def experiment(
     learn_steps: int = 0,
     learn_rate: float = 0.0,
 ) -> list[System]:
-    """Trains what has to be trained and measures every system.
+    """Trains missing runs and measures every system.
 
     Args:
-      config: what is trained and measured; `config.eval.crf_iterations` are the iterations.
+      config: of training and evaluation; `config.eval.crf_iterations` are the iterations.
       out: folder for runs and results.
-      workdir: a trained run; None = two runs are made, see above.
+      workdir: a trained run; None = two runs are trained, see above.
       preset: the fixed parameters.
-      search_images: parameters are searched for on this many images set aside; 0 = only if the run has done so.
+      search_images: parameters are searched on this many held-out images; 0 = only if the run has done so.
       learn_steps: with `workdir`, the length of both continuations; 0 = none.
-      learn_rate: at their beginning; 0 = a tenth of the config's.
+      learn_rate: their initial learning rate; 0 = a tenth of the config's.
 
     Raises:
-      UserError: `workdir` is no run that was trained piecewise, or a run cannot be made.
+      UserError: `workdir` is not a piecewise-trained run, or a run cannot be trained.
     """
     from deeplab_jax.runs.provenance import read_config
 
@@ -119,7 +119,7 @@ def experiment(
 
 
 def tables(systems: Sequence[System], trimap_width: int, data: str) -> list[common.Table]:
-    """What each system gains, and mean IoU and trimap mean IoU by iterations."""
+    """The gain of each system, and mean IoU and trimap mean IoU by iterations."""
     counts = [r["crf_iterations"] for r in systems[0].results]
     band = str(trimap_width)
     images = systems[0].results[0]["images"]
@@ -199,7 +199,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("iterations", 10, "mean-field iterations, from 0 to this", lower_bound=1)
     flags.DEFINE_integer("trimap_width", 3, "pixels around boundaries", lower_bound=1)
     flags.DEFINE_string("preset", "v2_resnet101", "the fixed parameters: a published preset or a preset file")
-    flags.DEFINE_integer("search_images", 0, "search parameters on this many images set aside; 0 = as the config")
+    flags.DEFINE_integer("search_images", 0, "search parameters on this many held-out images; 0 = as in the config")
     flags.DEFINE_integer("learn_steps", 0, "with --workdir: steps of the two continuations", lower_bound=0)
     flags.DEFINE_float("learn_rate", 0.0, "learning rate of the continuations; 0 = a tenth of the config's")
     cli.run(main)

@@ -1,9 +1,9 @@
-"""What each CRF parameter looks like: one row for each, its value divided by a factor, as it is, and multiplied.
+"""The effect of each CRF parameter: one row for each, its value divided by a factor, unchanged, and multiplied.
 
   python -m experiments.crf_parameters --out docs/images
 
-The scores are no network's. They are the truth of a drawn scene seen from afar: sampled every few pixels, brought back
-bilinearly and disturbed, which is what a network of that output stride gives at best. The parameters in the middle
+The scores are not from a network. They are the ground truth of a drawn scene, sampled every few pixels, upsampled
+bilinearly and disturbed, which is the best that a network of that output stride can give. The parameters in the middle
 column are the config's.
 """
 
@@ -26,7 +26,7 @@ SYMBOLS = {
 
 
 def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn scene enlarged to 8 k + 1 by repeating its border, void given to the nearest class.
+    """A drawn scene enlarged to 8 k + 1 by repeating its border, void replaced by the nearest class.
 
     Returns:
       image uint8 [97, 129, 3] RGB, label uint8 [97, 129] without void.
@@ -42,7 +42,7 @@ def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seen_from_afar(label: np.ndarray, stride: int, num_classes: int) -> np.ndarray:
-    """The label sampled by `stride` and brought back as a score map would be: [H, W] -> [H, W, C], sums to 1."""
+    """The label sampled at `stride` and upsampled like a score map: [H, W] -> [H, W, C], sums to 1."""
     from deeplab_jax.models.layers import resize_bilinear
 
     coarse = np.eye(num_classes, dtype=np.float32)[label[::stride, ::stride]]
@@ -50,7 +50,7 @@ def seen_from_afar(label: np.ndarray, stride: int, num_classes: int) -> np.ndarr
 
 
 def rough_probabilities(label: np.ndarray, num_classes: int, stride: int = 8, seed: int = 0) -> np.ndarray:
-    """What `seen_from_afar` gives, made doubtful and disturbed by blotches: [H, W, C] float32, sums to 1."""
+    """The result of `seen_from_afar`, made uncertain and disturbed by blotches: [H, W, C] float32, sums to 1."""
     from scipy import ndimage
 
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Draws the street photograph that the package ships, so that it may be used by anybody for anything (CC0).
+"""Draws the street photograph that the package ships, so that anyone may use it for any purpose (CC0).
 
 python -m experiments.draw_street [--out deeplab_jax/box/street.jpg]
 
@@ -27,7 +27,7 @@ MOST_BYTES = 60_000
 def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_string("out", "deeplab_jax/box/street.jpg", "the JPEG to write")
-    flags.DEFINE_integer("seed", 7, "of everything that is drawn by chance")
+    flags.DEFINE_integer("seed", 7, "seed of all random choices")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ def draw(seed: int = 7) -> np.ndarray:
 
 
 def _place(x: float, height: float, depth: float) -> tuple[float, float]:
-    """Where a point lies in the picture: metres to the right, above the road, and away from a camera at 1.5 m."""
+    """The place of a point in the picture: metres to the right, above the road, and away from a camera at 1.5 m."""
     focal = 400.0
     return SCALE * (WIDTH / 2 + focal * x / depth), SCALE * (HORIZON + focal * (1.5 - height) / depth)
 
@@ -131,7 +131,7 @@ def _houses(pen: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -> No
     starts = [2.5]
     while starts[-1] < 75:
         starts.append(starts[-1] + rng.uniform(6, 10))
-    light = 1.0 if side > 0 else 0.72  # the sun stands on the left
+    light = 1.0 if side > 0 else 0.72  # the sun is on the left
     for near, far in reversed(list(itertools.pairwise(starts))):
         tall = rng.uniform(6.5, 11)
         brick = np.array([(164, 112, 88), (190, 172, 142), (150, 142, 136), (204, 196, 184)][rng.integers(4)])
@@ -197,7 +197,7 @@ def _sign(pen: ImageDraw.ImageDraw, x: float, depth: float, color: tuple[int, in
 
 
 def _person(pen: ImageDraw.ImageDraw, x: float, depth: float, color: tuple[int, int, int]) -> None:
-    """Somebody who walks away."""
+    """A person walking away."""
 
     def part(low: float, high: float, half: float, fill) -> None:
         corners = [_place(x - half, low, depth), _place(x + half, low, depth), _place(x + half * 0.8, high, depth)]

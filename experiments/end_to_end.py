@@ -1,4 +1,4 @@
-"""Does training end to end pay? Further training of one network, piecewise and with the CRF on top, at equal time.
+"""Is end-to-end training worth it? Further training of one network, piecewise and with the CRF, for equal time.
 
   python -m experiments.end_to_end --config shapes --config.data.holdout=100 --config.num_steps=400 --steps 200
   python -m experiments.end_to_end --config camvid --config.data.dir=PATH/camvid --start "runs/camvid_{seed}" \
@@ -6,16 +6,16 @@
 
 All rows start from the same network, trained piecewise, and from the CRF parameters that a search found for it:
   a        more piecewise training, then the search again
-  b        the CRF's parameters learn, the network is fixed
-  c        both learn
+  b        the CRF's parameters are learned, the network is fixed
+  c        both are learned
 A variation changes one thing of b or c: c_stride2 (the map on which the CRF runs in training; also 8 and 1), c_scores
 (the loss on labels sampled to the map), c_one_weight, c_no_compatibility, c_iterations10, c_crf_rate10, c_crf_rate100,
 c_crf_loss_alone (no loss on the scores before the CRF), c_unweighted (no class weights after the CRF), c_no_ema,
-c_stored_norm, c_lattice, c_crfasrnn (Zheng et al. 2015). Row a takes --steps steps; the others as many as fit into the
-time that those take, or with --equal steps just as many. A stopped command goes on where it was; rows that have been
-run before are shown too.
+c_stored_norm, c_lattice, c_crfasrnn (Zheng et al. 2015). Row a has --steps steps; the others have as many as fit into
+the same time, or with --equal steps the same number. A stopped command continues where it was; rows that have been run
+before are shown too.
 
-Choose between rows on images set aside (--config.eval.split=holdout), and use the validation images once.
+Choose between rows on held-out images (--config.eval.split=holdout), and use the validation images once.
 """
 
 import copy
@@ -34,7 +34,7 @@ from experiments import common, runs
 
 FLAGS = flags.FLAGS
 
-# What all rows with the CRF on top share; the variations change one thing each.
+# Shared by all rows with the CRF; the variations change one thing each.
 WITH_CRF = {
     "crf.train": "end_to_end",
     "crf.train_iterations": 5,
@@ -63,8 +63,8 @@ VARIATIONS: Mapping[str, Mapping[str, object]] = {
     "no_ema": {"optimizer.ema": 0.0},
     "stored_norm": {"model.batch_norm": "frozen"},  # the start's statistics, as testing uses them
     "lattice": {"crf.bilateral": "permutohedral"},  # testing's filter, where a small map would take the exact one
-    # One image at a time, momentum .99, the loss after the CRF alone and at full resolution. Their rate belongs to a
-    # loss summed over pixels; a hundredth of ours stands for "tiny" here.
+    # One image at a time, momentum .99, only the loss after the CRF, at full resolution. Their rate belongs to a
+    # loss summed over pixels; here a hundredth of ours is used as "tiny".
     "crfasrnn": {
         "batch_size": 1,
         "optimizer.momentum": 0.99,
@@ -77,7 +77,7 @@ VARIATIONS: Mapping[str, Mapping[str, object]] = {
 }
 CRFASRNN_RATE = 0.01  # times the other rows' learning rate
 TRIMAP = "3"
-EMA = 0.98  # a longer memory than the continuation itself would average the start in
+EMA = 0.98  # a memory longer than the continuation would average in the start
 
 
 def overrides_of(row: str) -> dict[str, object]:
@@ -94,11 +94,11 @@ def overrides_of(row: str) -> dict[str, object]:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What all rows of a seed go on from.
+    """The common start of all rows of a seed.
 
     Attributes:
       config: of the whole experiment.
-      run: the run whose network it is.
+      run: the run of the network.
       preset: file with the CRF's parameters.
       rate: learning rate at the beginning of a row.
     """
@@ -109,13 +109,13 @@ class Start:
     rate: float
 
     def continuation(self, row: str, steps: int) -> ConfigDict:
-        """The config of a row's training over so many steps."""
+        """The config of a row's training over this many steps."""
         from deeplab_jax.runs.provenance import read_config
 
         config = copy.deepcopy(self.config)
         model = read_config(self.run).model
         for name in config.model:
-            if name in model:  # a field younger than the run keeps its default
+            if name in model:  # a field newer than the run keeps its default
                 config.model[name] = model[name]
         config.init_from = str(self.run)
         config.num_steps = steps
@@ -128,14 +128,14 @@ class Start:
         return common.changed(config, overrides_of(row))
 
     def seconds(self, row: str, folder: Path) -> float:
-        """Of one of the row's steps, measured once for all seeds and kept in `folder`."""
+        """Seconds per step of the row, measured once for all seeds and stored in `folder`."""
         about = {"row": overrides_of(row), "batch": self.config.batch_size, "crop": self.config.data.crop}
         path = folder / f"{row}.json"
         return common.remembered(path, about, lambda: [seconds_per_step(self.continuation(row, 1))])[0]
 
 
 def seconds_per_step(config: ConfigDict, steps: int = 5) -> float:
-    """The median of so many training steps on the config's own batches, after one that compiles."""
+    """The median of this many training steps on the config's own batches, after one that compiles."""
     import jax
 
     from deeplab_jax.data import open_dataset, train_batches
@@ -161,7 +161,7 @@ def seconds_per_step(config: ConfigDict, steps: int = 5) -> float:
 
 
 def steps_of(row: str, steps: int, seconds: Mapping[str, float]) -> int:
-    """How many steps of a row take as long as `steps` of row a.
+    """The number of steps of a row that take as long as `steps` of row a.
 
     >>> steps_of("c", 100, {"a": 0.2, "c": 0.5})
     40
@@ -180,24 +180,24 @@ def experiment(
     equal: str = "time",
     start: str = "",
 ) -> list[dict]:
-    """Trains and measures what has not been; everything is kept in `out`.
+    """Trains and measures missing rows; everything is stored in `out`.
 
     Args:
-      config: what is trained; `config.eval.split` is measured.
+      config: of the training; `config.eval.split` is measured.
       out: folder for runs and results.
       rows: see `overrides_of`.
-      seeds: of the start and of what follows.
+      seeds: of the start and the continuations.
       steps: of row a.
-      rate: learning rate at the beginning of each row; 0 = a tenth of the config's.
+      rate: initial learning rate of each row; 0 = a tenth of the config's.
       equal: "time" or "steps".
-      start: trained runs, "{seed}" standing for the seed; "" = the config is trained piecewise here.
+      start: trained runs, with "{seed}" for the seed; "" = the config is trained piecewise here.
 
     Returns:
       One dict per row, seed and kind of CRF parameters: `row`, `seed`, `parameters` ("searched" or "learned"), `steps`
       and `results`, see `deeplab_jax.evaluation.evaluate`.
 
     Raises:
-      UserError: there is no such row, no image is set aside for the search, or a start was trained end to end.
+      UserError: there is no such row, no images are held out for the search, or a start was trained end to end.
     """
     from deeplab_jax.runs.provenance import read_config
 
@@ -243,7 +243,7 @@ def summary(found: Sequence[Mapping], iterations: int) -> dict[tuple[str, str], 
     """Percent by (row, parameters): `network`, `crf`, `trimap`, and over row a of the same seed `gain`, `trimap_gain`.
 
     Args:
-      found: what `experiment` returns.
+      found: the result of `experiment`.
       iterations: of the mean field, one of those measured.
     """
 
@@ -277,7 +277,7 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def tables(found: Sequence[Mapping], data: str, split: str) -> list[common.Table]:
-    """One table for each number of iterations that was measured, but for 0."""
+    """One table for each measured number of iterations except 0."""
     counts = sorted(r["crf_iterations"] for r in found[0]["results"])
     steps = {(e["row"], e["parameters"]): e["steps"] for e in found}
     heads = ("row", "CRF parameters", "steps", "seeds", "network", "with CRF", "over a", "3 px", "3 px over a")
@@ -346,10 +346,10 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     common.define_flags("shapes", "end_to_end")
-    flags.DEFINE_list("rows", ["a", "b", "c"], "which rows, see above; a is always among them")
+    flags.DEFINE_list("rows", ["a", "b", "c"], "rows to run, see above; a is always included")
     flags.DEFINE_list("seeds", ["0"], "one start and one continuation for each")
     flags.DEFINE_integer("steps", 200, "steps of row a", lower_bound=1)
-    flags.DEFINE_float("rate", 0.0, "learning rate at the beginning of each row; 0 = a tenth of the config's")
+    flags.DEFINE_float("rate", 0.0, "initial learning rate of each row; 0 = a tenth of the config's")
     flags.DEFINE_enum("equal", "time", ["time", "steps"], "what the rows have in common")
-    flags.DEFINE_string("start", "", "trained runs to start from, {seed} stands for the seed; none: train the config")
+    flags.DEFINE_string("start", "", "trained runs to start from, with {seed} for the seed; none: train the config")
     cli.run(main)

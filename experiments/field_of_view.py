@@ -4,9 +4,9 @@
   python -m experiments.field_of_view --steps 5 --config camvid --config.batch_size=1 --config.data.crop=129,161
   python -m experiments.field_of_view --rows all --config.data.dir=VOC --config.init_from=WEIGHTS
 
-Receptive fields and parameters are computed. --steps times that many training steps of each system, on noise, input
-pipeline excluded. --rows trains and evaluates systems for their mean IoU. With --config, data, crop, batch and schedule
-are that config's, and the network is the row's.
+Receptive fields and parameters are computed. --steps times this many training steps of each system, on noise, without
+the input pipeline. --rows trains and evaluates systems for their mean IoU. With --config, data, crop, batch and
+schedule are that config's, and the network is the row's.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ COLUMNS = (
 
 
 def thin_vgg16(width_multiplier: float) -> str:
-    """The name of a backbone, VGG-16 with this share of its published channels, which trains on a CPU."""
+    """The name of a backbone, VGG-16 with this fraction of its published channels, which trains on a CPU."""
     name = f"vgg16_times_{width_multiplier:g}"
     widths = tuple(max(1, round(width * width_multiplier)) for width in vgg.WIDTHS)
     BACKBONES[name] = dataclasses.replace(
@@ -58,9 +58,9 @@ def thin_vgg16(width_multiplier: float) -> str:
 
 
 def with_network(config: ConfigDict, shipped: str, width_multiplier: float = 1.0) -> ConfigDict:
-    """A copy of the config with the network of a shipped one, at that share of its channels.
+    """A copy of the config with the network of a shipped one, at that fraction of its channels.
 
-    Crops grow by a pixel where the network's pools need sides of 8 k + 2 in the place of 8 k + 1.
+    Crops grow by a pixel if the network's pools need sides of 8 k + 2 instead of 8 k + 1.
     """
     config = common.changed(config, {"crf.train": "off"})
     config.model = load_config(shipped).model
@@ -138,7 +138,7 @@ def table(configs: Sequence[ConfigDict], speeds: Sequence[float | None], found: 
 
 
 def plot(speeds: Sequence[float | None], found: Sequence, parameters: Sequence[int], data: str):
-    """Training speed relative to the 7x7 system, and mean IoU after the CRF, the paper's and ours: what there is."""
+    """Training speed relative to the 7x7 system, and mean IoU after the CRF, the paper's and ours, as available."""
     ious = [common.mean_iou(common.at_iterations(results, -1)) for results in found]
     panels = [("training speed, 7x7 = 1", [row[7] / PAPER[0][7] for row in PAPER], "paper, Titan GPU", "ours")]
     if all(speeds):

@@ -3,8 +3,8 @@
   python -m experiments.learning_rate --config voc_vgg16_largefov --config.data.dir=VOC --config.init_from=WEIGHTS
   python -m experiments.learning_rate --config shapes --config.num_steps=200 --config.batch_size=12
 
-The paper's longest run has 20,000 steps and its largest batch 30 images. On other data than VOC the config's num_steps
-and batch_size stand for these, and the other rows follow in proportion; so they do on VOC with --in_proportion.
+The paper's longest run has 20,000 steps and its largest batch 30 images. On data other than VOC the config's num_steps
+and batch_size replace these, and the other rows are scaled in proportion; --in_proportion does the same on VOC.
 """
 
 from collections.abc import Sequence
@@ -62,5 +62,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     common.define_flags("voc_vgg16_largefov", "learning_rate", rows=True)
-    flags.DEFINE_bool("in_proportion", False, "on VOC too, config.num_steps stands for 20,000 and batch_size for 30")
+    flags.DEFINE_bool("in_proportion", False, "on VOC too, config.num_steps replaces 20,000 and batch_size 30")
     cli.run(main)

@@ -1,4 +1,4 @@
-"""Packs a training run as a model that the package ships, and measures what was packed.
+"""Packs a training run as a model that the package ships, and measures the packed model.
 
 python -m experiments.pack_model --workdir runs/camvid --out deeplab_jax/box/camvid [--preset PRESET.json]
 python -m experiments.pack_model --out deeplab_jax/box/camvid --measure CAMVID
@@ -24,7 +24,7 @@ from deeplab_jax.weights.initial import settings_of
 
 FLAGS = flags.FLAGS
 MEASURED = "measured.json"
-# Fields that say where files lie on the machine that trained, not what was trained.
+# Fields about file locations on the training machine, not about the training.
 PLACES = ("data.dir", "data.cache_dir", "data.images", "data.masks", "data.classes", "init_from")
 
 CARD = """# Street scenes in 11 classes, by a small atrous ResNet with ASPP and a fully connected CRF
@@ -58,14 +58,14 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "the run to pack; without it, --out is only measured")
     flags.DEFINE_string("out", None, "the model's folder, such as deeplab_jax/box/camvid")
     flags.DEFINE_string(
-        "preset", None, "CRF: a preset's name or file; default: what the run searched, else its config's"
+        "preset", None, "CRF: a preset's name or file; default: the run's searched one, else its config's"
     )
-    flags.DEFINE_integer("step", None, "which checkpoint; default: the best, or the newest")
-    flags.DEFINE_list("scales", None, "test-time scales in place of the run's, such as 0.75,1,1.25")
-    flags.DEFINE_bool("mirror", None, "average with the mirrored photograph; default: as the run")
+    flags.DEFINE_integer("step", None, "step of the checkpoint; default: the best, or the newest")
+    flags.DEFINE_list("scales", None, "test-time scales instead of the run's, such as 0.75,1,1.25")
+    flags.DEFINE_bool("mirror", None, "average with the mirrored photograph; default: as in the run")
     flags.DEFINE_string("trained", "", "how long and on what, for the card: '1 h 40 min on two shared CPU cores'")
     flags.DEFINE_string("measure", None, "the data set's folder: evaluate the packed model on --split")
-    flags.DEFINE_string("split", "val", "what --measure evaluates")
+    flags.DEFINE_string("split", "val", "split that --measure evaluates")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -106,7 +106,7 @@ def pack(
         for place in (p for p in PLACES if known.get(p)):
             group, _, field = place.rpartition(".")
             (config[group] if group else config)[field] = ""
-        config.eval.limit = 0  # the run may have looked at a few photographs alone; the card's figures are of all
+        config.eval.limit = 0  # the run may have used only a few photographs; the card's figures are of all
         config.eval.scales = config.eval.scales if scales is None else scales
         config.eval.mirror = config.eval.mirror if mirror is None else mirror
     chosen = replace(segment.crf, source=_source(workdir, preset), bilateral=None)  # the config has the filter
@@ -143,7 +143,7 @@ def measure(out: Path, data: str, split: str) -> str:
 
 
 def write_card(out: Path) -> None:
-    """Writes card.md from what lies in the folder."""
+    """Writes card.md from the contents of the folder."""
     boxed = box.read(out)
     config = recorded_config(boxed.config)
     about = json.loads((out / "recipe.json").read_text())
@@ -170,7 +170,7 @@ def write_card(out: Path) -> None:
 
 
 def _command(config) -> str:
-    """The command that trains this config: configs/camvid.py, with what differs as flags."""
+    """The command that trains this config: configs/camvid.py, with the differences as flags."""
     shipped = dict(fields(load_config("camvid")))
     changed = [
         f"--config.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"

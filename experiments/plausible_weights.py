@@ -1,5 +1,5 @@
-"""Random weights with batch-norm statistics that fit them: a stand-in for published ones where only speed, memory or
-the path through the program matters.
+"""Random weights with matching batch-norm statistics: a substitute for published ones if only speed, memory or the
+path through the program matters.
 
 python -m experiments.plausible_weights --config voc_aspp_l --out random.safetensors
 python -m deeplab_jax.main --config voc_aspp_l --config.init_from=random.safetensors ...
@@ -22,13 +22,13 @@ from deeplab_jax.weights.initial import settings_of
 
 FLAGS = flags.FLAGS
 BRANCH = 0.2
-SIDE = 97  # of the noise image that the statistics are taken from
+SIDE = 97  # of the noise image from which the statistics are taken
 
 
 def define_flags() -> None:
     """Declares the command's flags."""
     flags.DEFINE_string("config", "voc_aspp_l", "a config file or the name of a shipped config")
-    flags.DEFINE_string("out", "random.safetensors", "where to write")
+    flags.DEFINE_string("out", "random.safetensors", "the file to write")
     flags.DEFINE_integer("classes", 21, "number of classes")
 
 
@@ -46,8 +46,8 @@ def plausible_variables(model_config, num_classes: int, seed: int = 0) -> dict:
     """Random variables whose batch-norm statistics are those of an image of smoothed noise.
 
     Each layer then gives values of mean 0 and deviation 1 before its affine, and a residual branch adds little to its
-    block's input, as in a trained network: nothing dies, nothing overflows, the loss begins near that of
-    chance, and no product is slow for being denormal.
+    block's input, as in a trained network: nothing vanishes or overflows, the loss begins near that of
+    chance, and no product is slow because of denormals.
 
     Args:
       model_config: `config.model`.
@@ -67,7 +67,7 @@ def plausible_variables(model_config, num_classes: int, seed: int = 0) -> dict:
     def make(key):
         variables = _with_small_branches(model.init({"params": key, "dropout": key}, image, train=False))
         _, new = model.apply(variables, image, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
-        # One step of a running average from (0, 1): taken back, it is the image's own statistics.
+        # One step of a running average from (0, 1), inverted, gives the image's own statistics.
         stats = jax.tree.map(
             lambda new, old: (new - BATCH_NORM_MOMENTUM * old) / (1 - BATCH_NORM_MOMENTUM),
             new.get("batch_stats", {}),

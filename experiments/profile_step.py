@@ -2,7 +2,7 @@
 
     python -m experiments.profile_step [--crf] [--steps 3] [--top 30] [--out runs/profile]
 
-ResNet-101 with ASPP-L, 321 x 321, batch 1. Leaves `perfetto_trace.json.gz` under --out for ui.perfetto.dev.
+ResNet-101 with ASPP-L, 321 x 321, batch 1. Writes `perfetto_trace.json.gz` under --out for ui.perfetto.dev.
 """
 
 import collections
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def operations(trace: Path) -> Iterator[tuple[str, float]]:
-    """(name of the compiled operation, milliseconds) of each of the trace's events that is one."""
+    """(name of the compiled operation, milliseconds) of each event of the trace that is an operation."""
     with gzip.open(trace, "rt") as f:
         events = json.load(f)["traceEvents"]
     for event in events:

@@ -21,6 +21,9 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
 _FREE |= {"after-all", "partition-id", "replica-id", "copy-done", "all-reduce-done", "async-done", "opt-barrier"}
 
+COUNTS = ("flops", "flops_highest", "flops_bfloat16", "bytes", "gathers", "scatters", "sorts", "collectives")
+COUNTS += ("collective_bytes", "loop_steps", "kernels", "cycles", "unknown_loops")
+
 
 @dataclasses.dataclass
 class Instruction:
@@ -74,7 +77,7 @@ def costs(text: str) -> dict[str, float]:
                     _add(found, total(inner, within), 1)
         return found
 
-    return dict(total(entry, False))
+    return dict.fromkeys(COUNTS, 0) | dict(total(entry, False))
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -119,18 +122,38 @@ def _called(rest: str, *attributes: str) -> list[str]:
 
 
 def _trips(loop: Instruction, condition: str, computations: dict) -> int | None:
-    """How often a loop runs: as the compiler noted, or the one number that its counter is compared with."""
+    """How often a loop runs: as the compiler noted, or the number that its counter stays below."""
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if noted:
         return int(noted[1])
-    numbers = set()
-    waiting = [condition]
-    while waiting:
-        for i in computations[waiting.pop()]:
-            waiting += _called(i.rest, "calls")
-            if i.operation == "constant" and i.type.startswith(("s32[]", "u32[]", "s64[]")):
-                numbers.add(int(re.match(r"-?\d+", i.rest)[0]))
-    return numbers.pop() if len(numbers) == 1 else None
+    return _limit(condition, computations)
+
+
+def _limit(name: str, computations: dict) -> int | None:
+    """The constant that a condition's root says its counter is less than; None where the root is anything else."""
+    inside = {i.name: i for i in computations[name]}
+    root = next(i for i in computations[name] if i.root)
+    if root.operation == "fusion":
+        inner = _called(root.rest, "calls")[0]
+        found = _limit(inner, computations)
+        if found is not None:
+            return found
+        compare = next(i for i in computations[inner] if i.root)
+        if compare.operation != "compare" or "direction=LT" not in compare.rest:
+            return None
+        # The constant may come from outside of the fusion.
+        inner_names = {i.name: i for i in computations[inner]}
+        last = inner_names.get(compare.operands[1])
+        if last is None or last.operation != "parameter":
+            return None
+        limit = inside.get(root.operands[int(re.match(r"\d+", last.rest)[0])])
+    elif root.operation == "compare" and "direction=LT" in root.rest:
+        limit = inside.get(root.operands[1])
+    else:
+        return None
+    if limit is None or limit.operation != "constant" or not limit.type.startswith(("s32[]", "u32[]", "s64[]")):
+        return None
+    return int(re.match(r"-?\d+", limit.rest)[0])
 
 
 def _own(i: Instruction, types: dict, computations: dict, fused: bool) -> dict[str, float]:
@@ -214,6 +237,10 @@ def _flops(i: Instruction, types: dict) -> float:
         contracted = _dimensions(re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)[1])
         return 2.0 * out * math.prod(shapes[0][d] for d in contracted)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
+    if labels and "$convBackward" in i.rest:  # cuDNN's: labels are those of the convolution that it belongs to
+        filtered = "$convBackwardFilter" in i.rest
+        output, kernel = (shapes[1], _shape(i.type)) if filtered else (shapes[0], shapes[1])
+        return 2.0 * math.prod(output) * math.prod(n for n, label in zip(kernel, labels[2]) if label != "o")
     if labels:
         kernel = math.prod(n for n, label in zip(shapes[1], labels[2]) if label != "o")
         return 2.0 * out * kernel

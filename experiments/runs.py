@@ -1,4 +1,4 @@
-"""Trained runs as experiments use them: made if need be, measured under a choice of CRF parameters, continued."""
+"""Trained runs for experiments: trained if missing, measured with a choice of CRF parameters, continued."""
 
 import copy
 from pathlib import Path
@@ -10,7 +10,7 @@ from experiments import common
 
 
 def trained(config: ConfigDict, workdir: Path) -> Path:
-    """Trains the config in `workdir`, going on where an earlier call was stopped; returns `workdir`."""
+    """Trains the config in `workdir`, continuing where an earlier call was stopped; returns `workdir`."""
     from deeplab_jax.training import loop
 
     print(f"--- training {workdir}", flush=True)
@@ -19,13 +19,13 @@ def trained(config: ConfigDict, workdir: Path) -> Path:
 
 
 def measure(config: ConfigDict, workdir: Path, folder: Path, *, preset: str | None = None) -> list[dict]:
-    """Evaluates a run's network with its own CRF or with another; an evaluation made before is not repeated.
+    """Evaluates a run's network with its own CRF or with another; an earlier evaluation is not repeated.
 
     Args:
       config: data and evaluation; the network, and without `preset` the CRF, are the run's.
       workdir: the run.
-      folder: results are kept here.
-      preset: CRF parameters by name or file, in the place of the run's own, learned or configured.
+      folder: results are stored here.
+      preset: CRF parameters by name or file, instead of the run's own, learned or configured.
 
     Returns:
       One dict per number of iterations in `config.eval.crf_iterations`; see `deeplab_jax.evaluation.evaluate`.
@@ -68,17 +68,17 @@ def own_preset(workdir: Path) -> str | None:
 
 
 def searched_preset(config: ConfigDict, workdir: Path, images: int) -> str:
-    """The preset file of a run's parameter search; the search is made if the run has none.
+    """The preset file of a run's parameter search; the search is run if there is none.
 
     Raises:
-      UserError: the config sets no images aside to search on.
+      UserError: the config has no held-out images to search on.
     """
     found = own_preset(workdir)
     if found:
         return found
     if not config.data.holdout:
         raise UserError(
-            "the CRF's parameters are searched for on images that are not trained on; set some aside with "
+            "the CRF's parameters are searched on images that are not used for training; set some aside with "
             "--config.data.holdout=N, or search with deeplab_jax.crf_search first"
         )
     from deeplab_jax.search.workdir import search_as_configured

@@ -68,8 +68,11 @@ def prepare_environment() -> None:
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a program for what is not here cannot be read back
     flags = os.environ.get("XLA_FLAGS", "").split()
-    if not any(flag.startswith("--xla_gpu_autotune_level") for flag in flags):
-        os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_autotune_level=0"])  # there is nothing to try out on
+    # There is nothing to try kernels out on; products are cuBLAS's, as in training (`startup.set_xla_defaults`).
+    for flag in ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false"):
+        if not any(word.partition("=")[0] == flag.partition("=")[0] for word in flags):
+            flags.append(flag)
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def chip_of(target: str) -> Chip:

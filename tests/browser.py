@@ -12,7 +12,7 @@ ARTIFACTS = Path(__file__).parents[1] / "test-artifacts"  # screenshots are kept
 
 @contextmanager
 def headless_browser(width: int = 1280, height: int = 900) -> Iterator:
-    """A Selenium driver of Chromium without a network; skips the test, saying why, where there is none."""
+    """A Selenium driver of Chromium without a network; skips the test, with the reason, if there is none."""
     selenium = pytest.importorskip("selenium", reason="selenium is not installed, so no browser test")
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver_path = shutil.which("chromedriver")
@@ -49,7 +49,7 @@ def headless_browser(width: int = 1280, height: int = 900) -> Iterator:
 
 
 def complaints(driver) -> list[str]:
-    """What the page's console holds: errors and refused requests."""
+    """The contents of the page's console: errors and refused requests."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 

@@ -12,7 +12,7 @@ from deeplab_jax import cli
 
 
 class Done(NamedTuple):
-    """What a command left: its exit status, and what it printed."""
+    """The outcome of a command: its exit status and output."""
 
     returncode: int
     stdout: str

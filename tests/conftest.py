@@ -27,7 +27,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
-collect_ignore = ["without_tensorflow"]  # no tests: what is put in the place of TensorFlow in some processes
+collect_ignore = ["without_tensorflow"]  # no tests: a replacement for TensorFlow in some processes
 
 
 @pytest.fixture(scope="session")

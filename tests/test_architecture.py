@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "deeplab_jax"
 FILES = [p for p in PACKAGE.rglob("*.py") if "configs" not in p.relative_to(PACKAGE).parts]
 
 # The rooms, from the ground up: each uses only those before it, also inside functions. Modules of the package's top
-# that commands share stand in one row with the rooms; the commands come last and nothing uses them.
+# that commands share are in one list with the rooms; the commands come last and nothing uses them.
 ROOMS = (
     "interrupts", "version", "errors", "limits", "target", "console", "files", "startup", "old_fields", "config",
     "imaging", "metrics", "crf", "models", "data", "runs", "weights", "refinement", "inference", "search", "evaluation",

@@ -1,4 +1,4 @@
-"""What commands set before JAX starts."""
+"""Settings that commands make before JAX starts."""
 
 import importlib.metadata
 import importlib.util
@@ -54,7 +54,7 @@ def test_when_defaults_are_set(monkeypatch, environment, jaxlib, expected):
 @pytest.mark.parametrize(
     ("plugins", "devices", "asked", "expected"),
     [
-        (["xla_cuda12"], [], "", f"{FLAG}="),  # plugins alone are no devices
+        (["xla_cuda12"], [], "", f"{FLAG}="),  # plugins without devices do not count
         (["libtpu", "xla_cuda12"], [], "", f"{FLAG}="),
         (["xla_cuda12"], ["nvidia0"], "", ""),
         (["xla_cuda12"], ["nvidia0"], "cpu", f"{FLAG}="),
@@ -62,7 +62,7 @@ def test_when_defaults_are_set(monkeypatch, environment, jaxlib, expected):
         (["libtpu"], ["accel0"], "", ""),
         (["libtpu"], ["nvidia0"], "", f"{FLAG}="),
         (["xla_rocm7"], ["kfd"], "", ""),
-        (["another"], [], "", ""),  # what it is for is not known
+        (["another"], [], "", ""),  # its devices are unknown
     ],
 )
 def test_cpus_keep_their_flags_beside_plugins_without_devices(monkeypatch, tmp_path, plugins, devices, asked, expected):

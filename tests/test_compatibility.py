@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote, before the rooms were moved, loads and gives the labels that it gave.
+"""Files of version 0.1.0, written before the rooms were moved, load and give the same labels.
 
 tests/data/compat: a run of 160 steps on drawn scenes, its CRF learned (without the TensorBoard log), the artifact and
 the weights made from it, a preset, a drawn photograph with noise, and the labels of that version's own `load`.

@@ -1,4 +1,4 @@
-"""Every shipped config loads, builds, and says what the papers say."""
+"""Every shipped config loads, builds, and agrees with the papers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""`crf_search`: coarse to fine, resumable, lattices shared, results that other commands take."""
+"""`crf_search`: coarse to fine, resumable, lattices shared, results that other commands accept."""
 
 import json
 import shutil
@@ -167,7 +167,7 @@ def test_thin_classes_have_a_multiple_of_the_weight():
     assert settings[5].params.gaussian_weight == 0.5 and settings[5].params.bilateral_xy_std == 30.0
     assert grid.around(settings[5], axes)["thin_factor"] == (3.0, 4.0, 5.0)
     assert grid.around(settings[5], axes)["thin"] == (flags,)
-    assert settings[5]._replace(thin=()).params.bilateral_weight == 2.0  # nothing is thin: a factor says nothing
+    assert settings[5]._replace(thin=()).params.bilateral_weight == 2.0  # nothing is thin: a factor has no meaning
     with pytest.raises(UserError, match="thin class 'poles': no such class; there are sky, pole, sign"):
         grid.thin_flags(["poles"], ["sky", "pole", "sign"])
 
@@ -221,7 +221,7 @@ def test_search_of_a_workdir(trained, monkeypatch):
     )
     saved = crf.read_preset(workdir / "crf_preset.json")
     assert saved == preset and saved.iterations == 4 and saved.source.startswith("crf_search: mean_iou ")
-    assert (preset.params.bilateral_weight, preset.params.bilateral_xy_std) == (4.0, 12.0)  # what made the truth
+    assert (preset.params.bilateral_weight, preset.params.bilateral_xy_std) == (4.0, 12.0)  # those of the truth
     config = toy_config()
     config.crf.preset = str(workdir / "crf_preset.json")
     found = crf.setting_from_config(config.crf)
@@ -341,7 +341,7 @@ def test_a_learned_setting_is_kept_in_preset_and_table(trained, monkeypatch):
     preset, table = search_workdir(config, workdir, axes, passes=1, learn=2, iterations=4, say=str)
     assert "weights learned per class, mean_iou" in preset.source and ".." in table
     assert np.shape(preset.params.bilateral_weight) == (4,)
-    with monkeypatch.context() as patch:  # again: nothing is learned anew
+    with monkeypatch.context() as patch:  # again: nothing is learned twice
         patch.setattr("deeplab_jax.search.workdir.learn_weights", lambda *_, **__: pytest.fail("learned again"))
         again = search_workdir(config, workdir, axes, passes=1, learn=2, iterations=4, say=str)
         assert again[1] == table

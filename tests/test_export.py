@@ -56,7 +56,7 @@ def test_marginals_equal_the_checkpoints(segment, artifact, iterations):
     assert (found.labels == np.argmax(same, -1)).mean() > 0.999
     if iterations == 0:
         np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-4)
-    else:  # an exported program finds its lattice by itself, another than the plain call's
+    else:  # an exported program builds its own lattice, different from the plain call's
         assert np.abs(found.marginals - expected.marginals).mean() < 0.01
         assert (found.labels == expected.labels).mean() > 0.98
     assert found.class_names == NAMES
@@ -152,7 +152,7 @@ def forged(artifact_dir, folder, name, content) -> Path:
     return folder
 
 
-def test_a_program_that_is_none_is_a_sentence(artifact_dir, tmp_path):
+def test_a_file_that_is_not_a_program_is_a_sentence(artifact_dir, tmp_path):
     name = json.loads((artifact_dir / "manifest.json").read_text())["programs"][0]["file"]
     whole = (artifact_dir / name).read_bytes()
     for number, content in enumerate((b"", b"garbage" * 1000, whole[:100], whole[: len(whole) // 2])):

@@ -1,4 +1,4 @@
-"""A disk without a byte left: one sentence with the path, nothing temporary left behind, what was there as it was."""
+"""A disk without a byte left: one sentence with the path, nothing temporary left behind, existing files unchanged."""
 
 import numpy as np
 import pytest

@@ -37,7 +37,7 @@ def run(python: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProc
 
 
 def command(python: Path, name: str, *arguments: object, cwd: Path) -> str:
-    """What a command that succeeds prints."""
+    """The output of a successful command."""
     done = run(python, "-m", f"deeplab_jax.{name}", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -66,7 +66,7 @@ def environment(folder: Path, *requirements: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of what pip builds from, for it leaves its own files there."""
+    """A copy of the sources for pip, which leaves its own files there."""
     copy = tmp_path_factory.mktemp("source") / "deeplab_jax"
     shutil.copytree(SOURCE / "deeplab_jax", copy / "deeplab_jax", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):

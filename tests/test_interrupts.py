@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A command that waits where it is told to: in its imports, in its work, or in Python's own end.
+# A command that waits at a given point: in its imports, in its work, or in Python's own shutdown.
 COMMAND = """
 import sys
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command as a user meets it: one sentence for a mistake, status 1, nothing left behind."""
+"""The command as a user sees it: one sentence for a mistake, status 1, nothing left behind."""
 
 import os
 import subprocess
@@ -83,7 +83,7 @@ def test_bad_data_is_named(tmp_path, change, sentence):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert sentence in error_of(done)
-    assert not (tmp_path / "run").exists()  # told before anything is written
+    assert not (tmp_path / "run").exists()  # reported before anything is written
 
 
 @pytest.mark.parametrize("kwargs", [{"ids": (0, 1, 77)}, {"label_size": (60, 81)}])

@@ -1,4 +1,4 @@
-"""Folders as people have them, through the commands: read right, or told before anything is trained or written."""
+"""Users' folders, through the commands: read correctly, or reported before anything is trained or written."""
 
 import io
 import os
@@ -58,7 +58,7 @@ def trained_on(root: Path, split: str = "train", **more: object) -> list[np.ndar
 
 
 def passes(root: Path, expected: np.ndarray = LABEL, **more: object) -> str:
-    """What the check says of a folder that it passes; training is given `expected`."""
+    """The check's report on a folder that passes; training receives `expected`."""
     done = check(root, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     labels = trained_on(root, **more)

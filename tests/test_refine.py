@@ -186,7 +186,7 @@ def test_folders_pair_by_name_and_go_on_after_a_bad_file(tmp_path, capsys):
 
 
 def partners(images: Path, folder: Path, given: str) -> dict[str, str]:
-    """What belongs to each photograph, or the sentence that says why nothing does."""
+    """The file of each photograph, or the sentence that explains why there is none."""
     found, of = {}, Partners(images, folder, given)
     for item in filter(of.is_photograph, listing.find_inputs([images])):
         try:
@@ -223,7 +223,7 @@ def test_probabilities_pair_by_the_rules_of_data_sets(tmp_path):
     assert "g.jpg_prob.npy" in partners(images, folder, "probs")["g.jpg"]
     touch(folder, "h_prob.npy", "h_probabilities.npy")
     assert "may both be the mask of" in partners(images, folder, "probs")["h.png"]
-    assert partners(images, folder, "probs")["a.JPG"] == "a.npy"  # the others go on
+    assert partners(images, folder, "probs")["a.JPG"] == "a.npy"  # the others continue
 
 
 def test_a_photograph_among_its_probabilities_or_labels(tmp_path):

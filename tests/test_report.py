@@ -1,4 +1,4 @@
-"""The report page: what it shows of a run, and that it needs nothing but itself."""
+"""The report page: its contents, and that it is self-contained."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The local page: what it answers, what it refuses, and what a person sees in a browser."""
+"""The local page: its answers, its refusals, and its appearance in a browser."""
 
 import base64
 import io
@@ -236,7 +236,7 @@ return ["dragover", "drop"].map(kind => {
 
 
 def drop(driver, data: bytes, name: str) -> None:
-    """Drags a file over the page and drops it, as a browser tells the page of it."""
+    """Drags a file over the page and drops it, with a browser's events."""
     found = driver.execute_script(DROP, base64.b64encode(data).decode(), name)
     assert found == [[False, True], [False, False]]  # the browser does not open the file itself; the area is marked
 

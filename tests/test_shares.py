@@ -39,7 +39,7 @@ SETTING = Setting(CRFParams(4.0, 8.0, 12.0, 2.0, 1.5), 2, bilateral="permutohedr
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Photographs of several sizes, one of which is none."""
+    """Photographs of several sizes, and one file that is not a photograph."""
     (tmp_path / "in/trip").mkdir(parents=True)
     for n in range(6):
         Image.fromarray(photograph(SIZES[n % 4], n)).save(tmp_path / f"in/{'trip/' * (n % 2)}{n}.png")
@@ -95,7 +95,7 @@ def test_shares_are_named_and_padded_as_the_whole(workdir, folder, capsys, monke
     monkeypatch.setattr(Job, "conclude", lambda self, report, sum_up: report["failed"])
     for k in (2, 1, 0):
         found = predict(segment, [folder / "in"], PredictOptions(folder / "three"), str, Job(k, 3))
-        assert found == (k == 0)  # 0.png, 6.png, trip/3.png, ...: the fourth file is none
+        assert found == (k == 0)  # 0.png, 6.png, trip/3.png, ...: the fourth file is not a photograph
     assert contents(folder / "three") == contents(folder / "one")
 
 
@@ -151,7 +151,7 @@ _MANY = 60
 
 @pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_takes_nobody_along_and_a_rerun_does_the_rest(workdir, tmp_path, victim):
+def test_a_killed_process_does_not_stop_the_others_and_a_rerun_does_the_rest(workdir, tmp_path, victim):
     (tmp_path / "in").mkdir()
     for n in range(_MANY):
         Image.fromarray(photograph((120, 160), n)).save(tmp_path / f"in/{n:02}.png")

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.crf.frank_wolfe import REGULARIZERS
 from deeplab_jax.crf.params import NORMALIZATIONS, check_iterations, is_traced
 
-UPDATES = ("parallel", "convergent")
+UPDATES = ("parallel", "convergent", "frank_wolfe")
 
 
 def check_static(iterations: int, normalization: str, update: str = "parallel", cutoff: float | None = None) -> None:
@@ -25,8 +26,16 @@ def check_static(iterations: int, normalization: str, update: str = "parallel", 
         raise ValueError(f"update={update!r} must be one of {', '.join(UPDATES)}")
     if cutoff is not None and not 0 < cutoff < 1:
         raise ValueError(f"cutoff={cutoff} must lie between 0 and 1, or be None")
-    if update == "convergent":
-        check_symmetric(normalization, 'update="convergent"')
+    if update != "parallel":
+        check_symmetric(normalization, f'update="{update}"')
+
+
+def check_regularizer(regularizer: str, regularization: float) -> None:
+    """Checks what `update="frank_wolfe"` takes."""
+    if regularizer not in REGULARIZERS:
+        raise ValueError(f"regularizer={regularizer!r} must be one of {', '.join(REGULARIZERS)}")
+    if isinstance(regularization, bool) or not isinstance(regularization, int | float) or not 0 < regularization < 1e6:
+        raise ValueError(f"regularization={regularization!r} must be a number above 0, up to 1e+06")
 
 
 def check_symmetric(normalization: str, what: str) -> None:

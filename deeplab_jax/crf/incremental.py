@@ -7,6 +7,8 @@ out of date by more than that, and neither are the filtered marginals where the 
 The iterations use the lattices in turn, one each, and only the last uses the mean of all: on the way to the fixed
 point, the next iteration averages over lattices as well as a sum would, at half the cost.
 
+GPUs and TPUs splat everything in each iteration (see `permutohedral.advance`).
+
 Where gradients are taken, and in cases that this module does not cover, `iteration.iterate` recomputes everything.
 """
 
@@ -81,11 +83,12 @@ def iterate(
         state = lax.fori_loop(0, iterations - 1, step, (negative_unary, sent))
         return lax.cond(iterations > 0, lambda: full_step(0, state)[0], lambda: negative_unary), None
 
-    branch = sum(
+    sizes = permutohedral.capacities()
+    too_small = (
         jnp.max(jnp.stack([lattice.count > permutohedral.size(lattice, c) for lattice in lattices])).astype(jnp.int32)
-        for c in permutohedral.CAPACITIES[:-1]
+        for c in sizes[:-1]
     )
-    return lax.switch(branch, [lambda c=c: with_capacity(c) for c in permutohedral.CAPACITIES])
+    return lax.switch(sum(too_small, jnp.int32(0)), [lambda c=c: with_capacity(c) for c in sizes])
 
 
 def _other_messages(kernels: Sequence[Kernel], q: jax.Array) -> jax.Array:

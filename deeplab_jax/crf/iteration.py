@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.crf import convergent, incremental
+from deeplab_jax.crf import convergent, frank_wolfe, incremental
 from deeplab_jax.crf.kernels import Kernel, message, weighted
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
@@ -23,13 +23,15 @@ def iterate(
       negative_unary: [N, C].
       kernels: over the same N points.
       compatibility: [C, C] or None for Potts.
-      options: `iterations`, `update`, `return_all` and `storage_dtype` are used.
+      options: `iterations`, `update` and its regularizer, `return_all` and `storage_dtype` are used.
 
     Returns:
       The logits of the marginals [N, C], and those of all iterations [T + 1, N, C] if asked for, else None.
     """
     if incremental.covers(kernels, options) and (is_traced(options.iterations) or options.iterations > 0):
         return _iterate_incrementally(negative_unary, list(kernels), compatibility, options)
+    if options.update == "frank_wolfe":
+        return frank_wolfe.iterate(negative_unary, kernels, compatibility, options)
     return _iterate_anew(negative_unary, kernels, compatibility, options)
 
 

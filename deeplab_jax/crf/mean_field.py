@@ -34,6 +34,8 @@ def mean_field(
     mask: jax.Array | None = None,
     kernels: Sequence[tuple[jax.Array, Value]] = (),
     update: str = "parallel",
+    regularizer: str = "entropy",
+    regularization: float = 1.0,
     include_self: bool = True,
     return_all: bool = False,
     return_log: bool = False,
@@ -59,7 +61,10 @@ def mean_field(
         others have the marginals that they would have alone.
       kernels: further pairwise kernels, pairs of features [..., H, W, D], divided by their standard deviations, and a
         weight. They use the filter of `bilateral`, or the lattice if that is "separable".
-      update: "parallel", or "convergent" (see `deeplab_jax.crf.convergent`), which never raises the free energy.
+      update: "parallel"; "convergent" (see `deeplab_jax.crf.convergent`), which never raises the free energy; or
+        "frank_wolfe" (see `deeplab_jax.crf.frank_wolfe`), which looks for a labelling of low energy.
+      regularizer: of "frank_wolfe": "entropy" or "euclidean".
+      regularization: how much it counts, above 0; less leaves less doubt in the marginals.
       include_self: False leaves out i = j.
       return_all: also the marginals before the first and after each iteration, [T + 1, ...].
       return_log: log marginals instead of marginals.
@@ -84,6 +89,7 @@ def mean_field(
     [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
     """
     checks.check_static(iterations, normalization, update, cutoff)
+    checks.check_regularizer(regularizer, regularization)
     unary, image = (jnp.asarray(x) for x in (unary, image))
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
@@ -96,9 +102,9 @@ def mean_field(
     for n, (features, weight) in enumerate(kernels):
         checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
         checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
-    if update == "convergent":
+    if update != "parallel":
         every = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
-        convergent.check_affinities(every, compatibility, unary.shape[-1], 'update="convergent"')
+        convergent.check_affinities(every, compatibility, unary.shape[-1], f'update="{update}"')
     chosen = choose_bilateral(bilateral, unary.shape[-3], unary.shape[-2])
     options = Options(
         iterations=int(iterations),
@@ -108,6 +114,8 @@ def mean_field(
         radius=truncation_radius(params.gaussian_xy_std, gaussian.TRUNCATE),
         extra=(filters.for_points(chosen),) * len(kernels),
         update=update,
+        regularizer=regularizer,
+        regularization=float(regularization),
         include_self=include_self,
         return_all=return_all,
         return_log=return_log,
@@ -134,6 +142,8 @@ def mean_field_features(
     compatibility: jax.Array | None = None,
     mask: jax.Array | None = None,
     update: str = "parallel",
+    regularizer: str = "entropy",
+    regularization: float = 1.0,
     include_self: bool = True,
     return_all: bool = False,
     return_log: bool = False,
@@ -163,6 +173,7 @@ def mean_field_features(
     [0, 0, 1]
     """
     checks.check_static(iterations, normalization, update, cutoff)
+    checks.check_regularizer(regularizer, regularization)
     unary = jnp.asarray(unary)
     checks.check_unary(unary, (2,))
     checks.check_mask(mask, unary.shape)
@@ -171,8 +182,8 @@ def mean_field_features(
     for n, (features, weight) in enumerate(kernels):
         checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
         checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
-    if update == "convergent":
-        convergent.check_affinities([w for _, w in kernels], compatibility, unary.shape[-1], 'update="convergent"')
+    if update != "parallel":
+        convergent.check_affinities([w for _, w in kernels], compatibility, unary.shape[-1], f'update="{update}"')
     chosen = choose_bilateral(bilateral, unary.shape[0], 1)
     if filters.FILTERS[chosen].grid:
         raise ValueError(f'bilateral="{chosen}" needs rows and columns; use "permutohedral" or "exact" for points')
@@ -183,6 +194,8 @@ def mean_field_features(
         cutoff=cutoff,
         extra=(chosen,) * len(kernels),
         update=update,
+        regularizer=regularizer,
+        regularization=float(regularization),
         include_self=include_self,
         return_all=return_all,
         return_log=return_log,

@@ -17,7 +17,9 @@ class Options:
       cutoff: of the exact filter.
       radius: (x, y) where the smoothness kernel is cut off, in pixels; None = not at all.
       extra: the filters of further kernels.
-      update: "parallel" or "convergent".
+      update: "parallel", "convergent" or "frank_wolfe".
+      regularizer: of "frank_wolfe": "entropy" or "euclidean".
+      regularization: how much it counts, above 0.
       include_self: whether i = j counts.
       return_all: marginals of all iterations.
       return_log: log marginals.
@@ -32,6 +34,8 @@ class Options:
     radius: tuple[int, int] | None = None
     extra: tuple[str, ...] = ()
     update: str = "parallel"
+    regularizer: str = "entropy"
+    regularization: float = 1.0
     include_self: bool = True
     return_all: bool = False
     return_log: bool = False

@@ -28,6 +28,7 @@ from jax import lax
 
 from deeplab_jax.crf.lattice_design import basis
 from deeplab_jax.crf.vertices import number
+from deeplab_jax.target import platform
 
 LATTICES = 2
 # The factor on the scale for dense points, fitted on photographs: it falls with vertices per point and lattice.
@@ -79,7 +80,7 @@ class Splatted:
 
     Attributes:
       grid: [M, C'], the sums at the vertices; C' >= C, see `LANES`.
-      values: [L, N, C], the values in the sums of each lattice.
+      values: [L, N, C], the values in the sums of each lattice; [L, 0, C] where all are splatted each time.
     """
 
     grid: jax.Array
@@ -88,9 +89,15 @@ class Splatted:
 
 @jax.custom_vjp
 def apply(structure: Lattice, values: jax.Array) -> jax.Array:
-    """Filters values [N, C]; returns [N, C]. The cost depends on the vertices in use (one of `CAPACITIES`)."""
-    branch = sum((structure.count > size(structure, c)).astype(jnp.int32) for c in CAPACITIES[:-1])
-    return lax.switch(branch, [lambda v, c=c: _splat_and_slice(structure, v, c) for c in CAPACITIES], values)
+    """Filters values [N, C]; returns [N, C]. The cost depends on the vertices in use (one of `capacities`)."""
+    sizes = capacities()
+    branch = sum(((structure.count > size(structure, c)).astype(jnp.int32) for c in sizes[:-1]), jnp.int32(0))
+    return lax.switch(branch, [lambda v, c=c: _splat_and_slice(structure, v, c) for c in sizes], values)
+
+
+def capacities() -> tuple[float, ...]:
+    """Those of `CAPACITIES` that a program has a branch for: off CPUs, clearing room that is not used is cheap."""
+    return CAPACITIES[-1:] if _at_once() else CAPACITIES
 
 
 def transpose(structure: Lattice, values: jax.Array) -> jax.Array:
@@ -124,7 +131,8 @@ def start(structure: Lattice, channels: int, capacity: float) -> Splatted:
     """The empty state, with room for `size(structure, capacity)` vertices, which must be at least `structure.count`."""
     dtype = structure.weights[0].dtype
     grid = jnp.zeros((size(structure, capacity), _width(channels)), dtype)
-    return Splatted(grid, jnp.zeros((*structure.vertices[0].shape, channels), dtype))
+    lattices, points = structure.vertices[0].shape
+    return Splatted(grid, jnp.zeros((lattices, 0 if _at_once() else points, channels), dtype))
 
 
 def advance(
@@ -132,11 +140,16 @@ def advance(
 ) -> tuple[Splatted, jax.Array]:
     """Filters factor * values, [N, 1] and [N, C], on one lattice, splatting only what changed by more than `TOLERANCE`.
 
-    The mean of the results of all lattices is the filter.
+    The mean of the results of all lattices is the filter. On GPUs and TPUs everything is splatted: to find what changed
+    takes more sequential steps there than it saves.
 
     Returns:
       The new state, and the filtered values [N, C], of values each at most `TOLERANCE` off. Not differentiable.
     """
+    if _at_once():
+        near, shares = (jnp.stack([x[lattice] for x in xs]) for xs in (structure.vertices, structure.weights))
+        out = _scatter_and_gather(near, shares, jnp.zeros_like(splatted.grid), values * factor)
+        return splatted, LATTICES * structure.scale * out
     points = values.shape[0]
     chunk = _chunk(points, values.shape[1])
     before = splatted.values[lattice]
@@ -161,6 +174,10 @@ def advance(
 
 def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> jax.Array:
     points, channels = values.shape
+    if _at_once():
+        near, shares = (jnp.stack(xs) for xs in (structure.vertices, structure.weights))
+        grid = start(structure, channels, capacity).grid.astype(values.dtype)
+        return structure.scale * _scatter_and_gather(near, shares, grid, values)
     chunk = _chunk(points, channels)
     padded = jnp.pad(values, ((0, 0), (0, _width(channels) - channels)))
 
@@ -174,6 +191,20 @@ def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> 
     # In chunks, so that the products are still in the cache when they are added up: three times as fast.
     grid = lax.fori_loop(0, -(-points // chunk), splat, start(structure, channels, capacity).grid.astype(values.dtype))
     return _slice(structure.vertices, structure.weights, structure.scale, grid, channels)
+
+
+def _at_once() -> bool:
+    """Whether a lattice is filtered by one scatter and one gather, not in chunks made for a CPU's cache."""
+    return platform() in ("gpu", "tpu")
+
+
+def _scatter_and_gather(vertices: jax.Array, weights: jax.Array, grid: jax.Array, values: jax.Array) -> jax.Array:
+    """Splats values [N, C] onto an empty grid [M, C] and slices, by vertices and weights [..., N]; [N, C]."""
+    shares = weights[..., None]
+    at = vertices.reshape(-1)
+    grid = grid.at[at].add((shares * values).reshape(-1, values.shape[1]), mode="promise_in_bounds")
+    sliced = grid.at[at].get(mode="promise_in_bounds").reshape(*vertices.shape, -1) * shares
+    return sliced.sum(tuple(range(vertices.ndim - 1)))
 
 
 def _add(grid: jax.Array, structure: Lattice, take: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
@@ -201,7 +232,7 @@ def _chunk(points: int, channels: int) -> int:
 
 
 def _width(channels: int) -> int:
-    return channels if channels <= 4 else -(-channels // LANES) * LANES
+    return channels if channels <= 4 or _at_once() else -(-channels // LANES) * LANES
 
 
 def _cell_volume(dimensions: int) -> float:

@@ -5,6 +5,8 @@ All keys are compared exactly: a hash decides only where to look first, so disti
 A photograph's pixels are in far fewer simplices than there are pixels, and their remainder-0 vertices (bases) are fewer
 still. So bases are made unique first, one key per point; then, of the 2^(D+1) vertices around each base, those in use.
 If there are too many bases for this to be faster, or too many dimensions, all vertices of all points are made unique.
+
+TPUs scatter and gather slowly, and their compiler takes minutes for loops that do: there, all vertices are sorted.
 """
 
 import functools
@@ -16,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from deeplab_jax.target import platform
 
 FEW_BASES = 1 / 8  # bases per point and lattice up to which they are made unique first
 FEW_PAIRS = 1 / 4  # pairs of a base and a vertex around it, per point, lattice and vertex of a simplex
@@ -35,6 +39,8 @@ def number(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[j
       vertices: int32, D + 1 arrays [L, N].
       count: int32 [].
     """
+    if platform() == "tpu":
+        return _number_by_sorting(base, rank)
     order = len(base)
     lattices, points = base[0].shape
     keys = _Keys(base)
@@ -65,6 +71,37 @@ def number(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[j
         vertices, count, enough = lax.cond(few, bases_first, lambda: nothing)
         vertices, count = lax.cond(enough, lambda: (vertices, count), all_of_all_points)
     return [v.reshape(lattices, points) for v in vertices], count
+
+
+def _number_by_sorting(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    """As `number`: all vertices of all points in the order of their keys.
+
+    One sort in a loop over coordinates, the last one first, each keeping the order of equals: one sort of all
+    coordinates at once would be faster to run, and takes the compiler several minutes.
+    """
+    order, (lattices, points) = len(base), base[0].shape
+    lattice = lax.broadcasted_iota(jnp.int32, (lattices, points), 0)
+    keys = jnp.stack(
+        [
+            jnp.concatenate([(b - (r >= order - k)).reshape(-1) for k in range(order)])
+            for b, r in zip(base[:-1], rank[:-1], strict=True)
+        ]
+    )
+    # Coordinates come from float32: less than 25 bits, with room for lattice and remainder.
+    tag = jnp.concatenate([(lattice * order + k).reshape(-1) for k in range(order)])
+    keys = keys.at[0].set(keys[0] * (lattices * order) + tag)
+    entries = jnp.arange(tag.size, dtype=jnp.int32)
+
+    def by_one(n: jax.Array, entry: jax.Array) -> jax.Array:
+        key = keys[n].at[entry].get(mode="promise_in_bounds")
+        return lax.sort((key, entries, entry), num_keys=2)[2]
+
+    entry = lax.fori_loop(0, order - 1, by_one, entries)
+    ordered = keys.at[:, entry].get(mode="promise_in_bounds")
+    differs = (ordered[:, 1:] != ordered[:, :-1]).any(0)
+    numbers = jnp.cumsum(jnp.pad(differs, (1, 0)).astype(jnp.int32))
+    vertices = jnp.zeros_like(entries).at[entry].set(numbers, unique_indices=True, mode="promise_in_bounds")
+    return list(vertices.reshape(order, lattices, points)), numbers[-1] + 1
 
 
 class _Keys:

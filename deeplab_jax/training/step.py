@@ -56,11 +56,13 @@ def create_train_step(
             score_maps, merge_params(state.trainable, state.frozen), state.batch_stats, first, state.step
         )
         labels = batch["label"].reshape(-1, *batch["label"].shape[2:])
-        counts = {
-            name: losses.valid_count(losses.labels_for(name, labels, shape.shape[1:3], config.loss.at, resize))
+        here = [
+            losses.valid_count(losses.labels_for(name, labels, shape.shape[1:3], config.loss.at, resize))
             for name, shape in shapes.items()
-        }
-        counts = lax.psum(counts, AXIS)
+        ]
+        # Devices meet twice, apart from batch norm's statistics: for these few numbers, which the gradients are scaled
+        # by and which wait for nothing but labels, and for the gradients with the losses.
+        counts = dict(zip(shapes, lax.psum(jnp.stack(here), AXIS), strict=True))
         # With a CRF after them the network's scores keep their own loss, weighted by `unary_weight`.
         scale = {
             name: (unary_weight if "crf" in shapes and name != "crf" else 1.0) / jnp.maximum(count, 1.0)

@@ -5,7 +5,7 @@ import pytest
 
 from deeplab_jax.crf import CRFParams, convergent, energy, kl_free_energy, mean_field
 
-# A checkerboard is what this compatibility wants: it penalizes equal neighbours, so it is not negative semi-definite.
+# This compatibility favors a checkerboard: it penalizes equal neighbours, so it is not negative semi-definite.
 REPULSIVE = np.eye(2, dtype=np.float32)
 
 

@@ -29,7 +29,7 @@ def cloud(dimensions, points=60, side=2.5, seed=0):
 @pytest.mark.parametrize("dimensions", range(1, 9))
 @pytest.mark.parametrize("form", ["direct", "axes"])
 def test_keys_are_exact(dimensions, form):
-    """Each key stands for one vertex: the vertices' coordinates, found from the definition, are as many."""
+    """Each key belongs to one vertex: there are as many vertex coordinates, found from the definition."""
     features = cloud(dimensions, 300, 5)
     features = features - features.min(0)
     vertices, weights, keys, steps, _ = host_lattice._embedded(features, form, 1)
@@ -59,7 +59,7 @@ def test_keys_are_exact(dimensions, form):
 
 @pytest.mark.parametrize("size", range(2, 10))
 def test_the_network_sorts(size):
-    """What sorts all zeros and ones sorts everything."""
+    """A network that sorts all zeros and ones sorts everything."""
     values = (np.arange(1 << size)[None] >> np.arange(size)[:, None]) & 1
     for i, j in host_lattice._network(size):
         values[i], values[j] = np.maximum(values[i], values[j]), np.minimum(values[i], values[j])

@@ -56,7 +56,7 @@ def test_marginals_equal_those_of_computing_everything_anew(scene, reference, it
         assert np.abs(ours - reference[1]).mean() < 0.01
         assert (ours.argmax(-1) != reference[1].argmax(-1)).mean() < 0.02
         plain = mean_field(scene.unary, scene.image, PARAMS, 6, bilateral="permutohedral")
-        assert 1e-4 < np.abs(ours - plain).mean() < 0.03  # the plain call has a lattice nearer to the definition
+        assert 1e-4 < np.abs(ours - plain).mean() < 0.03  # the plain call has a lattice closer to the definition
 
 
 def test_all_marginals_are_those_of_each_number_of_iterations(scene, reference):

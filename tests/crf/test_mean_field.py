@@ -114,7 +114,7 @@ def test_a_batch_equals_its_images_vmap_a_loop_and_jit_eager(scene, bilateral):
     np.testing.assert_allclose(jax.vmap(run)(unary, image), traced, atol=1e-5)
     if bilateral == "exact":
         np.testing.assert_allclose(traced, single, atol=1e-5)
-    else:  # the plain call has a lattice nearer to the definition than one that is built inside a jit
+    else:  # the plain call has a lattice closer to the definition than one that is built inside a jit
         assert 1e-4 < np.abs(traced - single).mean() < 0.02
 
 
@@ -220,13 +220,13 @@ def test_separable_differs_from_the_exact_marginals_by_less_than_the_crf_changes
     q = np.asarray(mean_field(case.unary, case.image, case.params, case.iterations, bilateral="separable"))
     wrong = (q.argmax(-1) != case.exact["symmetric"].argmax(-1)).mean()
     changed = (case.unary.argmin(-1) != case.exact["symmetric"].argmax(-1)).mean()
-    assert wrong == pytest.approx(0.0152, abs=1e-3)  # as the filter's docstring says
+    assert wrong == pytest.approx(0.0152, abs=1e-3)  # as stated in the filter's docstring
     assert changed == pytest.approx(0.0209, abs=1e-3)
 
 
 @pytest.mark.parametrize(("normalization", "wrong"), [("symmetric", 0.0045), ("after", 0.0075)])
 def test_the_lattice_is_close_to_the_exact_marginals(full_case, normalization, wrong):
-    """Both bounds are what was measured and a little more; pydensecrf2 has 0.53 % wrong under "symmetric".
+    """Both bounds are slightly above the measured values; pydensecrf2 has 0.53 % wrong under "symmetric".
 
     Under "symmetric" also where labels that cannot win are left out, which changes next to nothing.
     """

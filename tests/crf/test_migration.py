@@ -139,7 +139,7 @@ def test_stepwise_inference_is_return_all_and_their_divergence_counts_pairs_twic
     for expected in history:
         assert_same(np.array(q).T.reshape(unary.shape), expected)
         mine = np.array(q).T.reshape(unary.shape)
-        # Half of their pairwise part is the divergence's; what is left differs by a constant, the Potts penalty of all.
+        # Half of their pairwise part is the divergence's; the rest differs by a constant, the Potts penalty of all.
         local = (mine * (unary + np.log(np.maximum(mine, 1e-20)))).sum()
         attraction = local - crf.klDivergence(q)
         constant = kl_free_energy(expected, unary, image, gaussian(3.0)) - (local - 0.5 * attraction)

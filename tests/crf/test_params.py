@@ -90,7 +90,7 @@ def test_setting_from_config(tmp_path):
     setting = setting_from_config(config)
     assert setting.params == PRESETS["v2_vgg16"].params and setting.source == PRESETS["v2_vgg16"].source
     assert setting.options == {"iterations": 7, "normalization": "before", "bilateral": "exact"}
-    config.preset = "deeplab_pytorch"  # found with another normalization than all others, which it brings
+    config.preset = "deeplab_pytorch"  # found with another normalization than all others, which it includes
     assert setting_from_config(config).normalization == "symmetric"
     config.preset = str(tmp_path / "found.json")
     write_preset(config.preset, Setting(CRFParams(), normalization="none"))

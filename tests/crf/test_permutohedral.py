@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.crf import permutohedral
+from deeplab_jax.target import tracing_for
 
 
 def _pairs(features):
@@ -111,6 +112,29 @@ def test_every_capacity_gives_the_same(case):
         permutohedral.apply(spread, values),
         spread.scale * (np.stack(spread.weights) ** 2).sum((0, 1))[:, None] * values,
         rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_form_for_other_platforms_is_the_same_filter(case, platform):
+    """One scatter and one gather in place of chunks; for TPUs, vertices numbered by sorting."""
+    features, values, here = case
+    with tracing_for(platform):
+        there = jax.jit(permutohedral.build)(features)
+        out = jax.jit(permutohedral.apply)(there, values)
+        loops = str(jax.make_jaxpr(permutohedral.apply)(there, values)).count("while[")
+        state = permutohedral.start(there, 4, 1)
+        _, alone = jax.jit(permutohedral.advance)(there, state, values, np.ones((1500, 1), np.float32), 1)
+    assert loops == 0
+    assert int(there.count) == int(here.count) == _distinct_vertices(features)
+    pairs = np.c_[np.stack(here.vertices).ravel(), np.stack(there.vertices).ravel()]
+    assert len(np.unique(pairs, axis=0)) == int(here.count)  # the same vertices by other numbers
+    np.testing.assert_allclose(out, permutohedral.apply(here, values), rtol=1e-4)
+    one = permutohedral.Lattice(
+        tuple(v[1:] for v in here.vertices), tuple(w[1:] for w in here.weights), here.count, here.scale
+    )
+    np.testing.assert_allclose(
+        alone, permutohedral.LATTICES * permutohedral._splat_and_slice(one, jnp.asarray(values), 1), rtol=1e-4
     )
 
 

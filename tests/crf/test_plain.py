@@ -1,4 +1,4 @@
-"""The plain call against the sum over all pairs, and what it leaves out against leaving nothing out."""
+"""The plain call compared with the sum over all pairs, and pruning compared with no pruning."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def test_padding_does_not_choose_the_form(monkeypatch):
     run = lambda u, i, **options: mean_field(u, i, PARAMS, 3, bilateral="permutohedral", **options)  # noqa: E731
     monkeypatch.setattr(host_lattice, "FEW", 0.0)
     run(unary, image)
-    monkeypatch.setattr(host_lattice, "FEW", 0.9 * forms.pop()[1])  # below what the photograph has, above half of it
+    monkeypatch.setattr(host_lattice, "FEW", 0.9 * forms.pop()[1])  # below the photograph's number, above half of it
     mask = np.zeros((100, 100), bool)
     mask[:60, :70] = True
     wide = np.pad(unary, ((0, 40), (0, 30), (0, 0))), np.pad(image, ((0, 40), (0, 30), (0, 0)))

@@ -21,7 +21,7 @@ def test_equals_the_exact_filter_where_only_position_counts(definition):
     out = separable.apply(
         separable.build(jnp.asarray(features, jnp.float32), grid=(6, 9)), jnp.asarray(values, jnp.float32)
     )
-    # A row's kernel has no vertical part and a column's no horizontal one, so together they make the whole.
+    # A row's kernel has no vertical part and a column's no horizontal one, so together they make the full kernel.
     np.testing.assert_allclose(out, definition.kernel(features) @ values, rtol=1e-5)
 
 

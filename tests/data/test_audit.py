@@ -107,7 +107,7 @@ def test_report_and_contact_sheet(config, tmp_path):
     assert "Class weights go into config.loss.class_weights" in text
     sheet = contact_sheet(config, 3)
     assert sheet.shape == (33 + 20, 3 * (2 * 41 + 6), 3) and sheet.dtype == np.uint8
-    # Exactly what training is fed: the first example of the first batch, image beside label.
+    # Exactly the input of training: the first example of the first batch, image beside label.
     dataset = data.open_dataset(config.data, "train")
     batch = next(data.train_batches(dataset, config))
     valid = batch["valid"][0]

@@ -97,7 +97,7 @@ def test_published_labels_give_train_aug_without_val(config, tmp_path, listed):
     np.testing.assert_array_equal(augmented[0].label, blocks(0, 9))  # the published one, not VOC's
     assert _names(data.open_dataset(config.data, "trainval_aug"))[-1] == "2007_3"
     (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    if not listed:  # nothing says which of the published labels are val's
+    if not listed:  # nothing identifies the published labels of val
         with pytest.raises(UserError, match=r"val.txt: no such file"):
             data.open_dataset(config.data, "train_aug")
 
@@ -119,7 +119,7 @@ def test_context_from_mat_and_from_png(config, tmp_path):
         for split, name in (("train", "2008_1"), ("val", "2008_2")):
             (lists / f"{split}.txt").write_text(f"{name}\n")
             write_image(root / "JPEGImages" / f"{name}.jpg")
-            if kind == "mat":  # aeroplane, wood, a label that is none of the 59, sky
+            if kind == "mat":  # aeroplane, wood, a label outside the 59, sky
                 (root / "trainval").mkdir(exist_ok=True)
                 label = np.array([2, 458, 3, 360])[np.arange(32) // 8][None].repeat(24, 0)
                 scipy.io.savemat(root / "trainval" / f"{name}.mat", {"LabelMap": label.astype(np.uint16)})

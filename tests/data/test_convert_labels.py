@@ -238,6 +238,6 @@ def test_a_given_classes_file_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match=r"classes\.txt: writing it would overwrite the input"):
         conversion.convert(tmp_path, tmp_path / "out", None, classes, 0)
     assert classes.read_text() == "ground\ncat\ndog\n"
-    for _ in range(2):  # what an earlier run wrote may be replaced
+    for _ in range(2):  # results of an earlier run may be replaced
         conversion.convert(tmp_path, tmp_path / "out", None, None, 0)
     assert (tmp_path / "out" / "masks" / "a.png").is_file()

@@ -119,11 +119,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(camvid, tmp_path, breakage
         data.open_dataset(camvid.data, "train")
     assert "\n" not in str(error.value)
     cache = tmp_path / "cache"
-    assert not [p for p in cache.glob("*camvid*") if p.is_dir()]  # nothing where there is no cache at all
+    assert not [p for p in cache.glob("*camvid*") if p.is_dir()]  # nothing without a cache
 
 
 def test_unset_folder_and_unknown_name(config):
-    config.data.name = "cityscapes"  # the one that nobody may download without an account
+    config.data.name = "cityscapes"  # the only one that needs an account
     sentence = (
         r"dir is not set; get leftImg8bit\S+ and gtFine\S+ from https://www.cityscapes\S+ .* --config.data.dir=PATH$"
     )
@@ -174,7 +174,7 @@ def test_shapes(config):
     assert set(np.unique(labels)) == {*range(7), 255}
     void = (labels == 255).mean()
     assert 0.03 < void < 0.12
-    # The rim separates whatever differs: no two classes touch.
+    # The rim separates all objects: no two classes touch.
     for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[:, :, 1:], labels[:, :, :-1])):
         assert not ((a != b) & (a != 255) & (b != 255)).any()
 

@@ -114,7 +114,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path, suffix, write):
     }
     archive = write(tmp_path / f"toy.{suffix}", members)
     folder = archives.unpack([archive], tmp_path / "a" / "b" / "folder")
-    # `outside/evil` is a file of the archive's own folder, whatever the link of that name points to.
+    # `outside/evil` is a file of the archive's own folder, wherever the link of that name points.
     assert list(tmp_path.rglob("evil")) == [folder / "outside" / "evil"]
     assert not [p for p in tmp_path.rglob("*") if p.is_symlink()]
     builder = caching.prepare(Builder, cache, "0", raw=None, options=archive)

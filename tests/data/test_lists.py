@@ -1,4 +1,4 @@
-"""What a line of `config.data.train_list` or `val_list` means."""
+"""The meaning of lines in `config.data.train_list` and `val_list`."""
 
 import pytest
 
@@ -34,9 +34,9 @@ def names(config, split):
         (["my photo.jpg"], ["my photo"]),
         (["images/my photo.jpg", "my photo"], ["my photo"]),  # each once
         (["b/0002", "a/0001.jpg", "b/0002.png"], ["b/0002", "a/0001"]),
-        (["0003.jpg"], ["0003"]),  # the whole name, though c/0003 ends so too
+        (["0003.jpg"], ["0003"]),  # the full name, although c/0003 has the same ending
         (["c/0003.jpg"], ["c/0003"]),
-        (["v1.2", "v1.2.jpg"], ["v1.2"]),  # .2 is no image's suffix
+        (["v1.2", "v1.2.jpg"], ["v1.2"]),  # .2 is not an image's suffix
         (["b/0001.jpg masks/b/0001.png"], ["b/0001"]),  # VOC's pairs
         (["/images/b/0002.jpg  /masks/b/0002.png", "a/0001 1"], ["b/0002", "a/0001"]),
     ],

@@ -80,7 +80,7 @@ def places(content: object) -> list[tuple]:
 
 
 def damaged(content: object, rng: np.random.Generator) -> bytes:
-    """A value replaced or taken away, or bytes changed or cut off."""
+    """A value replaced or removed, or bytes changed or cut off."""
     if not isinstance(content, str) and rng.random() < 0.7:
         tree = copy.deepcopy(content)
         of = places(tree)

@@ -1,4 +1,4 @@
-"""What a mask's pixels mean."""
+"""The meaning of a mask's pixels."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What the masks of a folder mean: in every case read right, or told before anything is trained."""
+"""The meaning of a folder's masks: in every case read correctly, or reported before anything is trained."""
 
 import io
 
@@ -61,7 +61,7 @@ def test_255_is_the_object_where_nothing_else_is(folder, classes, capsys):
     np.testing.assert_array_equal(labels(config)[0], BINARY // 255)
     assert capsys.readouterr().err.count("255 is") == 1
     labels(config)
-    assert capsys.readouterr().err.count("255 is") == 0  # said once
+    assert capsys.readouterr().err.count("255 is") == 0  # reported once
 
 
 def test_where_one_class_alone_occurs_nothing_is_trained(folder):

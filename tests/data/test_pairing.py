@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, which files are data, and what folders of splits mean."""
+"""Matching masks to images, selecting data files, and folders of splits."""
 
 import os
 import unicodedata
@@ -51,7 +51,7 @@ def test_folders_of_images_and_of_masks_in_each_split(tmp_path):
         ("train/a", "train/masks/a_mask.png"), ("val/x/a", "val/masks/x/a.png"),
     ]  # fmt: skip
     assert not loose
-    touch(tmp_path, "other/b.jpg")  # and where a file lies elsewhere, names tell
+    touch(tmp_path, "other/b.jpg")  # and if a file is elsewhere, names decide
     assert pairs(tmp_path, tmp_path)[0]["b.jpg"] is None
 
 
@@ -106,7 +106,7 @@ def names(config, split):
 def test_folders_are_splits(folder, tmp_path):
     config = folder("train/a", "train/b", "val/a")
     assert names(config, "train") == ["train/a", "train/b"] and names(config, "val") == ["val/a"]
-    write_image(tmp_path / "images" / "test" / "x.jpg")  # whose masks nobody has
+    write_image(tmp_path / "images" / "test" / "x.jpg")  # without masks
     assert names(config, "test") == ["test/x"] and data.open_dataset(config.data, "test")[0].label is None
     assert names(config, "all") == ["train/a", "train/b", "val/a"]
     folder("stray")

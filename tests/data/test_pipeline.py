@@ -65,7 +65,8 @@ def test_micro_batches_hold_the_same_examples_whatever_the_processes(camvid, pro
     parts = [_take(camvid, 2, process_index=p, process_count=processes) for p in range(processes)]
     for n, batch in enumerate(whole):
         for key, value in batch.items():
-            # each process's rows are split into micro-batches in order; micro-batch m is what all of them hold of it
+            # each process's rows are split into micro-batches in order; micro-batch m consists of all processes' parts
+            # of it
             micro = [part[n][key].reshape(2, -1, *value.shape[1:]) for part in parts]
             np.testing.assert_array_equal(np.concatenate(micro, axis=1).reshape(value.shape), value)
     with pytest.raises(UserError, match=r"batch_size=8: must be divisible by the 8 processes times .*accumulate=2"):

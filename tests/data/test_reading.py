@@ -29,7 +29,7 @@ NAMES = ("sky", "tree", "road", "car")
 
 @pytest.fixture
 def damaged(config, tmp_path):
-    """Four photographs with masks; the first photograph is a JPEG cut short, the third mask is no image at all."""
+    """Four photographs with masks; the first photograph is a JPEG cut short, the third mask is not an image."""
     for i in range(4):
         path = write_image(tmp_path / "images" / f"p{i}.jpg", seed=i)
         write_label(tmp_path / "masks" / f"p{i}.png", blocks(i, 0, 255))

@@ -118,7 +118,7 @@ def _camvid(raw: Path, out: Path) -> dict[str, list[str]]:
 def _pascal_context(raw: Path, out: Path) -> dict[str, list[str]]:
     _voc2010(raw)
     (raw / "trainval").mkdir()
-    for i in (1, 2, 3):  # aeroplane, wood, a label that is none of the 59, sky
+    for i in (1, 2, 3):  # aeroplane, wood, a label outside the 59, sky
         label = np.array([2, 458, 3, 360])[np.arange(32) // 8][None].repeat(24, 0)
         scipy.io.savemat(raw / "trainval" / f"2008_{i}.mat", {"LabelMap": label.astype(np.uint16)})
     _pack(out / "VOCtrainval_03-May-2010.tar", raw, "VOCdevkit")
@@ -142,7 +142,7 @@ def _pascal_person_part(raw: Path, out: Path) -> dict[str, list[str]]:
     return {"train": ["2008_1"], "val": ["2008_3"]}
 
 
-# Data set -> what makes its archives, and the label of the first training example.
+# Data set -> the function that makes its archives, and the label of the first training example.
 PUBLISHED = {
     "voc_segmentation": (_voc_segmentation, blocks(0, 255, 15)),
     "coco_voc": (_coco_voc, np.full((220, 240), 12, np.uint8)),
@@ -161,7 +161,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def publish(config, tmp_path, monkeypatch):
     """`publish(name)` puts a data set's miniature archives on a server, from which its builder then downloads.
 
-    Returns the names of the examples of each split. The archives lie in `tmp_path / "served"`.
+    Returns the names of the examples of each split. The archives are in `tmp_path / "served"`.
     """
     served, raw = tmp_path / "served", tmp_path / "made"
     served.mkdir()
@@ -244,7 +244,7 @@ assert "tensorflow" not in sys.modules
 
 
 def test_what_is_known_of_the_archives():
-    """Sizes and SHA-256 are TFDS's own where it has them; each archive has a checksum of ours or one inside."""
+    """Sizes and SHA-256 are TFDS's own if it has them; each archive has a checksum of this package or one inside."""
     downloaded = {name for name in BUILDERS if builder_class(name).URLS}
     assert downloaded == set(PUBLISHED)
     assert [name for name in BUILDERS if builder_class(name).NEEDS_FOLDER] == ["cityscapes"]

@@ -243,7 +243,7 @@ def halves() -> Memory:
 
 
 def test_the_order_of_the_counts_does_not_matter(tmp_path, capsys):
-    """The longest CRF ranks the images and is what the test server gets."""
+    """The most CRF iterations rank the images and are sent to the test server."""
     from tests.evaluation.submission_reader import read_submission
 
     found = {}
@@ -307,7 +307,7 @@ def test_the_table_shows_a_few_of_many_trimaps(dataset):
 
 
 def test_the_report_calls_counts_what_they_are(tmp_path):
-    """Off only where the fewest iterations are none."""
+    """Off only if the fewest iterations are 0."""
     from deeplab_jax.pages.report import build_report
 
     (tmp_path / "config.json").write_text("{}")

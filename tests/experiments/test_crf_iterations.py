@@ -24,7 +24,7 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch, capsys):
     assert "crf" not in variables["piecewise"]
     assert float(variables["end_to_end"]["crf"]["bilateral_weight"]) != tiny_config.crf.bilateral_weight
 
-    # Again: nothing is trained or evaluated anew.
+    # Again: nothing is trained or evaluated twice.
     monkeypatch.setattr("deeplab_jax.evaluation.workdir.evaluate_split", None)
     assert crf_iterations.experiment(tiny_config, tmp_path) == systems
     tables = crf_iterations.tables(systems, 3, "shapes")
@@ -32,7 +32,7 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "crf_iterations.png").stat().st_size < 300_000
     assert "end to end 4" in capsys.readouterr().out
 
-    # The piecewise run goes on with the CRF on top.
+    # The piecewise run continues with the CRF.
     further = runs.continued(
         tiny_config, tmp_path / "piecewise", tmp_path / "further", steps=1, rate=0.001, end_to_end=True
     )

@@ -1,4 +1,4 @@
-"""The rows, what they set and in how many steps, their table; and all of it once on a tiny run."""
+"""The rows, their settings and steps, their table; and everything once on a tiny run."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch):
     for v in (b, c):
         assert v["params"]["crf"]["bilateral_weight"].shape == (7,)
         assert np.any(v["params"]["crf"]["compatibility"] != 1 - np.eye(7))
-    # Again: nothing is trained, searched or evaluated anew.
+    # Again: nothing is trained, searched or evaluated twice.
     monkeypatch.setattr("deeplab_jax.evaluation.workdir.evaluate_split", None)
     monkeypatch.setattr("deeplab_jax.search.workdir.search_as_configured", None)
     assert end_to_end.experiment(config, tmp_path, **arguments) == found

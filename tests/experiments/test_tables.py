@@ -1,4 +1,4 @@
-"""The papers' figures, and the configs that the rows stand for."""
+"""The papers' figures, and the configs of the rows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a command may read, what it may write, and how names are shown."""
+"""The files that a command may read and write, and how names are shown."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def test_what_is_no_file_is_left_out_below_a_folder_and_refused_by_name(folder, capsys):
+def test_what_is_not_a_file_is_left_out_in_a_folder_and_refused_by_name(folder, capsys):
     (folder / "lost.png").symlink_to("nowhere")
     for _ in range(2):  # named once
         assert [item.path.name for item in listing.find_inputs([folder])] == ["a.png", "b.png", "c.png"]
@@ -38,7 +38,7 @@ def test_what_is_no_file_is_left_out_below_a_folder_and_refused_by_name(folder, 
         listing.check_file(folder / "zero.png")
 
 
-def test_what_cannot_be_read_is_said_and_the_rest_is_listed(folder):
+def test_what_cannot_be_read_is_reported_and_the_rest_is_listed(folder):
     said = []
     found = listing.find_inputs([folder / "gone.png", folder / "a.png"], complain=said.append)
     assert [item.path.name for item in found] == ["a.png"]

@@ -95,7 +95,7 @@ def gray(values: np.ndarray) -> np.ndarray:
     return values[..., None].repeat(3, -1)
 
 
-# kind of the table -> (files, what is read of each)
+# kind of the table -> (files, the expected reading)
 PHOTOGRAPHS = {
     "planar 16 bits": ([tiff(DEEP, 16, 2, True, o) for o in (b"II", b"MM")], PHOTO),
     "16-bit color": ([rgb16_png(DEEP), tiff(DEEP, 16, 2)], PHOTO),

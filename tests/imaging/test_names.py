@@ -1,4 +1,4 @@
-"""Names that file systems take, however long and in whatever script."""
+"""Names that file systems accept, of any length and in any script."""
 
 import os
 

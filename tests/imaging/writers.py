@@ -45,7 +45,7 @@ def tiff(
     """Stored samples `[H, W]` or `[H, W, C]` as an uncompressed TIFF of one strip a plane.
 
     Args:
-      extra: what a fourth band is, in TIFF's numbers: 0 unspecified, 2 opacity; None = the file does not say.
+      extra: the kind of a fourth band, in TIFF's numbers: 0 unspecified, 2 opacity; None = not stated in the file.
     """
     long, short = ("<I", "<H") if order == b"II" else (">I", ">H")
     bands = 1 if samples.ndim == 2 else samples.shape[2]

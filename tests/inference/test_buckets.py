@@ -9,7 +9,7 @@ STREET = [(375, 500)] * 9 + [(333, 500), (500, 375)]
 
 
 def grown(sizes, shapes) -> float:
-    """By what factor padding makes the photographs larger."""
+    """The factor by which padding enlarges the photographs."""
     padded = [buckets.smallest_holding(size, shapes) for size in sizes]
     return sum(h * w for h, w in padded) / sum(h * w for h, w in sizes)
 

@@ -139,7 +139,7 @@ def test_each_scale_sees_the_whole_image_and_the_mean_is_of_probabilities():
 
 @dataclass(frozen=True)
 class SideNetwork:
-    """Class 1 on the left of whatever it is shown, class 2 on the right, like a person's arms."""
+    """Class 1 on the left of any image, class 2 on the right, like a person's arms."""
 
     def apply(self, variables, images, train=False, valid=None):
         columns = (images.shape[2] - 1) // 8 + 1
@@ -155,7 +155,7 @@ def test_left_and_right_trade_places_in_the_mirrored_view():
     swapped = segmenter(SideNetwork(), mirror=True, mirror_swaps=((1, 2),)).scores([image])[0]
     np.testing.assert_allclose(np.exp(swapped), np.exp(plain), atol=1e-5)
     blurred = segmenter(SideNetwork(), mirror=True).scores([image])[0]
-    np.testing.assert_allclose(np.exp(blurred[..., 1]), np.exp(blurred[..., 2]), atol=1e-5)  # what swapping prevents
+    np.testing.assert_allclose(np.exp(blurred[..., 1]), np.exp(blurred[..., 2]), atol=1e-5)  # prevented by swapping
 
 
 def test_the_config_says_which_classes_are_left_and_right():
@@ -173,7 +173,7 @@ def test_tiles_of_a_real_network_equal_the_whole_image_away_from_their_borders()
     settings.model.update(widths=(4, 4, 6, 6), blocks=(1, 1, 1, 1), head_width=4, head_rates=(1, 2), fine_branch=4)
     model = create_model(settings.model, 4)
     weights = thin.variables(model)
-    # Half the receptive field, and what the scores are enlarged by, is as far as a pixel looks.
+    # A pixel depends on half the receptive field, plus the factor by which scores are enlarged.
     reach = describe(settings, 4)["receptive_field"] // 2 + 8
     height, width, side = 97, 1121, 641  # no padding anywhere: all are 32 k + 1, and two tiles fill the width
     options = {"size_extra": model.architecture.size_extra}
@@ -186,7 +186,7 @@ def test_tiles_of_a_real_network_equal_the_whole_image_away_from_their_borders()
     assert {kind[:4] for kind in cut.programs} == {("network", 1, height, side)}
     spans = tiling.spans(width, side, tiling.default_overlap(side))
     same = np.ones(width, bool)
-    for span in spans:  # a tile says the same where all that a pixel looks at is in it, or has no weight
+    for span in spans:  # a tile agrees where it contains everything that a pixel depends on, or has no weight
         inside = np.zeros(width, bool)
         inside[0 if span.start == 0 else span.start + reach : width if span.stop == width else span.stop - reach] = True
         weight = np.zeros(width)

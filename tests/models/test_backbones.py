@@ -25,7 +25,7 @@ def test_it_is_built_described_and_trained(toy):
     assert [layer["name"] for layer in found["layers"]][:3] == ["backbone/conv1", "backbone/conv2", "backbone/conv3"]
     assert found["parameters"] == 16 * (9 * 3 + 1) + 2 * 16 * (9 * 16 + 1) + 4 * (9 * 16 + 1)
     assert found["score_shape"] == [5, 6, 4]
-    setup.check(toy)  # frozen batch norm needs no start where there is none
+    setup.check(toy)  # without batch norm, frozen statistics need no initial weights
     model = create_model(toy.model, 4)
     image = np.random.default_rng(0).integers(0, 256, (1, 33, 41, 3)).astype(np.uint8)
     variables = jax.jit(model.init)(jax.random.key(0), image)

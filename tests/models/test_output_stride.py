@@ -1,4 +1,4 @@
-"""The paper's claim: the atrous network computes what the strided one does, at more positions."""
+"""The paper's claim: the atrous network computes the strided one's result at more positions."""
 
 import jax
 import pytest

@@ -39,7 +39,7 @@ def test_computed_is_measured(monkeypatch, name, size, field):
     config.model.head_width = 2
     computed = describe(config, 2)["receptive_field"]
     assert field in (None, computed)
-    # Where sides are padded to 8 k + 1, score i stands for pixel 8 i; to 8 k + 2, for the middle of 8 i and 8 i + 1.
+    # With sides padded to 8 k + 1, score i belongs to pixel 8 i; to 8 k + 2, to the middle of 8 i and 8 i + 1.
     extra = create_model(config.model, 2).architecture.size_extra
     assert extra == size % 8
     assert measured(config, size) == (computed, (extra - 1) / 2)
@@ -54,5 +54,5 @@ def test_small_network(monkeypatch, fine_branch):
         batch_norm="frozen", preprocessing="caffe_bgr",
     )  # fmt: skip
     field = describe(config, 2)["receptive_field"]
-    # Which pixels lie under a score between two coarse positions depends on its phase: the formula takes the larger.
+    # The pixels under a score between two coarse positions depend on its phase: the formula uses the larger number.
     assert 0 <= field - measured(config, 513)[0] <= 4

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or does not count."""
+"""A checkpoint is complete or does not count."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def two(tmp_path):
 
 
 def newest(checkpoints, say=print):
-    """(step, flat, meta) of the newest checkpoint that can be used, or None."""
+    """(step, flat, meta) of the newest usable checkpoint, or None."""
     step = checkpoints.newest_whole(say)
     return None if step is None else (step, *checkpoints.read(step))
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_without_digests_is_used_if_it_reads_whole(two):
     assert (again.steps(), again.present()) == ([1], [1, 2])
     assert newest(again, said.append)[0] == 2
     assert len(said) == 1 and "checkpoint 2 has no digests; it can be read completely and is used" in said[0]
-    reader = Checkpoints(two.workdir, read_only=True)  # beside a training it may be half written: the one before
+    reader = Checkpoints(two.workdir, read_only=True)  # during a training it may be half written: the previous one
     assert newest(reader)[0] == 1
     again.go_on_from(2)
     assert again.steps() == [1, 2] and not again.problem(2)
@@ -160,7 +160,7 @@ def damage(checkpoints, step):
 def test_a_reader_beside_a_training_changes_nothing(tmp_path):
     workdir = write_toy_workdir(tmp_path / "run", step=7)
     Checkpoints(workdir).save(9, tree(9), {"step": 9})
-    writing = workdir / "checkpoints" / "11.orbax-checkpoint-tmp-0"  # what the trainer has under its pen
+    writing = workdir / "checkpoints" / "11.orbax-checkpoint-tmp-0"  # the one that the trainer is writing
     writing.mkdir()
     (writing / "data").write_bytes(b"half")
     damage(Checkpoints(workdir, read_only=True), 9)
@@ -174,7 +174,7 @@ def test_a_reader_beside_a_training_changes_nothing(tmp_path):
     reader.forget_after(0)
     assert files_of(workdir) == before
     writer = Checkpoints(workdir)
-    writer.go_on_from(7, said.append)  # a writer moves what is damaged aside
+    writer.go_on_from(7, said.append)  # a writer moves damaged ones aside
     assert not (workdir / "checkpoints" / "9").exists() and writer.present() == [7]
     assert sorted(p.name for p in (workdir / "aside" / "checkpoint_9").iterdir()) == ["9", "9.json"]
     assert "checkpoint 9 were moved to" in said[-1]

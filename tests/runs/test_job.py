@@ -1,4 +1,4 @@
-"""Processes that share files: who does which, what the first hears of the others, and what it says of the dead."""
+"""Processes that share files: the shares, the reports to the first process, and its messages about dead ones."""
 
 import os
 import subprocess

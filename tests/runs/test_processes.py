@@ -1,4 +1,4 @@
-"""Who is one of several processes, who searches, and what GPUs are told."""
+"""Recognizing one of several processes, the process that searches, and the choice of GPUs."""
 
 import importlib.metadata
 import importlib.util
@@ -13,7 +13,7 @@ from deeplab_jax.crf import CRFParams, Preset, write_preset
 from deeplab_jax.evaluation import workdir as evaluation
 from deeplab_jax.runs import processes
 
-DETERMINISTIC = "--xla_gpu_deterministic_ops"
+DETERMINISTIC, CUBLAS = "--xla_gpu_deterministic_ops", "--xla_gpu_enable_triton_gemm=false"
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_all_processes_search_and_read_what_the_first_found(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("plugins", "training", "flags", "expected"),
     [
-        (["xla_cuda12"], True, "", f"{DETERMINISTIC}=true"),
-        (["xla_rocm7"], True, "", f"{DETERMINISTIC}=true"),
+        (["xla_cuda12"], True, "", f"{DETERMINISTIC}=true {CUBLAS}"),
+        (["xla_rocm7"], True, "", f"{DETERMINISTIC}=true {CUBLAS}"),
         (["xla_cuda12"], False, "", ""),  # predict, serve
         (["xla_tpu"], True, "", ""),
-        (["xla_cuda12"], True, f"{DETERMINISTIC}=false", f"{DETERMINISTIC}=false"),
+        (["xla_cuda12"], True, f"{DETERMINISTIC}=false", f"{DETERMINISTIC}=false {CUBLAS}"),
     ],
 )
-def test_training_on_gpus_is_deterministic(monkeypatch, plugins, training, flags, expected):
+def test_training_on_gpus_is_deterministic_and_compiles(monkeypatch, plugins, training, flags, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("DEEPLAB_XLA_DEFAULTS", "")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)

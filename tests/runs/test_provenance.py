@@ -1,4 +1,4 @@
-"""What a run says of itself is written at once or not at all, and what it said before is kept."""
+"""A run's description is written completely or not at all, and earlier descriptions are kept."""
 
 import json
 

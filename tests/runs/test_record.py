@@ -76,6 +76,6 @@ def test_a_picture_that_cannot_be_read_is_left_out_of_the_log(tmp_path, capfd):
     for name in ("00000002_train.png", "note.png", "x_train.png"):
         (tmp_path / "pictures" / name).write_bytes(b"\x89PNG half")
     reporter = Reporter(tmp_path, 5, 30)
-    assert reporter._writer is not None  # the log goes on
+    assert reporter._writer is not None  # the log continues
     reporter.close()
     assert capfd.readouterr().err.count("the log omits this picture") == 1

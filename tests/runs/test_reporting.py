@@ -71,7 +71,7 @@ def read_back(folder):
 
 
 def read_hyperparameters(folder):
-    """What TensorBoard's hyperparameter page shows of a log: {name: value}, numbers as floats."""
+    """The contents of TensorBoard's hyperparameter page for a log: {name: value}, numbers as floats."""
     events = opened(folder)
     from tensorboard.plugins.hparams import metadata
 
@@ -89,7 +89,7 @@ def workdir(tmp_path_factory):
         reporter.scalars(step, {"train/loss": 1 / step, "crf/gaussian_weight": 3 - step / 10, "select/iou/sky": 0.5})
     reporter.picture(4, "train", np.full((8, 10, 3), 99, np.uint8))
     reporter.close()
-    reporter = Reporter(folder, 3, 30)  # goes on from step 3: step 4 and its picture are taken back
+    reporter = Reporter(folder, 3, 30)  # continues from step 3: step 4 and its picture are removed
     reporter.hyperparameters(FIELDS)
     reporter.scalars(4, {"train/loss": 7.0})
     reporter.picture(4, "train", np.full((8, 10, 3), 33, np.uint8))
@@ -129,7 +129,7 @@ def test_time_left_knows_that_the_first_steps_are_cheaper(tmp_path, capsys, monk
     reporter = Reporter(tmp_path, 0, 100, costs=[(60, 0.5), (100, 1.0)])
     reporter._progress = None  # clu's has a clock of its own
     reporter.line(20, {}, 6)  # half a second a step: 40 more of those and 40 of a second
-    reporter.line(80, {}, 6)  # 60 halves and 20 wholes in 60 s: 1.2 s a whole step, of which 20 are left
+    reporter.line(80, {}, 6)  # 60 half steps and 20 full steps in 60 s: 1.2 s per full step, of which 20 are left
     reporter.close()
     assert [line.split("  ")[-1] for line in capsys.readouterr().err.splitlines()] == ["1:00 left", "0:24 left"]
 

@@ -1,4 +1,4 @@
-"""Whatever stands in a workdir's files, reading them gives what the program uses, or one sentence."""
+"""Reading any contents of a workdir's files gives the form that the program uses, or one sentence."""
 
 import copy
 import json
@@ -80,7 +80,7 @@ def test_what_the_program_writes_is_taken(check):
 @FEW
 @given(data=st.data())
 def test_anything_else_is_a_sentence(check, data):
-    """Some part of a good file is replaced by anything, the whole included."""
+    """Some part of a good file, or all of it, is replaced by anything."""
     path = data.draw(st.sampled_from(sorted(places(WHOLE[check]), key=str)))
     value = replaced(WHOLE[check], path, data.draw(JSON))
     try:

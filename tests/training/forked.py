@@ -1,8 +1,8 @@
 """Training as processes of their own that need not import: forked by a server that has imported everything.
 
-Of a short run's time until its first steps, imports take most. What is forked has done its imports and nothing else: no
-backend of JAX, no thread. It runs `deeplab_jax.main` as `python -m` does, has its own process number, and meets signals
-as any other process. It ends as a process of `multiprocessing` does, without Python's own end.
+Imports take most of a short run's time until its first steps. The forked process has done its imports and nothing else:
+no backend of JAX, no thread. It runs `deeplab_jax.main` as `python -m` does, has its own process number, and meets
+signals as any other process. It ends as a process of `multiprocessing` does, without Python's own end.
 """
 
 import importlib
@@ -23,7 +23,7 @@ PRELOADED = (
 
 def start_server() -> None:
     """Starts the server, which imports in the environment that this process has now."""
-    # Threads of OpenBLAS would be lost by forking; the server does not get this process's search path by itself.
+    # Threads of OpenBLAS would be lost by forking; the server does not inherit this process's search path.
     path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OPENBLAS_NUM_THREADS": "1"}
     with mock.patch.dict(os.environ, path):
         get_context("forkserver").set_forkserver_preload(["tests.training.forked_imports"])
@@ -71,7 +71,7 @@ class Forked:
 
 
 def run_main(arguments: list[str], err: str) -> None:
-    """What a forked process does."""
+    """The work of a forked process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     sys.argv = ["main", *arguments]
@@ -79,6 +79,6 @@ def run_main(arguments: list[str], err: str) -> None:
 
 
 def preload() -> None:
-    """What the server does."""
+    """The work of the server."""
     for name in PRELOADED:
         importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Importing this imports what a training needs."""
+"""Imports everything that a training needs."""
 
 from tests.training.forked import preload
 

@@ -52,7 +52,7 @@ def test_lengths_are_the_networks_and_the_labels(name, overrides):
 
 
 def test_scales_of_the_first_papers_network_line_up():
-    """Sides of 8k + 2 at every scale: position i of the half-size map stands where 2i of the whole one does."""
+    """Sides of 8k + 2 at every scale: position i of the half-size map coincides with 2i of the full-size one."""
     found = maps(load_config("voc_vgg16", [SCALES]))
     assert {name: shape.shape[1:3] for name, shape in found.items()} == {
         "fused": (39, 39),

@@ -54,7 +54,7 @@ def start_job(runs, workdir, *overrides, processes=2, devices=2, flags=(), env=N
 
 
 def finish(processes) -> list[str]:
-    """What each process said on stderr."""
+    """Each process's stderr."""
     outputs = [process.communicate(timeout=400) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     return [err for _, err in outputs]
@@ -85,7 +85,7 @@ def test_several_processes_count_alike(runs, one_device, tmp_path, processes, de
 
 @pytest.mark.long
 def test_resume_with_another_number_of_processes(runs, whole_run, tmp_path):
-    """The newest checkpoint is damaged: process 0 finds that out, and both go on from the one before."""
+    """The newest checkpoint is damaged: process 0 detects it, and both continue from the previous one."""
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
     files = [p for p in (workdir / "checkpoints" / "12").rglob("*") if p.is_file()]

@@ -1,4 +1,4 @@
-"""What a run does when it is stopped at an awkward moment, when the disk is full, and when numbers overflow."""
+"""A run that is stopped at an awkward moment, with a full disk, and with overflowing numbers."""
 
 import json
 import os
@@ -34,11 +34,11 @@ OVERFLOW = (
 
 
 class Kill(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Simulates SIGKILL: nothing in the program catches it."""
 
 
 class Evaluations:
-    """In place of evaluating: the given mean IoUs in turn, and what else is to happen meanwhile."""
+    """Replaces evaluation: the given mean IoUs one by one, and a callback in between."""
 
     def __init__(self, monkeypatch, *ious, meanwhile=lambda: None):
         self.ious, self.meanwhile, self.started, self.ended = list(ious), meanwhile, 0, 0
@@ -82,7 +82,7 @@ def test_a_kill_between_an_evaluation_and_its_mark_loses_nothing(runs, tmp_path,
     loop.train(runs.config(*SHORT), tmp_path)
     assert best(tmp_path) == {"step": 4, "mean_iou": 0.6}
     assert selected(tmp_path) == {2: 0.3, 4: 0.6}
-    assert evaluations.ended == 2  # what was recorded is not evaluated again
+    assert evaluations.ended == 2  # recorded results are not evaluated again
 
 
 def test_going_back_before_the_best_finds_the_best_before_it(runs, tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_sigterm_ends_an_evaluation_that_is_under_way(runs, tmp_path, monkeypatc
 
 
 def test_a_full_disk_does_not_stop_training(runs, tmp_path, monkeypatch, capfd):
-    """It is full while steps 2 to 4 write: a checkpoint, rows, a picture and the best mark meet it."""
+    """It is full while steps 2 to 4 write: this affects a checkpoint, rows, a picture and the best mark."""
     Evaluations(monkeypatch, 0.6, 0.4)
     monkeypatch.setattr(Pictures, "_picture", lambda self, state: np.zeros((4, 6, 3), np.uint8))
     append, write_json, save = reporting.append, checkpoints.write_json, PIL.Image.Image.save
@@ -173,7 +173,7 @@ def test_a_full_disk_does_not_stop_training(runs, tmp_path, monkeypatch, capfd):
 
 def test_updates_that_overflow_are_never_saved(runs, tmp_path):
     """The first step's gradient is finite, and its update is not."""
-    with pytest.raises(loop.NonFiniteError, match=r"at step 1 \(looked at: 1 to 1\); parameters concerned: head\."):
+    with pytest.raises(loop.NonFiniteError, match=r"at step 1 \(checked: 1 to 1\); affected parameters: head\."):
         loop.train(runs.config(*SHORT, *OVERFLOW, "checkpoint.every=1"), tmp_path)
     assert Checkpoints(tmp_path).steps() == []
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, mistakes that are refused before it, and the end-to-end CRF's input."""
+"""The files that a run leaves, mistakes that are refused before it, and the end-to-end CRF's input."""
 
 import json
 

@@ -76,7 +76,7 @@ def test_half_pixel_labels_are_the_nearest_of_pillow(size):
     label = np.random.default_rng(0).integers(0, 256, (321, 321)).astype(np.uint8)
     wanted = np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
     np.testing.assert_array_equal(losses.subsample_labels(label[None], size, "half_pixel")[0], wanted)
-    # the CRF's map stands on the image sampled by its stride, in both conventions
+    # the CRF's map has the positions of the image sampled at its stride, in both conventions
     np.testing.assert_array_equal(
         losses.labels_for("crf", label[None], (41, 41), "scores", "half_pixel")[0], label[::8, ::8]
     )

@@ -89,7 +89,7 @@ LONG = (END_TO_END, "num_steps=1500", "checkpoint.every=10", "eval.every=500", "
 
 @pytest.mark.long
 def test_twenty_kills_at_random_moments(runs, tmp_path):
-    """Every kill meets a run that is training: it has logged steps of its own, and has steps to go."""
+    """Every kill hits a run that is training: it has logged steps of its own, and has steps left."""
     rng = seeded(time.time())
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     runs.run(whole, *LONG)
@@ -108,7 +108,7 @@ def test_twenty_kills_at_random_moments(runs, tmp_path):
 
 
 def wait_for_steps(workdir, process) -> None:
-    """Waits until a run has logged steps; a resumed one first takes back what lay beyond its checkpoint."""
+    """Waits until a run has logged steps; a resumed one first removes entries after its checkpoint."""
     low, deadline = last_step(workdir), time.time() + 300
     while process.poll() is None and time.time() < deadline:
         now = last_step(workdir)

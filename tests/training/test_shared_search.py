@@ -1,4 +1,4 @@
-"""The CRF's parameters of a run, searched by several processes: what one process finds, to the byte."""
+"""The CRF's parameters of a run, searched by several processes: byte for byte the result of one process."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What training makes of a workdir that is already there: nothing changes before all is well, and nothing is lost."""
+"""Training in an existing workdir: nothing changes before all checks pass, and nothing is lost."""
 
 import json
 import os

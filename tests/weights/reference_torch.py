@@ -155,9 +155,9 @@ def wrong_values(seen):
 def random_resnet(
     depth=101, classes=21, seed=0, conv_bias=False, first_var=5000.0, stem=64, widths=(256, 512, 1024, 2048)
 ):
-    """Random weights, with batch-norm statistics near what the layers give, so that no layer dies or explodes.
+    """Random weights, with batch-norm statistics close to the layers' outputs, so that no layer vanishes or explodes.
 
-    `first_var` is what the first convolution's output varies by: thousands for images 0..255 minus their mean, about 1
+    `first_var` is the variance of the first convolution's output: thousands for images 0..255 minus their mean, about 1
     for images divided by their deviation.
     """
     rng = np.random.default_rng(seed)

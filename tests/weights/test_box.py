@@ -113,7 +113,7 @@ def test_without_any_model_a_sentence_says_so(tmp_path, monkeypatch):
 
 
 def test_what_is_shipped_can_be_read():
-    """Each model of the package: whole, small, with a card that was measured."""
+    """Each model of the package: complete, small, with a measured card."""
     for weights in SHIPPED.glob(f"*/{box.WEIGHTS}"):
         folder = weights.parent
         boxed = box.read(folder)
@@ -125,7 +125,7 @@ def test_what_is_shipped_can_be_read():
 
 @pytest.mark.long
 def test_200_steps_from_the_shipped_streets_beat_200_from_nothing(tmp_path):
-    """On drawn scenes of other classes: what the first layers have learned helps there too."""
+    """On drawn scenes of other classes: the learned first layers help there too."""
     from deeplab_jax.config import load_config
     from deeplab_jax.evaluation.workdir import evaluate_workdir
     from deeplab_jax.training import loop

@@ -1,4 +1,4 @@
-"""Files that claim, point or hide what they do not hold: refused with a sentence, nothing allocated or opened."""
+"""Files with false claims, links or hidden content: refused with a sentence, nothing allocated or opened."""
 
 import io
 import json

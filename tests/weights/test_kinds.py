@@ -1,4 +1,4 @@
-"""A file is recognised by the whole set of its names and shapes, or refused; nothing is lost in silence."""
+"""A file is recognised by the whole set of its names and shapes, or refused; nothing is dropped silently."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_a_trunk_that_does_not_tell_its_settings_asks(tmp_path, resnet):
     assert read(vgg).open == ("preprocessing",)
     classified = read(state | {"fc.weight": np.zeros((1000, 4), np.float32)})
     assert classified.settings == TORCH and not classified.open
-    finetuned = read(state | {"fc.weight": np.zeros((7, 4), np.float32)})  # whose it is, seven classes do not tell
+    finetuned = read(state | {"fc.weight": np.zeros((7, 4), np.float32)})  # seven classes do not reveal its origin
     assert finetuned.open and finetuned.left_out == {"fc": "an image classifier (7 classes)"}
 
 

@@ -74,7 +74,7 @@ def test_three_scales_equal_pytorchs_under_the_convention_of_the_file(tmp_path, 
 
 
 class Pooled:
-    """Stands in for a network: means of 8 x 8 blocks around every eighth pixel."""
+    """Replaces a network: means of 8 x 8 blocks around every eighth pixel."""
 
     def apply(self, variables, images, train, valid):
         padded = jax.numpy.pad(images, ((0, 0), (4, 3), (4, 3), (0, 0)), mode="edge")

@@ -1,4 +1,4 @@
-"""Matching a file's layers with a network: decimation, slimming, branches, classifiers, what is missing."""
+"""Matching a file's layers with a network: decimation, slimming, branches, classifiers, missing layers."""
 
 import functools
 
@@ -23,7 +23,7 @@ def shapes(classes=21, **changes):
 
 
 def empty_source(targets, ours=True, **extra):
-    """A source with every array of a network, of zeros that take no memory."""
+    """A source with every array of a network, of zeros that need no memory."""
     arrays = {transfer.full_name(path): np.broadcast_to(np.float32(0), t.shape) for path, t in targets.items()}
     if not ours:
         arrays = {"/".join(name.split("/")[-2:]): a for name, a in arrays.items()}
@@ -31,7 +31,7 @@ def empty_source(targets, ours=True, **extra):
 
 
 def imagenet_vgg(fc6=7, width=4096):
-    """ImageNet's VGG-16 whose fc6 and fc7 hold, at each weight, numbers that tell where it was."""
+    """ImageNet's VGG-16 whose fc6 and fc7 hold, at each weight, a number that identifies its position."""
     trunk = {p: t for p, t in shapes(**LARGE_FOV).items() if p[1] == "backbone"}
     vgg = empty_source(trunk, ours=False)
     filters = np.arange(width, dtype=np.float32)

@@ -66,7 +66,7 @@ def test_sum_of_atrous_convs_is_the_definition(rates):
     ("window", "stride", "padding"), [(3, 2, ((1, 1), (1, 0))), (2, 2, ((1, 0), (1, 1))), (3, 1, ((1, 1), (1, 1)))]
 )
 def test_max_pool_and_its_gradient_are_the_plain_ones(window, stride, padding):
-    x = jnp.round(normal(0, (2, 11, 14, 3)) * 2)  # many ties: the first maximum takes the gradient
+    x = jnp.round(normal(0, (2, 11, 14, 3)) * 2)  # many ties: the first maximum receives the gradient
 
     def run(pool):
         loss = lambda x: jnp.sum(jnp.sin(pool(x, window, stride, padding) * jnp.arange(3.0)))  # noqa: E731

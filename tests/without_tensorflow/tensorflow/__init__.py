@@ -1,3 +1,3 @@
-"""Stands in for the library of this name as if it were not installed."""
+"""Replaces the library of this name as if it were not installed."""
 
 raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
