@@ -101,7 +101,11 @@ def read_preset(path: str | os.PathLike) -> Setting:
     Raises:
       ValueError: the file is missing, is not JSON, or has a missing, unknown or unusable field (named).
 
-    Example: see `write_preset`.
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_preset(f"{folder}/v1.json", PRESETS["v1_largefov"])
+    ...     read_preset(f"{folder}/v1.json").params.bilateral_xy_std
+    121.0
     """
     try:
         fields = read_json(path)

@@ -1,10 +1,12 @@
 """Of a full disk one sentence is read, and not the tracebacks of libraries' threads."""
 
+import asyncio
 import logging
 import sys
 import threading
 
 import pytest
+import tensorstore
 
 from deeplab_jax.runs.full_disk import reported_once
 
@@ -38,13 +40,23 @@ def test_threads_and_loggers_are_quiet_about_a_full_disk_alone(monkeypatch, capl
 
 
 def test_threads_that_come_to_a_closed_loop_are_quiet(monkeypatch):
-    """C++ threads print exceptions of their callbacks through sys.excepthook."""
-    seen = []
-    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(error))
-    closed, other = RuntimeError("Event loop is closed"), RuntimeError("Event loop stopped")
+    """A callback of tensorstore's that fails, as it calls it when a write has ended."""
+    seen: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: seen.append(str(args.exc_value)))
+    closed = asyncio.new_event_loop()
+    closed.close()
+
+    def other(future) -> None:
+        raise RuntimeError("Event loop stopped")
+
+    def end_a_write() -> None:
+        promise, future = tensorstore.Promise.new()
+        future.add_done_callback(lambda future: closed.call_soon_threadsafe(print))
+        future.add_done_callback(other)
+        promise.set_result(0)
+
     with reported_once():
-        for error in (closed, other):
-            sys.excepthook(type(error), error, None)
-    assert seen == [other]
-    sys.excepthook(RuntimeError, closed, None)
-    assert seen == [other, closed]
+        end_a_write()
+    assert seen == ["Event loop stopped"]
+    end_a_write()
+    assert sorted(seen[1:]) == ["Event loop is closed", "Event loop stopped"]

@@ -45,7 +45,6 @@ def test_storm(runs, tmp_path, monkeypatch):
     skipped = int(os.environ.get("DEEPLAB_STORM_SKIP", "0"))
     print(f"DEEPLAB_STORM_SEED={seed}", flush=True)
     # Every program comes from the cache, small ones too, and was written there by a run that nothing met.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     start_server()
