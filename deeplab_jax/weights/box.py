@@ -72,7 +72,7 @@ def require(name: str) -> Path:
       UserError: there is none; the closest name is suggested.
     """
     if name not in names():
-        raise UserError(f"--model={name}: no model of this name{suggestion(name)}; {listed()}")
+        raise UserError(f"--model={name}: no model of this name; {listed()}{suggestion(name)}")
     return BOX / name
 
 
