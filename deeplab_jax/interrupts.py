@@ -6,6 +6,7 @@ The first import of every command (see `deeplab_jax/__init__.py`), so it imports
 import os
 import signal
 import sys
+from types import FrameType
 
 STATUS = 130  # 128 + SIGINT
 _LINE = b"interrupted\n"
@@ -36,6 +37,15 @@ def now(status: int = STATUS, line: bytes = _LINE) -> None:
     os._exit(status)
 
 
+def importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where a signal's handler was called."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Interruptible:
     """From here on the first Ctrl-C raises KeyboardInterrupt, so that open resources are closed; the second ends at
     once.
@@ -58,7 +68,7 @@ class Interruptible:
         sys.unraisablehook = lambda e: now() if isinstance(e.exc_value, KeyboardInterrupt) else before(e)
 
     def _handle(self, number, frame) -> None:
-        if self.arrived:
+        if self.arrived or importing(frame):  # C code that is imported swallows the exception, or crashes
             now()
         self.arrived = True
         raise KeyboardInterrupt

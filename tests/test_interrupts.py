@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -52,3 +53,37 @@ def test_ctrl_c_is_one_line_and_130(where):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "interrupted\n")
+
+
+SWALLOWING = """
+import time
+try:
+    print("swallowing", flush=True)
+    time.sleep(20)
+except BaseException:
+    print("swallowed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("preparing", [False, True])
+def test_an_import_that_swallows_exceptions_does_not_swallow_ctrl_c(tmp_path, preparing):
+    """Some of NumPy's and JAX's do; what is imported late meets the handlers of a command, and of a training."""
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    code = """
+        from deeplab_jax import cli
+        from deeplab_jax.training.termination import interruptible
+        def main(argv):
+            if argv:
+                with interruptible("stopped"):
+                    import swallowing
+            import swallowing
+        main.__module__ = "__main__"
+        cli.run(main)
+    """
+    env = os.environ | {"DEEPLAB_COMPILATION_CACHE": "off", "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    command = [sys.executable, "-c", textwrap.dedent(code), *["preparing"] * preparing]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    assert process.stdout.readline() == "swallowing\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "Ctrl-C: stopped\n" if preparing else "interrupted\n")

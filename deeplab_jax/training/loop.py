@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: str | Path, restart: bool = False) -> Non
 @contextlib.contextmanager
 def at_once(stop: TermSignal, sentence: str):
     """Inside, a signal ends a single process at once; several would wait for each other, and stop at a step."""
-    with stop.interrupting() if jax.process_count() == 1 else contextlib.nullcontext():
+    with stop.interrupting(sentence) if jax.process_count() == 1 else contextlib.nullcontext():
         try:
             yield
         except BaseException:

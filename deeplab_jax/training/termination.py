@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from deeplab_jax.console import say
+from deeplab_jax.interrupts import importing, now
 
 NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
@@ -34,6 +35,7 @@ class TermSignal:
     def __init__(self) -> None:
         self.arrived = 0
         self._raises = False
+        self._sentence = ""  # said where the process ends at once
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._wakeup_before = -1
         self._sockets: tuple[socket.socket, ...] = ()  # the thread's end, and Python's
@@ -44,9 +46,13 @@ class TermSignal:
         return NAMES.get(self.arrived, "")
 
     @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Inside, the first signal raises `Terminated` at once: for work that the next run repeats anyway."""
-        self._raises = True
+    def interrupting(self, sentence: str = "") -> Iterator[None]:
+        """Inside, the first signal raises `Terminated` at once: for work that the next run repeats anyway.
+
+        During an import it ends the process at once, after `sentence` if there is one: C code in an import swallows
+        the exception, or crashes.
+        """
+        self._raises, self._sentence = True, sentence
         try:
             if self.arrived:
                 raise Terminated(self.arrived)
@@ -80,6 +86,8 @@ class TermSignal:
         if self.arrived:
             os._exit(128 + number)
         self.arrived = number
+        if self._raises and self._sentence and importing(frame):
+            now(128 + number, f"{NAMES[number]}: {self._sentence}\n".encode())
         if self._raises:
             raise Terminated(number)
         # Not through Python's buffers: the handler may have interrupted a write to them.
@@ -91,7 +99,7 @@ def interruptible(sentence: str) -> Iterator[None]:
     """Inside, the first SIGTERM or Ctrl-C raises `Terminated` at once, after `sentence` on stderr."""
     with TermSignal() as stop:
         try:
-            with stop.interrupting():
+            with stop.interrupting(sentence):
                 yield
         except BaseException:  # C code during an import may turn it into other exceptions
             if not stop.arrived:  # raised, and reported, further inside
