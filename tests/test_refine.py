@@ -302,7 +302,7 @@ def test_a_map_of_one_label_comes_out_as_it_is(folder, labels, capsys):
     Image.fromarray(labels).save(folder / "l.png")
     refine_file(folder / "a.png", folder / "l.png", folder / "out", RefineOptions(SETTINGS, "labels"))
     np.testing.assert_array_equal(np.array(Image.open(folder / "out.png")), labels)
-    assert (folder / "out_overlay.png").is_file() and "as it is" in capsys.readouterr().out
+    assert (folder / "out_overlay.png").is_file() and "unchanged" in capsys.readouterr().out
 
 
 def test_labels_of_data_sets_names_and_colors(tmp_path):

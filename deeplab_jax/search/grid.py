@@ -172,7 +172,7 @@ class Scorer(Protocol):
 
 
 class Row(NamedTuple):
-    """A line of the table: a setting (None = network only), its mean IoUs and the number of images."""
+    """A line of the table: a setting (None = network alone), its mean IoUs and the number of images."""
 
     setting: Candidate | None
     images: int
