@@ -44,13 +44,19 @@ def artifact(artifact_dir):
     return deeplab_jax.load(artifact_dir)
 
 
+@pytest.fixture(scope="module")
+def same_program(segment, artifact):
+    """The exported computation, compiled here."""
+    padded = next(iter(artifact._programs))
+    return padded, jax.jit(program(segment.segmenter, artifact._programs[padded]["bilateral"]))
+
+
 @pytest.mark.parametrize("iterations", [0, 1, 4])
-def test_marginals_equal_the_checkpoints(segment, artifact, iterations):
+def test_marginals_equal_the_checkpoints(segment, artifact, same_program, iterations):
     image = photograph(SIZE, seed=3)
     expected, found = segment(image, iterations), artifact(image, iterations)
-    height, width = padded = next(iter(artifact._programs))
+    (height, width), run = same_program
     canvas = np.pad(image, ((0, height - SIZE[0]), (0, width - SIZE[1]), (0, 0)), mode="edge")
-    run = jax.jit(program(segment.segmenter, artifact._programs[padded]["bilateral"]))
     same = run(flat_weights(segment.segmenter), canvas, np.int32(SIZE), np.int32(iterations))[: SIZE[0], : SIZE[1]]
     np.testing.assert_allclose(found.marginals, same, atol=2e-4)
     assert (found.labels == np.argmax(same, -1)).mean() > 0.999

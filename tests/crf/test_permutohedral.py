@@ -85,7 +85,7 @@ def test_transposed_gradient(case):
     "scale",
     [
         pytest.param((1000 / 0.5, 750 / 0.5, 2550, 2550, 2550), id="rgb 0.1, xy 0.5"),
-        pytest.param((4000 / 67, 3000 / 67, 85, 85, 85), id="12 megapixels"),
+        pytest.param((4000 / 67, 3000 / 67, 85, 85, 85), id="12 megapixels", marks=pytest.mark.long),
         pytest.param((4000 / 0.5, 3000 / 0.5, 2550, 2550, 2550), id="12 megapixels, rgb 0.1, xy 0.5"),
     ],
 )
@@ -160,6 +160,7 @@ def test_chunks_do_not_overlap(monkeypatch):
     np.testing.assert_allclose(out / float(lattice.scale), points * alone, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_vmap_is_the_loop():
     rng = np.random.default_rng(3)
     features = rng.uniform(0, 5, (2, 60, 2)).astype(np.float32)

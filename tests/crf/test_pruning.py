@@ -83,6 +83,7 @@ def cost(unary, image, params):
     return 100 * float((plain.argmax(-1) != pruned.argmax(-1)).mean()), float(jnp.abs(plain - pruned).mean())
 
 
+@pytest.mark.long
 def test_cost_on_the_exact_case(small_case):
     """That of the whole photograph is in test_mean_field."""
     changed, difference = cost(small_case.unary, small_case.image, small_case.params)

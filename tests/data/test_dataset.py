@@ -179,6 +179,7 @@ def test_shapes(config):
         assert not ((a != b) & (a != 255) & (b != 255)).any()
 
 
+@pytest.mark.long
 def test_real_camvid(config, test_data, tmp_path):
     config.data.update(name="camvid", dir=str(test_data / "camvid"), train_split="train", holdout=40)
     train, held, val = (data.open_dataset(config.data, split) for split in ("train", "holdout", "val"))

@@ -211,6 +211,7 @@ def test_tiles_equal_the_whole_image(size):
     assert found.min() >= LOG_FLOOR
 
 
+@pytest.mark.long
 def test_tiles_of_a_cityscapes_image_equal_the_whole_image():
     """2048 x 1024 in the tiles of the shipped config, seams and the places where four meet included."""
     image = scene((1024, 2048)).image

@@ -148,6 +148,7 @@ def test_log_has_pictures(workdir):
         np.testing.assert_array_equal(image, picture)
 
 
+@pytest.mark.long
 def test_log_of_a_real_run(runs, tmp_path):
     pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
     steps = (END_TO_END, "num_steps=4", "checkpoint.every=2", "log.images_every=2", "eval.every=4")

@@ -85,6 +85,7 @@ def test_a_kill_between_an_evaluation_and_its_mark_loses_nothing(runs, tmp_path,
     assert evaluations.ended == 2  # recorded results are not evaluated again
 
 
+@pytest.mark.long
 def test_going_back_before_the_best_finds_the_best_before_it(runs, tmp_path, monkeypatch):
     Evaluations(monkeypatch, 0.5, 0.4, 0.6, 0.6)
     config = runs.config(*SHORT, "num_steps=6")
