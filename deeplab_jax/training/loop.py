@@ -168,7 +168,7 @@ class Run:
         host_state = self.save(step)
         if stopping or processes.any_process(bool(self.stop.arrived), ask=True):
             self.end()
-        if self.select.due(step) and self.saved == step:
+        if self.select.due(step):
             self.evaluate(step, host_state)
         if step < self.config.num_steps:
             self.reporter.restart_clock(step)
@@ -204,7 +204,7 @@ class Run:
         """Selects the best checkpoint, unless a signal came: then the next run does it, since the state is saved."""
         try:
             with at_once(self.stop, ""):
-                self.select(step, host_state)
+                self.select(step, host_state, saved=self.saved == step)
         except Terminated:
             self.end()
 

@@ -34,14 +34,17 @@ class Selection:
             self._checkpoints.mark_best(earlier, recorded[earlier])
         return bool(processes.from_first(self.due(step) and step not in recorded))
 
-    def __call__(self, step: int, state: TrainState) -> None:
-        """Evaluates the checkpoint of `step`, whose state is given as host arrays, and records its mean IoU."""
+    def __call__(self, step: int, state: TrainState, saved: bool = True) -> None:
+        """Evaluates the state after `step`, given as host arrays, and records its mean IoU.
+
+        It can become the best one only if it is `saved` as a checkpoint, for which the disk may have been too full.
+        """
         result = evaluation.evaluate_split(
             self._config, state.variables(), self._meta, self._config.eval.select_split, None, crf_iterations=(0,)
         )[0]
         classes = {f"select/iou/{n}": iou for n, iou in result["per_class_iou"].items() if iou is not None}
         self._reporter.scalars(step, {"select/mean_iou": result["mean_iou"]} | classes)
-        best = self._checkpoints.mark_best(step, result["mean_iou"])
+        best = saved and self._checkpoints.mark_best(step, result["mean_iou"])
         say(
             f"step {step}: {100 * result['mean_iou']:.2f} % mean IoU on {result['images']} images of "
             f"'{self._config.eval.select_split}'{', the best so far' if best else ''}"

@@ -132,7 +132,7 @@ def test_sigterm_ends_an_evaluation_that_is_under_way(runs, tmp_path, monkeypatc
 
 def test_a_full_disk_does_not_stop_training(runs, tmp_path, monkeypatch, capfd):
     """It is full while steps 2 to 4 write: this affects a checkpoint, rows, a picture and the best mark."""
-    Evaluations(monkeypatch, 0.6, 0.4)
+    Evaluations(monkeypatch, 0.9, 0.6, 0.4)
     monkeypatch.setattr(Pictures, "_picture", lambda self, state: np.zeros((4, 6, 3), np.uint8))
     append, write_json, save = reporting.append, checkpoints.write_json, PIL.Image.Image.save
 
@@ -167,8 +167,8 @@ def test_a_full_disk_does_not_stop_training(runs, tmp_path, monkeypatch, capfd):
     assert not list(tmp_path.rglob(".*.*.*"))
     steps = [r["step"] for r in read_record(tmp_path / "metrics.jsonl") if "train/loss" in r]
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert selected(tmp_path) == {4: 0.6, 6: 0.4}  # step 2 has no checkpoint to select
-    assert best(tmp_path) == {"step": 4, "mean_iou": 0.6}
+    assert selected(tmp_path) == {2: 0.9, 4: 0.6, 6: 0.4}
+    assert best(tmp_path) == {"step": 4, "mean_iou": 0.6}  # step 2 has no checkpoint to select
     assert [p.name for p in sorted((tmp_path / "pictures").iterdir())] == ["00000002_train.png", "00000006_train.png"]
 
 
