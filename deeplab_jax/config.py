@@ -32,7 +32,7 @@ def find_config(name: str) -> Path:
         return shipped
     names = sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "base"))
     raise UserError(
-        f"--config={name}: no such file or shipped config{nearest(path.stem, names)}; shipped: {', '.join(names)}"
+        f"--config={name}: no such file or shipped config; shipped: {', '.join(names)}{nearest(path.stem, names)}"
     )
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.crf.kernels import Kernel, message, weighted
+from deeplab_jax.crf.kernels import Kernel, attraction
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
 
@@ -39,24 +39,20 @@ def iterate(
     strength = jnp.asarray(options.regularization, dtype)
     store = options.storage_dtype or dtype
 
-    def heard(q: jax.Array) -> jax.Array:
-        total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
-        return total if compatibility is None else -weighted(compatibility, total)
-
     def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        q, attraction = state[0].astype(dtype), state[1]
-        descent = negative_unary + attraction  # -dE(Q)
+        q, received = state[0].astype(dtype), state[1]
+        descent = negative_unary + received  # -dE(Q)
         p = minimizer(descent, strength, options.regularizer)
-        towards, change = p - q, heard(p) - attraction
+        towards, change = p - q, attraction(p, kernels, compatibility) - received
         gain = _gain(descent, q, p, strength, options.regularizer)
         curvature = -(change * towards).sum()
         # Where the bound is concave or its minimum lies beyond P, the step goes all the way.
         short = curvature > jnp.maximum(gain, 0)
         length = jnp.where(short, jnp.maximum(gain, 0) / jnp.where(short, curvature, 1), 1)
-        return (q + length * towards).astype(store), attraction + length * change
+        return (q + length * towards).astype(store), received + length * change
 
     first = jax.nn.softmax(negative_unary, axis=-1)
-    state = first.astype(store), heard(first)
+    state = first.astype(store), attraction(first, kernels, compatibility)
     if is_traced(options.iterations):
         return _logits(lax.fori_loop(0, options.iterations, lambda _, s: step(s), state)[0].astype(dtype)), None
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deeplab_jax.crf import convergent, frank_wolfe, incremental
-from deeplab_jax.crf.kernels import Kernel, message, weighted
+from deeplab_jax.crf.kernels import Kernel, attraction
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
 
@@ -91,9 +91,3 @@ def update_function(
         return parallel
     curvature = convergent.curvature(kernels, compatibility, negative_unary.shape[-1])
     return lambda q: convergent.solve(parallel(q) + curvature * q, curvature)
-
-
-def attraction(q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None) -> jax.Array:
-    """The contribution of all kernels to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
-    total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
-    return total if compatibility is None else -weighted(compatibility, total)

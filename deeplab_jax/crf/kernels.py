@@ -160,6 +160,12 @@ def message(kernel: Kernel, q: jax.Array) -> jax.Array:
     return weighted(kernel.weight, filtered(kernel, q))
 
 
+def attraction(q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None) -> jax.Array:
+    """The contribution of all kernels to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
+    total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
+    return total if compatibility is None else -weighted(compatibility, total)
+
+
 def weighted(weight: Value, values: jax.Array) -> jax.Array:
     """A weight (number, [C], or [C, C] from label l' to l) applied to values [N, C]."""
     weight = jnp.asarray(weight, values.dtype)
