@@ -33,7 +33,7 @@ for line in sys.argv[1:]:
 """
 
 
-SIZES = ((44, 60), (84, 60), (124, 60), (44, 110))  # alone each would keep its shape; together they are padded to one
+SIZES = ((20, 30), (36, 30), (68, 30), (20, 60))  # alone each would keep its shape; together they are padded to one
 SETTING = Setting(CRFParams(4.0, 8.0, 12.0, 2.0, 1.5), 2, bilateral="permutohedral")
 
 
@@ -102,8 +102,9 @@ def test_shares_are_named_and_padded_as_the_whole(workdir, folder, capsys, monke
 def test_refine_does_what_is_missing_and_what_has_changed(folder, capsys):
     (folder / "p/trip").mkdir(parents=True)
     for n in range(6):
-        p = np.random.default_rng(n).dirichlet(np.ones(3), SIZES[n % 4]).astype(np.float16)
-        np.save(folder / f"p/{'trip/' * (n % 2)}{n}.npy", p)
+        name, size = f"{'trip/' * (n % 2)}{n}", (12 + 2 * (n % 2), 20)
+        Image.fromarray(photograph(size, n)).save(folder / f"in/{name}.png")
+        np.save(folder / f"p/{name}.npy", np.random.default_rng(n).dirichlet(np.ones(3), size).astype(np.float16))
 
     setting = replace(SETTING, bilateral="separable")
 
