@@ -155,26 +155,25 @@ class _Start:
         if valid is not None:
             self.log = np.where(valid[:, None] > 0, self.log, np.float32(0))
         self.kept = np.ones(self.labels, bool)
-        if prune and self.labels > ready.LANES:
+        self.size = ready.lanes(self.labels)
+        if prune and self.size > ready.PRUNED:
             self.log -= self.log.max(1, keepdims=True)
             self.share = np.exp(self.log)
             total = self.share.sum(1, keepdims=True)
             self.share /= total
             self.log -= np.log(total)
             self.kept = pruning.kept(self.share, self.log, valid)
-        if self.lanes(self.kept.sum() + 1) >= self.lanes(self.labels):
+        pruned = ready.lanes(int(self.kept.sum()) + 1, ready.PRUNED)
+        if pruned >= self.size:
             self.kept[:] = True
         if not self.kept.all():
+            self.size = pruned
             self.share = self.share[:, ~self.kept]
             self.rest = np.maximum(self.share.sum(1, keepdims=True), np.float32(1e-37))
             self.log = np.concatenate([self.log[:, self.kept], np.log(self.rest)], 1)
 
-    @staticmethod
-    def lanes(labels: int) -> int:
-        return -(-int(labels) // ready.LANES) * ready.LANES
-
     def padded(self, points: ready.Points) -> np.ndarray:
-        out = np.full((points.room, self.lanes(self.log.shape[1])), _NEVER, np.float32)
+        out = np.full((points.room, self.size), _NEVER, np.float32)
         out[: points.count, : self.log.shape[1]] = self.log
         return out
 
@@ -190,7 +189,7 @@ class _Start:
 
 def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np.ndarray:
     """How labels attract each other, float32 [C'] or [C', C'] over the padded labels; the rest receives nothing."""
-    size = start.lanes(start.log.shape[1])
+    size = start.size
     weight = np.asarray(weight, np.float32)
     if compatibility is not None:
         matrix = weight if weight.ndim == 2 else np.diag(np.broadcast_to(weight, (start.labels,)))
