@@ -62,6 +62,17 @@ def optimized(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def fast_lattice() -> None:
+    """The plain call's program is one for many photographs: without optimizations it would run five times as long."""
+    import jax
+
+    from deeplab_jax.crf import ready
+
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    ready.run = jax.jit(ready.run.__wrapped__, compiler_options=options)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_tensorboard() -> None:
     """Runs in this process write no TensorBoard log: TensorFlow, which that takes, needs seconds to import."""
     sys.modules.setdefault("clu.metric_writers", None)

@@ -21,7 +21,6 @@ from tests.toy_workdir import NAMES, photograph
 pytest.importorskip("flask", reason="Flask is not installed")
 from deeplab_jax.pages import local
 
-pytestmark = pytest.mark.runs_long
 SIZE = (64, 90)
 
 
