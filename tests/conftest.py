@@ -62,14 +62,22 @@ def optimized(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fast_lattice() -> None:
-    """The plain call's program is one for many photographs: without optimizations it would run five times as long."""
+def fast_programs() -> None:
+    """Programs of few shapes that run often have optimizations: without, a lattice's takes five times as long."""
     import jax
 
-    from deeplab_jax.crf import ready
+    from deeplab_jax.crf import adjustable, ready
+    from deeplab_jax.search import learning, scores
 
     options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-    ready.run = jax.jit(ready.run.__wrapped__, compiler_options=options)
+    for module, name, static in (
+        (ready, "run", ()),
+        (adjustable, "_mean_field_any", ("bilateral", "normalization", "radius", "prune")),
+        (scores, "_most_probable", ("options",)),
+        (learning, "_loss_and_gradient", ("start", "bilateral")),
+    ):
+        function = getattr(module, name).__wrapped__
+        setattr(module, name, jax.jit(function, static_argnames=static, compiler_options=options))
 
 
 @pytest.fixture(scope="session", autouse=True)
