@@ -30,10 +30,10 @@ class Images:
     class_names, num_classes, fingerprint = NAMES, 4, "images"
     palette = voc_palette()
 
-    def __init__(self, segment, count=5):
+    def __init__(self, segment, widths=(41,) * 5):
         self.examples = []
-        for n in range(count):
-            image = photograph((33, 41 + 8 * (n % 2)), n)
+        for n, width in enumerate(widths):
+            image = photograph((33, width), n)
             label = segment(image, 6).labels
             label[0] = 255
             self.examples.append(deeplab_jax.data.Example(image, label, f"image {n}"))
@@ -89,8 +89,9 @@ def test_search_of_a_workdir(trained, monkeypatch):
 
 @pytest.mark.long
 def test_processes_that_share_the_images_find_what_one_finds(trained, tmp_path, monkeypatch):
-    """Two processes, as threads, with two devices each."""
-    workdir, images = trained
+    """Two processes, as threads, with two devices each, on photographs of two sizes."""
+    workdir, _ = trained
+    images = Images(deeplab_jax.load(workdir), (41, 49) * 2 + (41,))
     monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: images)
     monkeypatch.setenv("DEEPLAB_HEARTBEAT_SECONDS", "2")
     axes = GRID | {"bilateral_weight": (2.0, 4.0), "bilateral_xy_std": (6.0,), "bilateral_rgb_std": (10.0,)}
