@@ -14,7 +14,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 
 from deeplab_jax import cli
-from deeplab_jax.models import create_model
+from deeplab_jax.models import create_model, initial
 from deeplab_jax.models.layers import BATCH_NORM_MOMENTUM
 from deeplab_jax.weights import transfer
 from deeplab_jax.weights.files import write
@@ -63,27 +63,28 @@ def plausible_variables(model_config, num_classes: int, seed: int = 0) -> dict:
     coarse = np.random.default_rng(seed).integers(0, 256, (1, SIDE // 4 + 1, SIDE // 4 + 1, 3))
     image = coarse.repeat(4, 1).repeat(4, 2)[:, :SIDE, :SIDE].astype(np.float32)
 
+    variables = _with_small_branches(initial.draw(model, initial.plan(model), seed))
+
     @jax.jit
-    def make(key):
-        variables = _with_small_branches(model.init({"params": key, "dropout": key}, image, train=False))
+    def statistics(variables, key):
         _, new = model.apply(variables, image, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
         # One step of a running average from (0, 1), inverted, gives the image's own statistics.
-        stats = jax.tree.map(
+        return jax.tree.map(
             lambda new, old: (new - BATCH_NORM_MOMENTUM * old) / (1 - BATCH_NORM_MOMENTUM),
             new.get("batch_stats", {}),
             variables.get("batch_stats", {}),
         )
-        return {"params": variables["params"]} | ({"batch_stats": stats} if stats else {})
 
-    return jax.tree.map(np.asarray, make(jax.random.key(seed)))
+    stats = jax.tree.map(np.asarray, statistics(variables, jax.random.key(seed)))
+    return {"params": variables["params"]} | ({"batch_stats": stats} if stats else {})
 
 
 def _with_small_branches(variables: dict) -> dict:
     """The variables with the last batch norm of each bottleneck's branch scaled by `BRANCH`."""
 
-    def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
+    def scaled(path: tuple, leaf: np.ndarray) -> np.ndarray:
         names = [str(key.key) for key in path]
-        return leaf * BRANCH if names[-1] == "scale" and names[-2].endswith("branch2c") else leaf
+        return leaf * np.float32(BRANCH) if names[-1] == "scale" and names[-2].endswith("branch2c") else leaf
 
     return jax.tree_util.tree_map_with_path(scaled, variables)
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
-collect_ignore = ["without_tensorflow"]  # no tests: a replacement for TensorFlow in some processes
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Looking for doctests would import what tests share, with PyTorch and TensorFlow, in every worker."""
+    if collection_path.is_relative_to(Path(__file__).parent) and collection_path.suffix == ".py":
+        return None if collection_path.name.startswith("test_") else True
+    return True if collection_path.name == "without_tensorflow" else None
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +59,38 @@ def optimized(request: pytest.FixtureRequest):
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_programs() -> None:
+    """Programs of few shapes that run often have optimizations: without, a lattice's takes five times as long."""
+    import jax
+
+    from deeplab_jax.crf import adjustable, ready
+    from deeplab_jax.search import learning, scores
+
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    for module, name, static in (
+        (ready, "run", ()),
+        (adjustable, "_mean_field_any", ("bilateral", "normalization", "radius", "prune")),
+        (scores, "_most_probable", ("options",)),
+        (learning, "_loss_and_gradient", ("start", "bilateral")),
+    ):
+        function = getattr(module, name).__wrapped__
+        setattr(module, name, jax.jit(function, static_argnames=static, compiler_options=options))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_tensorboard() -> None:
+    """Runs in this process write no TensorBoard log: TensorFlow, which that takes, needs seconds to import."""
+    sys.modules.setdefault("clu.metric_writers", None)
+
+
+@pytest.fixture(scope="module")
+def tensorboard(no_tensorboard) -> None:
+    """From here on they write one, where TensorFlow is installed."""
+    if sys.modules.get("clu.metric_writers") is None:
+        sys.modules.pop("clu.metric_writers", None)
 
 
 @pytest.fixture(scope="module")

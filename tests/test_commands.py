@@ -51,19 +51,19 @@ def test_a_doctored_network_is_a_sentence(workdir, tmp_path, field, value, sente
 
 def test_export_and_predict_from_the_artifact(workdir, tmp_path):
     artifact = tmp_path / "artifact"
-    done = call("export", f"--workdir={workdir}", f"--out={artifact}", "--sizes=60x90", "--platforms=cpu")
+    done = call("export", f"--workdir={workdir}", f"--out={artifact}", "--sizes=30x40", "--platforms=cpu")
     assert done.returncode == 0, done.stderr
-    assert "65x97" in done.stdout
-    Image.fromarray(photograph((60, 90), seed=3)).save(tmp_path / "fits.png")
-    Image.fromarray(photograph((120, 180), seed=3)).save(tmp_path / "large.png")
+    assert "33x41" in done.stdout
+    Image.fromarray(photograph((30, 40), seed=3)).save(tmp_path / "fits.png")
+    Image.fromarray(photograph((60, 80), seed=3)).save(tmp_path / "large.png")
     flags = (f"--artifact={artifact}", f"--out={tmp_path}/out", tmp_path / "fits.png", tmp_path / "large.png")
-    done = run("predict", *flags)
+    done = call("predict", *flags)
     assert done.returncode == 0, done.stderr
     assert "as the artifact's sizes allow" in done.stdout.splitlines()[1]
     assert "sizes allow" not in done.stdout.splitlines()[0]
     labels = np.array(Image.open(tmp_path / "out" / "fits.png"))
     np.testing.assert_array_equal(labels, deeplab_jax.load(artifact)(tmp_path / "fits.png").labels)
-    assert Image.open(tmp_path / "out" / "large.png").size == (180, 120)
+    assert Image.open(tmp_path / "out" / "large.png").size == (80, 60)
     done = call("predict", *flags, "--preset=v1_largefov")
     assert done.returncode == 1
     assert done.stderr == "error: --preset: is fixed in an exported artifact; give its --workdir instead\n"
@@ -73,7 +73,7 @@ def test_convert_labels(tmp_path):
     shape = {"label": "cat", "points": [[2, 2], [9, 2], [9, 9], [2, 9]], "shape_type": "polygon"}
     content = {"shapes": [shape], "imagePath": "a.jpg", "imageHeight": 12, "imageWidth": 20}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    done = run("convert_labels", tmp_path, f"--out={tmp_path}/out")
+    done = call("convert_labels", tmp_path, f"--out={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"labelme: 1 masks in {tmp_path}/out/masks, 2 classes in {tmp_path}/out/classes.txt")
     assert np.array(Image.open(tmp_path / "out" / "masks" / "a.png")).sum() == 49

@@ -21,7 +21,6 @@ from tests.toy_workdir import NAMES, photograph
 pytest.importorskip("flask", reason="Flask is not installed")
 from deeplab_jax.pages import local
 
-pytestmark = pytest.mark.runs_long
 SIZE = (64, 90)
 
 
@@ -260,21 +259,21 @@ def test_in_a_browser(segment, app, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    Image.fromarray(photograph(SIZE, seed=7)).save(tmp_path / "small.png")
+    Image.fromarray(photograph(SIZE[::-1], seed=7)).save(tmp_path / "high.png")
     server = waitress.create_server(app, host="127.0.0.1", port=0)
     threading.Thread(target=server.run, daemon=True).start()
     try:
         with headless_browser() as driver:
             driver.get(f"http://127.0.0.1:{server.effective_port}/")
             wait = WebDriverWait(driver, 120, poll_frequency=0.05)
-            drop(driver, encoded(photograph((150, 200), seed=6)), "photograph.png")
+            drop(driver, encoded(photograph(SIZE, seed=6)), "photograph.png")
             wait.until(lambda d: "CRF" in d.find_element(By.ID, "time").text)
-            assert driver.find_element(By.ID, "info").text == "200×150 pixels"
+            assert driver.find_element(By.ID, "info").text == "90×64 pixels"
             pixels = (
-                "return Array.from(document.getElementById('picture').getContext('2d').getImageData(0,0,200,150).data)"
+                "return Array.from(document.getElementById('picture').getContext('2d').getImageData(0,0,90,64).data)"
             )
             before = np.array(driver.execute_script(pixels))
-            assert before.size == 200 * 150 * 4
+            assert before.size == 90 * 64 * 4
             assert len(driver.find_elements(By.CSS_SELECTOR, "#legend li")) >= 2
             moves = {"gaussian_weight": 18, "iterations": 7, "bilateral_weight": 8, "bilateral_xy_std": 40,
                      "bilateral_rgb_std": 20, "gaussian_xy_std": 1.8}  # fmt: skip
@@ -291,12 +290,12 @@ def test_in_a_browser(segment, app, tmp_path):
             wait.until(lambda d: d.find_element(By.ID, "time").text.startswith("CRF"))
             assert keep_screenshot(driver, "serve.png").stat().st_size > 10_000
             assert complaints(driver) == []
-            driver.find_element(By.ID, "file").send_keys(str(tmp_path / "small.png"))
-            wait.until(lambda d: d.find_element(By.ID, "info").text == "90×64 pixels")
+            driver.find_element(By.ID, "file").send_keys(str(tmp_path / "high.png"))
+            wait.until(lambda d: d.find_element(By.ID, "info").text == "64×90 pixels")
             wait.until(lambda d: d.find_element(By.ID, "time").text.startswith("CRF"))
             assert complaints(driver) == []
             drop(driver, b"not a photograph", "photograph.jpg")
             wait.until(lambda d: "cannot be decoded" in d.find_element(By.ID, "problem").text)
-            assert driver.execute_script("return document.getElementById('picture').width") == 90  # the last one stays
+            assert driver.execute_script("return document.getElementById('picture').width") == 64  # the last one stays
     finally:
         server.close()

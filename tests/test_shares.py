@@ -33,7 +33,7 @@ for line in sys.argv[1:]:
 """
 
 
-SIZES = ((44, 60), (84, 60), (124, 60), (44, 110))  # alone each would keep its shape; together they are padded to one
+SIZES = ((20, 30), (36, 30), (68, 30), (20, 60))  # alone each would keep its shape; together they are padded to one
 SETTING = Setting(CRFParams(4.0, 8.0, 12.0, 2.0, 1.5), 2, bilateral="permutohedral")
 
 
@@ -102,11 +102,14 @@ def test_shares_are_named_and_padded_as_the_whole(workdir, folder, capsys, monke
 def test_refine_does_what_is_missing_and_what_has_changed(folder, capsys):
     (folder / "p/trip").mkdir(parents=True)
     for n in range(6):
-        p = np.random.default_rng(n).dirichlet(np.ones(3), SIZES[n % 4]).astype(np.float16)
-        np.save(folder / f"p/{'trip/' * (n % 2)}{n}.npy", p)
+        name, size = f"{'trip/' * (n % 2)}{n}", (12 + 2 * (n % 2), 20)
+        Image.fromarray(photograph(size, n)).save(folder / f"in/{name}.png")
+        np.save(folder / f"p/{name}.npy", np.random.default_rng(n).dirichlet(np.ones(3), size).astype(np.float16))
+
+    setting = replace(SETTING, bilateral="separable")
 
     def run(**changed) -> list[str]:
-        options = RefineOptions(SETTING, "probs")._replace(**changed)
+        options = RefineOptions(setting, "probs")._replace(**changed)
         assert refine_folder(folder / "in", folder / "p", folder / "out", options) == 1  # 6.png
         lines = capsys.readouterr().out.splitlines()
         return [Path(line.split("  (")[0]).stem for line in lines if line.startswith("[") and "failed" not in line]
@@ -119,8 +122,8 @@ def test_refine_does_what_is_missing_and_what_has_changed(folder, capsys):
     os.utime(folder / "p/trip/3.npy", (1, 1))
     assert run() == ["2", "3"]
     assert run(overwrite=True) == everything
-    assert run(crf=replace(SETTING, normalization="before")) == everything
-    assert run(iterations_strip=True, crf=replace(SETTING, iterations=0)) == everything
+    assert run(crf=replace(setting, normalization="before")) == everything
+    assert run(iterations_strip=True, crf=replace(setting, iterations=0)) == everything
 
 
 @pytest.mark.long

@@ -30,6 +30,16 @@ def toy_config() -> ConfigDict:
 
 def toy_variables(config: ConfigDict, classes: int = len(NAMES), scale: float = 6.0) -> dict:
     """Random values, with scores spread enough that every class wins somewhere and no class everywhere."""
+    key = str(config.model), classes, scale
+    if key not in _MADE:
+        _MADE[key] = _variables(config, classes, scale)
+    return jax.tree.map(np.copy, _MADE[key])
+
+
+_MADE: dict[tuple, dict] = {}  # in this process: compiling takes seconds
+
+
+def _variables(config: ConfigDict, classes: int, scale: float) -> dict:
     model = create_model(config.model, classes)
     images = np.random.default_rng(0).integers(0, 256, (1, 65, 65, 3)).astype(np.float32)
     variables = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(1), images))

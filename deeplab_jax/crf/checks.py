@@ -30,12 +30,14 @@ def check_static(iterations: int, normalization: str, update: str = "parallel", 
         check_symmetric(normalization, f'update="{update}"')
 
 
-def check_regularizer(regularizer: str, regularization: float) -> None:
-    """Checks what `update="frank_wolfe"` takes."""
+def check_regularizer(regularizer: str, regularization: float, update: str) -> None:
+    """Checks what `update="frank_wolfe"` takes, and that no other update is given it."""
     if regularizer not in REGULARIZERS:
         raise ValueError(f"regularizer={regularizer!r} must be one of {', '.join(REGULARIZERS)}")
     if isinstance(regularization, bool) or not isinstance(regularization, int | float) or not 0 < regularization < 1e6:
         raise ValueError(f"regularization={regularization!r} must be a number above 0, up to 1e+06")
+    if update != "frank_wolfe" and (regularizer, regularization) != ("entropy", 1):
+        raise ValueError(f'regularizer and regularization belong to update="frank_wolfe"; this one is {update!r}')
 
 
 def check_symmetric(normalization: str, what: str) -> None:

@@ -61,13 +61,9 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
         form = _few(features)
     if form == "dense":
         return form, [_one(features, form, 0)]
+    if form == "auto":
+        form = "direct" if _more_than(max(FEW * points, FEW_IN_ALL), features) else "axes"
     with ThreadPoolExecutor(2) as pool:
-        if form == "auto":
-            found = list(pool.map(lambda n: _embedded(features, "direct", n), range(2)))
-            form = "direct" if found[0][2].size > max(FEW * points, FEW_IN_ALL) else "axes"
-            if form == "direct":
-                done = pool.map(lambda f: _joined(f, form), found)
-                return form, [*done, *pool.map(lambda n: _one(features, form, n), range(2, count))]
         return form, list(pool.map(lambda n: _one(features, form, n), range(count)))
 
 
@@ -84,6 +80,21 @@ def _few(features: np.ndarray) -> str:
     return "dense" if _embedded(features, "dense", 0)[2].size <= DENSE_UP_TO else "auto"
 
 
+def _more_than(limit: float, features: np.ndarray) -> bool:
+    """Whether the direct form has more vertices than this.
+
+    Vertices are of D + 1 kinds, and each simplex has one of each kind: the first kind stands for all.
+    """
+    frame, kinds = _frame(features, "direct", 0), features.shape[1] + 1
+    distinct = np.empty(0, np.int64)
+    for at in range(0, len(features), BLOCK):
+        keys, _ = _simplices(features[at : at + BLOCK], *frame)
+        distinct = np.union1d(distinct, keys[keys % kinds == 0])
+        if distinct.size * kinds > limit:
+            return True
+    return False
+
+
 def _one(features: np.ndarray, form: str, lattice: int) -> HostLattice:
     found = _joined(_embedded(features, form, lattice), form)
     if form == "axes" and lattice % 2:
@@ -95,21 +106,27 @@ def _one(features: np.ndarray, form: str, lattice: int) -> HostLattice:
 def _embedded(features: np.ndarray, form: str, lattice: int) -> tuple:
     """Vertices [D + 1, N], weights [D + 1, N], the keys of the vertices [M], the key steps of the axes [D + 1]."""
     points, dimensions = features.shape
-    order = dimensions + 1
-    matrix, shift = lattice_design.embedding(form, dimensions, lattice)
-    matrix, shift = matrix.astype(np.float32), shift.astype(np.float32)
-    low, high = features.min(0), features.max(0)
-    reach = np.maximum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
-    start = np.minimum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
-    units, first = _units(np.floor(start / order).astype(int) - 4, np.ceil(reach / order).astype(int) + 4)
-    keys = np.empty((order, points), np.int64)
-    weights = np.empty((order, points), np.float32)
+    matrix, shift, units, first = _frame(features, form, lattice)
+    keys = np.empty((dimensions + 1, points), np.int64)
+    weights = np.empty((dimensions + 1, points), np.float32)
     for at in range(0, points, BLOCK):
         part = slice(at, at + BLOCK)
         keys[:, part], weights[:, part] = _simplices(features[part], matrix, shift, units, first)
     vertices, distinct = _numbered(keys.reshape(-1))
-    steps = units.sum() - order * units
-    return vertices.reshape(order, points), weights, distinct, steps, (units, matrix, first)
+    steps = units.sum() - (dimensions + 1) * units
+    return vertices.reshape(dimensions + 1, points), weights, distinct, steps, (units, matrix, first)
+
+
+def _frame(features: np.ndarray, form: str, lattice: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The embedding of a lattice, matrix and shift, and what makes its keys: units and first cells."""
+    dimensions = features.shape[1]
+    matrix, shift = lattice_design.embedding(form, dimensions, lattice)
+    matrix, shift = matrix.astype(np.float32), shift.astype(np.float32)
+    low, high = features.min(0), features.max(0)
+    end = np.maximum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
+    start = np.minimum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
+    order = dimensions + 1
+    return matrix, shift, *_units(np.floor(start / order).astype(int) - 4, np.ceil(end / order).astype(int) + 4)
 
 
 def _units(lowest: np.ndarray, highest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

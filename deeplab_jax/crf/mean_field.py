@@ -89,7 +89,7 @@ def mean_field(
     [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
     """
     checks.check_static(iterations, normalization, update, cutoff)
-    checks.check_regularizer(regularizer, regularization)
+    checks.check_regularizer(regularizer, regularization, update)
     unary, image = (jnp.asarray(x) for x in (unary, image))
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
@@ -173,7 +173,7 @@ def mean_field_features(
     [0, 0, 1]
     """
     checks.check_static(iterations, normalization, update, cutoff)
-    checks.check_regularizer(regularizer, regularization)
+    checks.check_regularizer(regularizer, regularization, update)
     unary = jnp.asarray(unary)
     checks.check_unary(unary, (2,))
     checks.check_mask(mask, unary.shape)

@@ -4,7 +4,8 @@ Labels that cannot win are left out (`pruning`). In cases that are not covered h
 runs a program compiled for the given shapes.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,14 +68,12 @@ def image_marginals(
     stds = [_pair(params.bilateral_xy_std), _pair(params.gaussian_xy_std)]
     results = []
     for n, one in enumerate(unaries):
-        valid = None if masks is None else masks[n]
-        kernels = [(_bilateral(images[n], stds[0], params.bilateral_rgb_std), params.bilateral_weight)]
-        kernels += [(f[n], w) for f, w in zip(extra, weights, strict=True)]
-        smooth = ((height, width), stds[1], options.radius, params.gaussian_weight)
-        q = _marginals(one, kernels, smooth, compatibility, valid, options, device)
-        if q is None:
+        points = [_bilateral(images[n], stds[0], params.bilateral_rgb_std), *(f[n] for f in extra)]
+        smooth = (height, width), stds[1], options.radius
+        built = _Kernels.build(points, smooth, None if masks is None else masks[n], options, device)
+        if built is None:
             return None
-        results.append(q)
+        results.append(built.marginals(one, [params.bilateral_weight, *weights], params.gaussian_weight, compatibility))
     # The batch axis follows the axis of iterations, if all are requested.
     out = np.stack(results, -3) if len(results) > 1 else results[0][..., None, :, :]
     out = out.reshape(*out.shape[:-3], *unary.shape)
@@ -91,10 +90,35 @@ def point_marginals(
 ) -> jax.Array | None:
     """Like `mean_field_features`; None if the features span too wide a range."""
     device = _device(jax.tree.leaves((unary, mask, features)))
-    kernels = [(np.asarray(f), w) for f, w in zip(features, weights, strict=True)]
-    valid = None if mask is None else np.asarray(mask)
-    q = _marginals(np.asarray(unary), kernels, None, compatibility, valid, options, device)
-    return None if q is None else jax.device_put(q.astype(unary.dtype), device)
+    built = _Kernels.build(list(map(np.asarray, features)), None, mask, options, device)
+    if built is None:
+        return None
+    q = built.marginals(np.asarray(unary), weights, None, compatibility)
+    return jax.device_put(q.astype(unary.dtype), device)
+
+
+def for_weights(
+    unary: np.ndarray, image: np.ndarray, params: CRFParams, options: Options
+) -> Callable[[Value, Value], np.ndarray] | None:
+    """The marginals as a function of the kernels' weights; the lattices, which depend on the widths, are built once.
+
+    Args:
+      unary: [H, W, C] float32.
+      image: [H, W, 3].
+      params: the widths; its weights are not used.
+      options: as `covers` accepts them.
+
+    Returns:
+      (bilateral_weight, gaussian_weight) -> float32 [H, W, C]; None if the features span too wide a range.
+    """
+    height, width, labels = unary.shape
+    points = [_bilateral(image, _pair(params.bilateral_xy_std), params.bilateral_rgb_std)]
+    smooth = (height, width), _pair(params.gaussian_xy_std), options.radius
+    built = _Kernels.build(points, smooth, None, options, _device(()))
+    if built is None:
+        return None
+    flat = unary.reshape(-1, labels)
+    return lambda appearance, smoothness: built.marginals(flat, [appearance], smoothness, None).reshape(unary.shape)
 
 
 def _pair(std: Value) -> np.ndarray:
@@ -111,39 +135,61 @@ def _bilateral(image: np.ndarray, xy_std: np.ndarray, rgb_std: Value) -> np.ndar
     return features.reshape(-1, 5)
 
 
-def _marginals(unary, kernels, smooth, compatibility, mask, options: Options, device) -> np.ndarray | None:
-    """Marginals float32 [N, C], or [T + 1, N, C], for unary [N, C] and kernels: pairs of features [N, D], weight."""
-    count = len(unary)
-    valid = None if mask is None else (mask != 0).astype(np.float32)
-    points = ready.Points(count, ready.room(count))
-    every = [w for _, w in kernels] + ([] if smooth is None else [smooth[3]])
-    simple = compatibility is None and all(np.ndim(w) == 0 for w in every)
-    start = _Start(unary, valid, options.prune is not False and simple)
-    weights = [_weight(w, compatibility, start) for w in every]
-    try:
-        lattices = [
-            ready.lattice_kernel(_among_valid(f, valid), w, valid, options.normalization, points)
-            for (f, _), w in zip(kernels, weights)
-        ]
-    except host_lattice.TooWide:
-        return None
-    spatial = None
-    if smooth is not None:
-        size, std, radius, _ = smooth
-        spatial = ready.spatial_kernel(size, std, radius, weights[-1], valid, options.normalization, points)
-    with jax.default_device(device):
-        log = start.padded(points)
+@dataclasses.dataclass(frozen=True)
+class _Kernels:
+    """The kernels of one image, or of points, without their weights.
 
-        def after(iterations: int) -> np.ndarray:
-            q = ready.run(log, lattices, spatial, np.int32(count), np.int32(iterations))
-            return start.all_labels(np.asarray(q)[:count])
+    Attributes:
+      lattices: one kernel for each of several features.
+      spatial: the smoothness kernel, if there is one.
+      valid: float32 [N], 0 where a point is masked; None = all count.
+    """
 
-        if not options.return_all:
-            return after(int(options.iterations))
-        # Each as if it were the last: with the mean of all lattices.
-        first = np.exp(start.log - start.log.max(1, keepdims=True))
-        first = start.all_labels(first / first.sum(1, keepdims=True))
-        return np.stack([first, *(after(n) for n in range(1, options.iterations + 1))])
+    lattices: list[ready.LatticeKernel]
+    spatial: ready.SpatialKernel | None
+    valid: np.ndarray | None
+    points: ready.Points
+    options: Options
+    device: jax.Device | None
+
+    @classmethod
+    def build(cls, features, smooth, mask, options: Options, device) -> "_Kernels | None":
+        """Kernels over features [N, D], and if `smooth` is (size, widths, radius) over an image's grid."""
+        count = len(features[0])
+        valid = None if mask is None else (np.asarray(mask) != 0).astype(np.float32)
+        points, none = ready.Points(count, ready.room(count)), np.zeros(0, np.float32)
+        norm = options.normalization
+        try:
+            lattices = [ready.lattice_kernel(_among_valid(f, valid), none, valid, norm, points) for f in features]
+        except host_lattice.TooWide:
+            return None
+        spatial = None
+        if smooth is not None:
+            size, stds, radius = smooth
+            spatial = ready.spatial_kernel(size, stds, radius, none, valid, norm, points)
+        return cls(lattices, spatial, valid, points, options, device)
+
+    def marginals(self, unary: np.ndarray, weights: Sequence[Value], smoothness: Value | None, compatibility):
+        """Marginals float32 [N, C], or [T + 1, N, C], for unary [N, C]."""
+        every = [*weights] if smoothness is None else [*weights, smoothness]
+        simple = compatibility is None and all(np.ndim(w) == 0 for w in every)
+        start = _Start(unary, self.valid, self.options.prune is not False and simple)
+        of = [jnp.asarray(_weight(w, compatibility, start)) for w in every]
+        lattices = [dataclasses.replace(k, weight=w) for k, w in zip(self.lattices, of)]
+        spatial = self.spatial and dataclasses.replace(self.spatial, weight=of[-1])
+        with jax.default_device(self.device):
+            log, count = start.padded(self.points), self.points.count
+
+            def after(iterations: int) -> np.ndarray:
+                q = ready.run(log, lattices, spatial, np.int32(count), np.int32(iterations))
+                return start.all_labels(np.asarray(q)[:count])
+
+            if not self.options.return_all:
+                return after(int(self.options.iterations))
+            # Each as if it were the last: with the mean of all lattices.
+            first = np.exp(start.log - start.log.max(1, keepdims=True))
+            first = start.all_labels(first / first.sum(1, keepdims=True))
+            return np.stack([first, *(after(n) for n in range(1, self.options.iterations + 1))])
 
 
 class _Start:
@@ -155,26 +201,25 @@ class _Start:
         if valid is not None:
             self.log = np.where(valid[:, None] > 0, self.log, np.float32(0))
         self.kept = np.ones(self.labels, bool)
-        if prune and self.labels > ready.LANES:
+        self.size = ready.lanes(self.labels)
+        if prune and self.size > ready.PRUNED:
             self.log -= self.log.max(1, keepdims=True)
             self.share = np.exp(self.log)
             total = self.share.sum(1, keepdims=True)
             self.share /= total
             self.log -= np.log(total)
             self.kept = pruning.kept(self.share, self.log, valid)
-        if self.lanes(self.kept.sum() + 1) >= self.lanes(self.labels):
+        pruned = ready.lanes(int(self.kept.sum()) + 1, ready.PRUNED)
+        if pruned >= self.size:
             self.kept[:] = True
         if not self.kept.all():
+            self.size = pruned
             self.share = self.share[:, ~self.kept]
             self.rest = np.maximum(self.share.sum(1, keepdims=True), np.float32(1e-37))
             self.log = np.concatenate([self.log[:, self.kept], np.log(self.rest)], 1)
 
-    @staticmethod
-    def lanes(labels: int) -> int:
-        return -(-int(labels) // ready.LANES) * ready.LANES
-
     def padded(self, points: ready.Points) -> np.ndarray:
-        out = np.full((points.room, self.lanes(self.log.shape[1])), _NEVER, np.float32)
+        out = np.full((points.room, self.size), _NEVER, np.float32)
         out[: points.count, : self.log.shape[1]] = self.log
         return out
 
@@ -190,7 +235,7 @@ class _Start:
 
 def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np.ndarray:
     """How labels attract each other, float32 [C'] or [C', C'] over the padded labels; the rest receives nothing."""
-    size = start.lanes(start.log.shape[1])
+    size = start.size
     weight = np.asarray(weight, np.float32)
     if compatibility is not None:
         matrix = weight if weight.ndim == 2 else np.diag(np.broadcast_to(weight, (start.labels,)))

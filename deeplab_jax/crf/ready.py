@@ -11,7 +11,7 @@ and the last iteration averages all of them.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import flax.struct
@@ -23,8 +23,9 @@ from jax import lax
 from deeplab_jax.crf import host_lattice, lattice_design
 
 POINTS = 2048  # points, and vertices, that are processed at once; this many stay in the cache
-TAPS = 7  # taps of the smoothness kernel on each side that are added at once
-LANES = 8  # labels are padded to multiples of this
+TAPS = 14  # taps of the smoothness kernel on each side that are added at once: enough for a width of 3
+LANES = 4  # labels are padded to multiples of this
+PRUNED = 8  # and those that pruning leaves to multiples of this, whose number depends on the photograph
 
 
 @flax.struct.dataclass
@@ -63,7 +64,8 @@ class SpatialKernel:
       rows: taps along y, likewise.
       groups: int32 [], groups of `TAPS` taps in use.
       width: int32 [], columns of the grid.
-      before: float32 [N + 2 margin], 0 in the margins.
+      x: int32 [N], the column of each point.
+      before: float32 [N].
       after: float32 [N].
       weight: float32 [C] or [C, C].
       margin: rows of padding before and after the points, at least R * width + R.
@@ -73,6 +75,7 @@ class SpatialKernel:
     rows: jax.Array
     groups: jax.Array
     width: jax.Array
+    x: jax.Array
     before: jax.Array
     after: jax.Array
     weight: jax.Array
@@ -98,6 +101,15 @@ def room(count: int, least: int = 8 * POINTS) -> int:
         return least << 2 * max(0, math.ceil(math.log2(max(count, 1) / least) / 2))
     step = 1 << (count.bit_length() - 4)
     return -(-count // step) * step
+
+
+def lanes(labels: int, multiple: int = LANES) -> int:
+    """Labels in a buffer.
+
+    >>> lanes(11), lanes(11, PRUNED)
+    (12, 16)
+    """
+    return -(-labels // multiple) * multiple
 
 
 def _argument(value: np.ndarray | np.generic) -> jax.Array:
@@ -163,7 +175,7 @@ def spatial_kernel(
     height, width = size
     radius = (min(radius[0], width - 1), min(radius[1], height - 1))
     groups = math.ceil(max(*radius, 1) / TAPS)
-    reach = room(groups, 2) * TAPS
+    reach = room(groups, 1) * TAPS
     distance = np.arange(reach + 1)
     taps = [np.exp(-0.5 * (distance / s) ** 2) * (distance <= r) for s, r in zip(std, radius, strict=True)]
     margin = room(reach * (width + 1), points.room // 8)
@@ -176,7 +188,8 @@ def spatial_kernel(
         _argument(taps[1].astype(np.float32)),
         _argument(np.int32(groups)),
         _argument(np.int32(width)),
-        _argument(np.pad(_padded(before, points), margin)),
+        _argument(np.arange(points.room, dtype=np.int32) % width),
+        _argument(_padded(before, points)),
         _argument(_padded(after, points)),
         _argument(weight),
         margin,
@@ -209,7 +222,7 @@ def run(
     """The marginals [N, C] after `iterations` >= 1 updates.
 
     Args:
-      negative_unary: [N, C] log P; C is a multiple of `LANES` or smaller than it; labels that do not exist are at
+      negative_unary: [N, C] log P; C as of `lanes`; labels that do not exist are at
         -1e30.
       lattices: kernels over the points.
       spatial: the smoothness kernel of an image, or None.
@@ -220,14 +233,15 @@ def run(
     margin = 0 if spatial is None else spatial.margin
     most = max((k.counts.shape[0] for k in lattices), default=1)
     blocks = (count + POINTS - 1) // POINTS
-    q0 = jnp.zeros((rows + 2 * margin, labels))
+    q0 = jnp.zeros((rows, labels))
+    smooth0 = None if spatial is None else jnp.zeros((rows + 2 * margin, labels))  # what points send, 0 in the margins
     grids = []
     for kernel in lattices:
         buffers = 1 if kernel.matrix is not None else 2
         grids.append(tuple(jnp.zeros((kernel.neighbors.shape[2], labels)) for _ in range(buffers)))
 
     def one_pass(n: jax.Array, state: tuple) -> tuple:
-        q, logits, grids = state
+        q, smooth, logits, grids = state
         turn = n % most
         final = n >= iterations - 1
         first = (n < iterations) | (most == 1)
@@ -238,19 +252,22 @@ def run(
         grids = [(_cleared(g[0], k, t), *g[1:]) for g, k, t in zip(grids, lattices, turns, strict=True)]
 
         def send(b: jax.Array, state: tuple) -> tuple:
-            q, grids = state
+            q, smooth, grids = state
             at = b * POINTS
-            now = lax.cond(first, lambda: jax.nn.softmax(_rows(logits, at), axis=-1), lambda: _rows(q, margin + at))
-            q = lax.dynamic_update_slice_in_dim(q, now, margin + at, 0)
+            now = lax.cond(first, lambda: jax.nn.softmax(_rows(logits, at), axis=-1), lambda: _rows(q, at))
+            q = lax.dynamic_update_slice_in_dim(q, now, at, 0)
+            if spatial is not None:
+                sent = now * _rows(spatial.before, at)[:, None]
+                smooth = lax.dynamic_update_slice_in_dim(smooth, sent, margin + at, 0)
             after = []
             for grid, kernel, t, w in zip(grids, lattices, turns, which, strict=True):
                 sent = now * _of(kernel.before, w, at)[:, None]
                 vertices, weights = _of(kernel.vertices, t, at), _of(kernel.weights, t, at)
                 added = (weights[:, :, None] * sent).reshape(-1, labels)
                 after.append((grid[0].at[vertices.reshape(-1)].add(added, mode="promise_in_bounds"), *grid[1:]))
-            return q, after
+            return q, smooth, after
 
-        q, grids = lax.fori_loop(0, blocks, send, (q, grids))
+        q, smooth, grids = lax.fori_loop(0, blocks, send, (q, smooth, grids))
         grids = [_between(g, k, t) for g, k, t in zip(grids, lattices, turns, strict=True)]
 
         def receive(b: jax.Array, logits: jax.Array) -> jax.Array:
@@ -258,22 +275,24 @@ def run(
 
             def begin() -> jax.Array:
                 start = _rows(negative_unary, at)
-                return start if spatial is None else start + _smoothed(spatial, q, at)
+                return start if spatial is None else start + _smoothed(spatial, smooth, at)
 
             total = lax.cond(first, begin, lambda: _rows(logits, at))
             for grid, kernel, t, w in zip(grids, lattices, turns, which, strict=True):
                 vertices, weights = _of(kernel.vertices, t, at), _of(kernel.weights, t, at)
+                result = grid[_result(kernel)]
                 heard = sum(
-                    grid[-1].at[v].get(mode="promise_in_bounds") * x[:, None]
+                    result.at[v].get(mode="promise_in_bounds") * x[:, None]
                     for v, x in zip(vertices, weights, strict=True)
                 )
                 heard = heard * (share * _of(kernel.after, w, at))[:, None]
                 total += _weighted(kernel.weight, heard)
             return lax.dynamic_update_slice_in_dim(logits, total, at, 0)
 
-        return q, lax.fori_loop(0, blocks, receive, logits), grids
+        return q, smooth, lax.fori_loop(0, blocks, receive, logits), grids
 
-    _, logits, _ = lax.fori_loop(0, iterations - 1 + most, one_pass, (q0, negative_unary, grids))
+    start = (q0, smooth0, negative_unary, grids)
+    _, _, logits, _ = lax.fori_loop(0, iterations - 1 + most, one_pass, start)
 
     def finish(b: jax.Array, logits: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice_in_dim(
@@ -306,8 +325,15 @@ def _cleared(grid: jax.Array, kernel: LatticeKernel, turn: jax.Array) -> jax.Arr
     return lax.fori_loop(0, blocks, lambda b, g: lax.dynamic_update_slice_in_dim(g, zeros, b * size, 0), grid)
 
 
+def _result(kernel: LatticeKernel) -> int:
+    """Which buffer holds what `_between` computes. Buffers never trade places: XLA would copy them in each pass."""
+    if kernel.matrix is not None:
+        return 0
+    return 1 if kernel.form == "direct" else kernel.vertices.shape[1] % 2
+
+
 def _between(grids: tuple, kernel: LatticeKernel, turn: jax.Array) -> tuple:
-    """Applies the operator between the vertices; the result is in the last of the buffers."""
+    """Applies the operator between the vertices; the result is in the buffer `_result`."""
     if kernel.matrix is not None:  # the form "dense"
         return (jnp.matmul(kernel.matrix, grids[0], precision=lax.Precision.HIGHEST),)
     order = kernel.vertices.shape[1]
@@ -324,39 +350,45 @@ def _between(grids: tuple, kernel: LatticeKernel, turn: jax.Array) -> tuple:
 
         return lax.fori_loop(0, blocks, block, to)
 
-    raw, out = grids
+    both = list(grids)
     if kernel.form == "direct":
-        return raw, step(out, raw, slice(0, 2 * order), 1.0, side)
-    for j in range(order):
-        raw, out = step(out, raw, slice(2 * j, 2 * j + 2), 1 - 2 * side, side), raw
-    return out, raw
+        both[1] = step(both[1], both[0], slice(0, 2 * order), 1.0, side)
+    else:
+        for j in range(order):
+            there, here = (j + 1) % 2, j % 2
+            both[there] = step(both[there], both[here], slice(2 * j, 2 * j + 2), 1 - 2 * side, side)
+    return tuple(both)
 
 
-def _smoothed(spatial: SpatialKernel, q: jax.Array, at: jax.Array) -> jax.Array:
-    """The weighted message of the smoothness kernel to the block of points from `at`; q has a margin."""
+def _smoothed(spatial: SpatialKernel, sent: jax.Array, at: jax.Array) -> jax.Array:
+    """The weighted message of the smoothness kernel to the block of points from `at`; `sent` has margins of zeros."""
     reach = spatial.rows.shape[0] - 1
     tall = POINTS + 2 * reach
     start = spatial.margin + at - reach
 
-    def sent(shift: jax.Array) -> jax.Array:
-        return _rows(q, start + shift, tall) * _rows(spatial.before, start + shift, tall)[:, None]
+    def all_taps(one_tap: Callable[[jax.Array | int, jax.Array], jax.Array], total: jax.Array) -> jax.Array:
+        """Adds one_tap(k, total) for k = 1, 2, ...; where one group is all there is, k is a constant."""
 
-    def down(g: jax.Array, total: jax.Array) -> jax.Array:
-        for n in range(1, TAPS + 1):
-            k = g * TAPS + n
-            total += spatial.rows[k] * (sent(k * spatial.width) + sent(-k * spatial.width))
-        return total
+        def group(first: jax.Array | int, total: jax.Array) -> jax.Array:
+            for n in range(1, TAPS + 1):
+                total = one_tap(first + n, total)
+            return total
 
-    columns = lax.fori_loop(0, spatial.groups, down, spatial.rows[0] * sent(jnp.int32(0)))
-    x = (at + jnp.arange(POINTS)) % spatial.width
+        if reach == TAPS:
+            return group(0, total)
+        return lax.fori_loop(0, spatial.groups, lambda g, t: group(g * TAPS, t), total)
 
-    def across(g: jax.Array, total: jax.Array) -> jax.Array:
-        for n in range(1, TAPS + 1):
-            k = g * TAPS + n
-            ahead = _rows(columns, reach + k, POINTS) * (x + k < spatial.width)[:, None]
-            behind = _rows(columns, reach - k, POINTS) * (x >= k)[:, None]
-            total += spatial.columns[k] * (ahead + behind)
-        return total
+    def down(k: jax.Array | int, total: jax.Array) -> jax.Array:
+        shift = k * spatial.width
+        return total + spatial.rows[k] * (_rows(sent, start + shift, tall) + _rows(sent, start - shift, tall))
 
-    total = lax.fori_loop(0, spatial.groups, across, spatial.columns[0] * _rows(columns, reach, POINTS))
+    columns = all_taps(down, spatial.rows[0] * _rows(sent, start, tall))
+    x = _rows(spatial.x, at)
+
+    def across(k: jax.Array | int, total: jax.Array) -> jax.Array:
+        ahead = jnp.where(x + k < spatial.width, spatial.columns[k], 0)[:, None] * _rows(columns, reach + k)
+        behind = jnp.where(x >= k, spatial.columns[k], 0)[:, None] * _rows(columns, reach - k)
+        return total + ahead + behind
+
+    total = all_taps(across, spatial.columns[0] * _rows(columns, reach))
     return _weighted(spatial.weight, total * _rows(spatial.after, at)[:, None])

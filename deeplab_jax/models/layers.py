@@ -10,14 +10,14 @@ import numpy as np
 from jax import lax
 
 from deeplab_jax.models.cpu import convolution, sums
+from deeplab_jax.models.initial import ONES, ZEROS, Normal
 
 # The released ResNets' batch norm; torchvision's is the same.
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 
-classifier_init = jax.jit(nn.initializers.normal(0.01), static_argnums=(1, 2))  # v1 section 5: N(0, 0.01)
-# Flax evaluates a parameter's shape each time that a layer runs: under `jit` the result is cached.
-conv_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2))
+classifier_init = Normal(0.01)  # v1 section 5: N(0, 0.01)
+conv_init = Normal()
 
 
 class Conv(nn.Module):
@@ -52,7 +52,7 @@ class Conv(nn.Module):
             weights = weights * factor
         y = convolution.conv(x.astype(self.dtype), weights.astype(self.dtype), self.stride, self.rate)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y = y + self.param("bias", ZEROS, (self.features,), jnp.float32).astype(self.dtype)
         return y
 
 
@@ -75,7 +75,7 @@ class ConvWeights(nn.Module):
         """[B, H, W, C], of which only C is used -> kernel [k, k, C, features], bias [features], float32."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return kernel, self.param("bias", ZEROS, (self.features,), jnp.float32)
 
 
 class BatchNorm(nn.Module):
@@ -101,10 +101,10 @@ class BatchNorm(nn.Module):
     def __call__(self, conv: Conv, x: jax.Array, train: bool) -> jax.Array:
         """conv(x), normalized: [B, H, W, C] -> the shape of the result of `conv`, which has no bias."""
         channels = (conv.features,)
-        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
-        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", ONES, channels, jnp.float32)
+        bias = self.param("bias", ZEROS, channels, jnp.float32)
+        mean = self.variable("batch_stats", "mean", ZEROS, None, channels, jnp.float32)
+        var = self.variable("batch_stats", "var", ONES, None, channels, jnp.float32)
         if self.frozen or not train:
             stored = scale, bias, mean.value, var.value
             factor, offset = _affine(*(lax.stop_gradient(stored) if self.frozen else stored))

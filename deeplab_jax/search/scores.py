@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.console import Meter
+from deeplab_jax.crf import plain
 from deeplab_jax.crf.gaussian import TRUNCATE
 from deeplab_jax.crf.kernels import choose_bilateral, image_kernels
 from deeplab_jax.crf.layer import WEIGHTS
@@ -179,8 +180,6 @@ class CRFScorer:
         if None in settings:
             yield None, counts(log_probs.argmax(-1))
         shape = self._padded_shape((height, width))
-        unary, pixels, _, mask = map(jnp.asarray, padded(log_probs, photograph, label, shape))
-        unary, mask = unary.reshape(-1, classes), mask.ravel()
         chosen = choose_bilateral(self.bilateral, *shape)
         alike = sorted((s for s in settings if s is not None), key=lambda s: (s.widths, s.normalization, s))
         for _, same in groupby(alike, key=lambda s: (s.widths, s.normalization)):
@@ -191,11 +190,26 @@ class CRFScorer:
                 bilateral=chosen,
                 radius=truncation_radius(group[0].gaussian_xy_std, TRUNCATE),
             )
-            kernels = _kernels(pixels, group[0].params, mask, options)
+            labels = self._labels(log_probs, photograph, shape, group[0].params, options)
             for setting in group:
-                weights = [jnp.float32(getattr(setting.params, name)) for name in WEIGHTS]
-                labels = np.asarray(_labels(unary, kernels, weights, mask, options)).reshape(shape)
-                yield setting, counts(labels[:height, :width])
+                yield setting, counts(labels(*(getattr(setting.params, name) for name in WEIGHTS)))
+
+    def _labels(self, log_probs, photograph, shape, params, options) -> Callable[..., np.ndarray]:
+        """The labels [H, W] as a function of the two weights; by the filter that `mean_field` uses here."""
+        if plain.covers(options, params):
+            marginals = plain.for_weights(-log_probs, photograph, params, options)
+            if marginals is not None:
+                return lambda *weights: marginals(*weights).argmax(-1).astype(np.uint8)
+        height, width, classes = log_probs.shape
+        unary, pixels, _, mask = map(jnp.asarray, padded(log_probs, photograph, np.zeros((height, width)), shape))
+        unary, mask = unary.reshape(-1, classes), mask.ravel()
+        kernels = _kernels(pixels, params, mask, options)
+
+        def labels(*weights) -> np.ndarray:
+            found = _most_probable(unary, kernels, list(map(jnp.float32, weights)), mask, options)
+            return np.asarray(found).reshape(shape)[:height, :width]
+
+        return labels
 
 
 @partial(jax.jit, static_argnames="options")
@@ -204,6 +218,6 @@ def _kernels(image, params, mask, options):
 
 
 @partial(jax.jit, static_argnames="options")
-def _labels(unary, kernels, weights, mask, options):
+def _most_probable(unary, kernels, weights, mask, options):
     kernels = [kernel.replace(weight=weight) for kernel, weight in zip(kernels, weights)]
     return solve(unary, kernels, None, mask, options).argmax(-1).astype(jnp.uint8)

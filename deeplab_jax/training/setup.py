@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,7 +18,7 @@ from deeplab_jax.data import open_dataset, require_two_classes
 from deeplab_jax.data.class_weights import class_weights_for
 from deeplab_jax.data.dataset import SegmentationDataset
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import BACKBONES, create_model
+from deeplab_jax.models import BACKBONES, create_model, initial
 from deeplab_jax.runs import processes, schema
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.flat import unflatten_state
@@ -150,19 +149,12 @@ def build_model(config: ConfigDict, num_classes: int):
 
 
 def initial_variables(config: ConfigDict, model) -> dict:
-    """Random variables keyed by `config.seed`, replaced by those of `config.init_from`."""
-    # The variables depend neither on the image's size nor on the number of scales, which share their weights.
-    architecture = dataclasses.replace(model.architecture, scales=(1.0,))
-    side = 32 + architecture.size_extra
-    image = jnp.zeros((1, side, side, 3), jnp.float32)
-    small = model.clone(architecture=architecture)
-    key = jax.random.key(config.seed)
-    variables = jax.jit(lambda k: small.init({"params": k, "dropout": k}, image, train=False))(key)
-    if not config.init_from:
-        return variables
-    variables, load_report = load_initial(config.init_from, config.model, jax.tree.map(np.asarray, variables))
-    say(str(load_report))
-    return variables
+    """The variables of `config.init_from`, and random ones from `config.seed` where it has none; host arrays."""
+    variables = initial.plan(model)
+    if config.init_from:
+        variables, load_report = load_initial(config.init_from, config.model, variables)
+        say(str(load_report))
+    return initial.draw(model, variables, config.seed)
 
 
 def print_overview(state: TrainState) -> None:

@@ -124,6 +124,14 @@ def test_the_form_follows_the_number_of_vertices():
     assert host_lattice.build(cloud(5, 150000, 4))[0] == "axes"
 
 
+@pytest.mark.parametrize("side", [3, 5])
+def test_one_kind_of_vertices_stands_for_all(side):
+    features = cloud(5, 20000, side)
+    count = host_lattice._embedded(features, "direct", 0)[2].size
+    assert host_lattice._more_than(0.9 * count, features)
+    assert not host_lattice._more_than(1.1 * count, features)
+
+
 def test_too_wide_features_are_refused():
     with pytest.raises(host_lattice.TooWide):
         host_lattice.build(cloud(8, 50, 1e4))

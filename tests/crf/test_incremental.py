@@ -16,12 +16,13 @@ def reference(scene, definition):
     lattice = jax.jit(permutohedral.build)(kernels.bilateral_features(scene.image.astype(np.float32), PARAMS))
     alone = [one_lattice(lattice, n) for n in range(permutohedral.LATTICES)]
     unary = scene.unary.reshape(-1, 4)
-    norm = permutohedral.apply(lattice, np.ones((len(unary), 1), np.float32)) ** -0.5
+    apply = jax.jit(permutohedral.apply)
+    norm = apply(lattice, np.ones((len(unary), 1), np.float32)) ** -0.5
     _, spatial = definition.image_kernels(scene.image, PARAMS)
     spatial = definition.normalized(spatial, "symmetric")
 
     def update(q, filters):
-        bilateral = norm * np.mean([permutohedral.apply(f, norm * q) for f in filters], axis=0)
+        bilateral = norm * np.mean([apply(f, norm * q) for f in filters], axis=0)
         return definition.softmax(-unary + PARAMS.bilateral_weight * bilateral + PARAMS.gaussian_weight * spatial @ q)
 
     q = everything = definition.softmax(-unary)

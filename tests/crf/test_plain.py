@@ -53,6 +53,20 @@ def test_sizes_share_a_program():
     assert ready.run._cache_size() == before
 
 
+@pytest.mark.parametrize("form", ["direct", "axes"])
+def test_no_pass_copies_a_buffer(form, monkeypatch):
+    """An update of a buffer that is also read later would have XLA copy it, once for each pass."""
+    build, run, arguments = host_lattice.build, ready.run, []
+    monkeypatch.setattr(host_lattice, "build", lambda features, points=None: build(features, form))
+    monkeypatch.setattr(ready, "run", lambda *given: arguments.extend(given) or given[0])
+    mean_field(*photograph(30, 40), PARAMS, 2, bilateral="permutohedral")
+    text = run.lower(*arguments).compile().as_text()
+    before_main, main = text.split("ENTRY", 1)
+    assert "while(" in before_main and "while(" in main
+    whole = [kernel.neighbors.shape[2] for kernel in arguments[1]] + [len(arguments[0])]
+    assert not [line for line in before_main.splitlines() if " copy(" in line and any(f"[{n}," in line for n in whole)]
+
+
 def test_padding_does_not_choose_the_form(monkeypatch):
     """A photograph is filtered in the same way alone and, with a mask, inside a larger one."""
     unary, image = photograph(60, 70)

@@ -70,7 +70,7 @@ def test_a_record_that_is_gone_is_said(tmp_path, capfd):
     assert "metrics.jsonl: is missing; the record begins again after step 5" in capfd.readouterr().err
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_of_the_log(tmp_path, capfd):
+def test_a_picture_that_cannot_be_read_is_left_out_of_the_log(tensorboard, tmp_path, capfd):
     pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
     (tmp_path / "pictures").mkdir()
     for name in ("00000002_train.png", "note.png", "x_train.png"):

@@ -81,7 +81,7 @@ def read_hyperparameters(folder):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tensorboard, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     reporter = Reporter(folder, 0, 30)
     reporter.hyperparameters(FIELDS | {"batch_size": 2})
@@ -149,9 +149,16 @@ def test_log_has_pictures(workdir):
 
 
 @pytest.mark.long
-def test_log_of_a_real_run(runs, tmp_path):
+def test_log_of_a_real_run(tensorboard, runs, tmp_path):
     pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
-    steps = (END_TO_END, "num_steps=4", "checkpoint.every=2", "log.images_every=2", "eval.every=4")
+    steps = (
+        END_TO_END,
+        "num_steps=4",
+        "checkpoint.every=2",
+        "log.images_every=2",
+        "eval.every=4",
+        "eval.crf_iterations=0,2",
+    )
     config = runs.config(*steps, "eval.limit=2", "eval.overlays=1", "crf.learn=weights,compatibility,stds")
     loop.train(config, tmp_path)
     evaluate_workdir(config, tmp_path)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ TINY = (
     "log.every=2",
     "checkpoint.every=3",
     "eval.limit=4",
-    "eval.crf_iterations=0,2",
+    "eval.crf_iterations=0,",  # a CRF's program takes longer to compile than the whole run
     "eval.overlays=0",
     "eval.trimap_widths=2,",
     "eval.every=6",
@@ -76,6 +77,15 @@ class Runs:
         assert process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
         return out, err
 
+    def run_here(self, workdir: Path, *overrides: str) -> None:
+        """What `deeplab_jax.main` does, in this process."""
+        from deeplab_jax.evaluation.workdir import evaluate_workdir
+        from deeplab_jax.training import loop
+
+        config = self.config(*overrides)
+        loop.train(config, workdir)
+        evaluate_workdir(config, workdir)
+
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Runs:
@@ -95,8 +105,33 @@ def small_disk(tmp_path):
 def whole_run(runs, tmp_path_factory) -> Path:
     """The workdir of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    runs.run(workdir, env=LEAN)
+    runs.run_here(workdir)
     return workdir
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """Trainings in this process share their step if it would be the same: tracing it takes most of a short run."""
+    from deeplab_jax.training import setup
+
+    monkeypatch.setattr(setup, "create_train_step", shared(setup.create_train_step))
+
+
+_SHARED: dict[tuple, object] = {}
+
+
+def shared(create_train_step: Callable) -> Callable:
+    """`create_train_step` that returns the same function again for the same model, config, optimizer and weights."""
+
+    def step(model, config, optimizer, class_weights):
+        names = ("model", "crf", "loss", "optimizer", "seed", "num_steps", "batch_size")
+        weights = None if class_weights is None else np.asarray(class_weights).tobytes()
+        key = (repr(model), *(str(config[name]) for name in names), weights)
+        if key not in _SHARED:
+            _SHARED[key] = create_train_step(model, config, optimizer, class_weights)
+        return _SHARED[key]
+
+    return step
 
 
 def with_devices(count: int) -> dict[str, str]:

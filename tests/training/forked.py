@@ -5,11 +5,12 @@ no backend of JAX, no thread. It runs `deeplab_jax.main` as `python -m` does, ha
 signals as any other process. It ends as a process of `multiprocessing` does, without Python's own end.
 """
 
+import contextlib
 import importlib
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from unittest import mock
@@ -21,13 +22,24 @@ PRELOADED = (
 )  # fmt: skip
 
 
-def start_server() -> None:
-    """Starts the server, which imports in the environment that this process has now."""
+def start_server(tensorflow: bool = True) -> None:
+    """Starts the server, which imports in the environment that this process has now.
+
+    Args:
+      tensorflow: without it, its processes are as if it were not installed, and begin sooner.
+    """
     # Threads of OpenBLAS would be lost by forking; the server does not inherit this process's search path.
-    path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OPENBLAS_NUM_THREADS": "1"}
-    with mock.patch.dict(os.environ, path):
+    path = [p for p in sys.path if p]
+    if not tensorflow:
+        path.insert(0, str(Path(__file__).parents[1] / "without_tensorflow"))
+    with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(path), "OPENBLAS_NUM_THREADS": "1"}):
         get_context("forkserver").set_forkserver_preload(["tests.training.forked_imports"])
         forkserver.ensure_running()
+
+
+def stop_server() -> None:
+    """Stops the server; another test may need one that has imported other things."""
+    forkserver._forkserver._stop()
 
 
 class Forked:
@@ -36,11 +48,20 @@ class Forked:
     Args:
       arguments: of `deeplab_jax.main`.
       err: where its stderr goes; its stdout goes nowhere.
+      environment: changes to that of the server; JAX has been imported, and has not begun.
+      work: what it does with the arguments.
     """
 
-    def __init__(self, arguments: Sequence[str], err: Path):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        err: Path,
+        environment: Mapping[str, str] | None = None,
+        work: Callable[[list[str]], None] | None = None,
+    ):
         self._err = err
-        self._process = get_context("forkserver").Process(target=run_main, args=([*arguments], str(err)))
+        details = ([*arguments], str(err), dict(environment or {}), work or run_main)
+        self._process = get_context("forkserver").Process(target=begin, args=details)
         self._process.start()
         self.pid = self._process.pid
 
@@ -70,10 +91,16 @@ class Forked:
         return err
 
 
-def run_main(arguments: list[str], err: str) -> None:
-    """The work of a forked process."""
+def begin(arguments: list[str], err: str, environment: dict[str, str], work: Callable[[list[str]], None]) -> None:
+    """The life of a forked process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.environ.update(environment)
+    work(arguments)
+
+
+def run_main(arguments: list[str]) -> None:
+    """`python -m deeplab_jax.main`."""
     sys.argv = ["main", *arguments]
     runpy.run_module("deeplab_jax.main", run_name="__main__", alter_sys=True)
 
@@ -81,4 +108,5 @@ def run_main(arguments: list[str], err: str) -> None:
 def preload() -> None:
     """The work of the server."""
     for name in PRELOADED:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)

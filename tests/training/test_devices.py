@@ -1,7 +1,6 @@
 """One program for one device, several devices and several processes: the same parameters, the same counts."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,9 +12,12 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
+from deeplab_jax.training import loop
+from tests.training import unequal_void
 from tests.training.conftest import END_TO_END, LEAN, with_devices
+from tests.training.forked import Forked, start_server, stop_server
 
-SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5")
+SHORT = ("num_steps=4", "checkpoint.every=0", "eval.every=0", "eval.limit=5", "eval.crf_iterations=0,2")
 MORE = ((2, 2), (4, 1))  # processes and devices of each
 
 
@@ -32,8 +34,16 @@ def same_parameters(a, b):
 @pytest.fixture(scope="module")
 def one_device(runs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    runs.run(workdir, *SHORT, flags=["--mode=train"], env=LEAN)
+    loop.train(runs.config(*SHORT), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Processes that need not import."""
+    start_server(tensorflow=False)
+    yield
+    stop_server()
 
 
 @pytest.mark.long
@@ -44,13 +54,18 @@ def test_several_devices_give_the_same_parameters(runs, tmp_path, devices):
     same_parameters(parameters(tmp_path / "one"), parameters(tmp_path / "several"))
 
 
-def start_job(runs, workdir, *overrides, processes=2, devices=2, flags=(), env=None):
+def flags_of_a_job(processes: int, *flags: str) -> list[list[str]]:
+    """Of each of its processes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     flags = [*flags, f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+    return [[*flags, f"--process_id={i}"] for i in range(processes)]
+
+
+def start_job(runs, workdir, *overrides, processes=2, devices=2, flags=(), env=None):
     env = with_devices(devices) | (env or {})
-    return [runs.start(workdir, *overrides, flags=[*flags, f"--process_id={i}"], env=env) for i in range(processes)]
+    return [runs.start(workdir, *overrides, flags=one, env=env) for one in flags_of_a_job(processes, *flags)]
 
 
 def finish(processes) -> list[str]:
@@ -61,10 +76,15 @@ def finish(processes) -> list[str]:
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 1), *(pytest.param(*n, marks=pytest.mark.long) for n in MORE)])
-def test_several_processes_give_the_same_parameters(runs, one_device, tmp_path, processes, devices):
+def test_several_processes_give_the_same_parameters(server, runs, one_device, tmp_path, processes, devices):
     # A checkpoint at every step: process 0 also deletes the old ones, alone.
-    how = {"processes": processes, "devices": devices, "flags": ["--mode=train"], "env": LEAN}
-    finish(start_job(runs, tmp_path / "run", *SHORT, "checkpoint.every=1", **how))
+    arguments = runs.arguments(tmp_path / "run", *SHORT, "checkpoint.every=1")
+    job = [
+        Forked([*arguments, *flags], tmp_path / f"{i}.err", with_devices(devices))
+        for i, flags in enumerate(flags_of_a_job(processes, "--mode=train"))
+    ]
+    said = [process.wait(400) for process in job]
+    assert [process.returncode for process in job] == [0] * processes, said
     assert Checkpoints(tmp_path / "run").steps() == [3, 4]
     same_parameters(parameters(one_device), parameters(tmp_path / "run"))
 
@@ -136,54 +156,8 @@ def test_a_dead_peer_ends_the_job_with_a_sentence(runs, tmp_path, dead):
     assert not re.search("Traceback|stack trace|@ +0x|Terminating process|^[EF][0-9]{4} ", err, re.M), err
 
 
-def test_unequal_void_weighs_every_position_alike(runs):
+def test_unequal_void_weighs_every_position_alike(server, tmp_path):
     """Two devices, one of which holds nothing but void: the gradient is that of the valid positions alone."""
-    import subprocess
-    import sys
-
-    code = """
-import jax, jax.numpy as jnp, numpy as np, optax
-from deeplab_jax.config import load_config
-from deeplab_jax.models import create_model
-from deeplab_jax.training.state import create_state
-from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard, unreplicate
-overrides = ["batch_size=4", "model.widths=8,8,8,8", "model.head_width=8", "crf.train=off", "model.batch_norm=frozen",
-             "model.allow_random_frozen=true", "optimizer.warmup_steps=0"]
-config = load_config("shapes", overrides)
-model = create_model(config.model, 7)
-variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
-rng = np.random.default_rng(0)
-image = rng.integers(0, 256, (4, 33, 33, 3)).astype(np.uint8)
-label = rng.integers(0, 7, (4, 33, 33)).astype(np.uint8)
-label[0, :, 4:], label[2:] = 255, 255
-batch = dict(image=image, label=label, valid=np.ones((4, 33, 33), bool), index=np.arange(4, dtype=np.int32))
-optimizer = optax.sgd(1.0)
-def gradient(accumulate, batch):
-    config.optimizer.accumulate = accumulate
-    step = create_train_step(model.clone(axis_name=AXIS), config, optimizer, None)
-    state = create_state(variables, config, optimizer)
-    new, metrics = step(replicate(state), shard(batch, accumulate))
-    change = jax.tree.map(lambda a, b: np.asarray(a) - b, state.trainable, unreplicate(new).trainable)
-    return change, unreplicate(metrics)
-def reference(trainable):
-    from deeplab_jax.training import losses
-    from deeplab_jax.training.optimizer import merge_params, split_params
-    frozen = split_params(variables["params"], config)[1]
-    full = {**variables, "params": merge_params(trainable, frozen)}
-    logits, _ = model.apply(full, batch["image"], train=True, valid=batch["valid"])
-    sums = losses.loss_sums(dict(s=jax.nn.log_softmax(logits)), batch["label"], "scores")
-    return sums["s"] / losses.valid_count(label[:, ::8, ::8])
-from deeplab_jax.training.optimizer import split_params
-expected = jax.jit(jax.grad(reference))(split_params(variables["params"], config)[0])
-for accumulate in (1, 2):
-    got, metrics = gradient(accumulate, batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-6), got, expected)
-void = dict(batch, label=np.full_like(label, 255))
-got, metrics = gradient(1, void)
-assert not metrics["updated"] and metrics["loss"] == 0
-assert all(not np.any(x) for x in jax.tree.leaves(got))
-print("equal on", jax.device_count(), "devices")
-"""
-    env = os.environ | with_devices(2) | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "equal on 2 devices", done.stderr
+    done = Forked([], tmp_path / "err", with_devices(2), unequal_void.compare)
+    said = done.wait(300)
+    assert done.returncode == 0, said

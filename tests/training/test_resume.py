@@ -79,7 +79,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(runs, whole_run, tmp_path, mome
         rows = read_record(workdir / "metrics.jsonl")
         assert Checkpoints(workdir, read_only=True).steps() == [3, 6]
         assert not any("select/mean_iou" in row for row in rows)
-    runs.run(workdir, env=LEAN)
+    runs.run_here(workdir)
     assert not [*(workdir / "checkpoints").glob("*-tmp*"), *(workdir / "digests").glob(".*")]
     runs.same_result(whole_run, workdir)
 

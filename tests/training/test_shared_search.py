@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-RUN = ("crf.train=off", "num_steps=2", "checkpoint.every=0", "eval.every=0", "data.holdout=5", "search.images=5")
+RUN = ("crf.train=off", "num_steps=2", "checkpoint.every=0", "eval.every=0", "data.holdout=5", "search.images=5",
+       "eval.crf_iterations=0,2")  # fmt: skip
 GRID = ("bilateral_weight=3,5", "bilateral_xy_std=10,20", "bilateral_rgb_std=5,")
 FOUND = ("crf_preset.json", "crf_search/table.txt", "crf_search/table.csv", "crf_search/groups.txt", "eval/val.json")
 
