@@ -1,6 +1,7 @@
 """Is end-to-end training worth it? Further training of one network, piecewise and with the CRF, for equal time.
 
-  python -m experiments.end_to_end --config shapes --config.data.holdout=100 --config.num_steps=400 --steps 200
+  python -m experiments.end_to_end --config shapes --config.data.holdout=100 --config.num_steps=400 --steps 200 \\
+      --rate 0.02
   python -m experiments.end_to_end --config camvid --config.data.dir=PATH/camvid --start "runs/camvid_{seed}" \
       --rows a,b,c,c_stride2 --seeds 0,1,2 --steps 500
 
@@ -8,12 +9,16 @@ All rows start from the same network, trained piecewise, and from the CRF parame
   a        more piecewise training, then the search again
   b        the CRF's parameters are learned, the network is fixed
   c        both are learned
-A variation changes one thing of b or c: c_stride2 (the map on which the CRF runs in training; also 8 and 1), c_scores
-(the loss on labels sampled to the map), c_one_weight, c_no_compatibility, c_iterations10, c_crf_rate10, c_crf_rate100,
-c_crf_loss_alone (no loss on the scores before the CRF), c_unweighted (no class weights after the CRF), c_no_ema,
-c_stored_norm, c_lattice, c_crfasrnn (Zheng et al. 2015). Row a has --steps steps; the others have as many as fit into
-the same time, or with --equal steps the same number. A stopped command continues where it was; rows that have been run
-before are shown too.
+In training b and c use the searched weights divided by --softer: a CRF as strong as the search finds it leaves
+marginals of 0 and 1, and a loss that a few wrong pixels make up. Rows are tested with the parameters that they learned,
+and with those that the search found for the start ("start's"); a and c also with a search of their own.
+
+A variation changes one thing of b or c: c_sharp (the searched weights as they are), c_stride2 (the map on which the CRF
+runs in training; also 8 and 1), c_pixels (the loss at every pixel), c_one_weight, c_no_compatibility, c_iterations10,
+c_crf_rate10, c_crf_rate100, c_crf_loss_alone (no loss on the scores before the CRF), c_unweighted (no class weights
+after the CRF), c_no_ema, c_stored_norm, c_exact (the filter), c_crfasrnn (Zheng et al. 2015); and of a: a_pixels. Row a
+has --steps steps; the others have as many as fit into the same time, or with --equal steps the same number. A stopped
+command continues where it was; rows that have been run before are shown too.
 
 Choose between rows on held-out images (--config.eval.split=holdout), and use the validation images once.
 """
@@ -25,6 +30,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -40,7 +46,8 @@ WITH_CRF = {
     "crf.train_iterations": 5,
     "crf.stride": 4,
     "crf.per_class_weights": True,
-    "loss.at": "pixels",
+    "crf.bilateral": "permutohedral",  # testing's filter; on small maps it also takes less time than the exact one
+    "loss.at": "scores",
 }
 ROWS: Mapping[str, Mapping[str, object]] = {
     "a": {"crf.train": "off"},
@@ -49,10 +56,11 @@ ROWS: Mapping[str, Mapping[str, object]] = {
 }
 WHAT = {"a": "piecewise", "b": "CRF learned, network fixed", "c": "both learned"}
 VARIATIONS: Mapping[str, Mapping[str, object]] = {
+    "sharp": {},  # see `Start.continuation`
     "stride8": {"crf.stride": 8},
     "stride2": {"crf.stride": 2},
     "stride1": {"crf.stride": 1},
-    "scores": {"loss.at": "scores"},
+    "pixels": {"loss.at": "pixels"},
     "one_weight": {"crf.per_class_weights": False},
     "no_compatibility": {"crf.learn": ("weights",)},
     "iterations10": {"crf.train_iterations": 10},
@@ -62,7 +70,7 @@ VARIATIONS: Mapping[str, Mapping[str, object]] = {
     "unweighted": {"loss.crf_class_weights": False},
     "no_ema": {"optimizer.ema": 0.0},
     "stored_norm": {"model.batch_norm": "frozen"},  # the start's statistics, as testing uses them
-    "lattice": {"crf.bilateral": "permutohedral"},  # testing's filter, where a small map would take the exact one
+    "exact": {"crf.bilateral": "exact"},
     # One image at a time, momentum .99, only the loss after the CRF, at full resolution. Their rate belongs to a
     # loss summed over pixels; here a hundredth of ours is used as "tiny".
     "crfasrnn": {
@@ -75,8 +83,12 @@ VARIATIONS: Mapping[str, Mapping[str, object]] = {
         "model.batch_norm": "frozen",
     },
 }
+OF_A = ("pixels",)  # the variations that row a has too
+SEARCHED = ("a", "a_pixels", "c")  # rows with a search of their own
 CRFASRNN_RATE = 0.01  # times the other rows' learning rate
 TRIMAP = "3"
+SOFTER = 6.0
+KINDS = ("learned", "start's", "searched")
 EMA = 0.98  # a memory longer than the continuation would average in the start
 
 
@@ -87,8 +99,11 @@ def overrides_of(row: str) -> dict[str, object]:
       UserError: there is no such row.
     """
     letter, _, variation = row.partition("_")
-    if letter not in ROWS or (variation and (letter == "a" or variation not in VARIATIONS)):
-        raise UserError(f"--rows: no row {row}; give a, b, c, and b or c with one of _{', _'.join(VARIATIONS)}")
+    if letter not in ROWS or (variation and variation not in (OF_A if letter == "a" else VARIATIONS)):
+        raise UserError(
+            f"--rows: no row {row}; give a, b, c, a_{' or a_'.join(OF_A)}, and b or c with one of "
+            f"_{', _'.join(VARIATIONS)}"
+        )
     return {**ROWS[letter], **(VARIATIONS[variation] if variation else {})}
 
 
@@ -99,13 +114,15 @@ class Start:
     Attributes:
       config: of the whole experiment.
       run: the run of the network.
-      preset: file with the CRF's parameters.
+      searched: file with the CRF's parameters that the search found.
+      softer: the same with smaller weights, for training.
       rate: learning rate at the beginning of a row.
     """
 
     config: ConfigDict
     run: Path
-    preset: str
+    searched: str
+    softer: str
     rate: float
 
     def continuation(self, row: str, steps: int) -> ConfigDict:
@@ -119,7 +136,7 @@ class Start:
                 config.model[name] = model[name]
         config.init_from = str(self.run)
         config.num_steps = steps
-        config.crf.preset = self.preset
+        config.crf.preset = self.searched if row.endswith("_sharp") else self.softer
         config.data.stages = ()
         tiny = CRFASRNN_RATE if row.endswith("_crfasrnn") else 1.0
         config.optimizer.update(learning_rate=float(self.rate) * tiny, warmup_steps=min(20, steps // 10), ema=EMA)
@@ -160,6 +177,18 @@ def seconds_per_step(config: ConfigDict, steps: int = 5) -> float:
     return statistics.median(seconds[1:])
 
 
+def softened(preset: str, divisor: float, path: Path) -> str:
+    """Writes a preset file's parameters with their weights divided, and returns the new file's name."""
+    from deeplab_jax.crf.layer import WEIGHTS
+    from deeplab_jax.crf.setting import read_preset, write_preset
+
+    setting = read_preset(preset)
+    weights = {name: np.divide(getattr(setting.params, name), divisor) for name in WEIGHTS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_preset(path, dataclasses.replace(setting, params=dataclasses.replace(setting.params, **weights)))
+    return str(path)
+
+
 def steps_of(row: str, steps: int, seconds: Mapping[str, float]) -> int:
     """The number of steps of a row that take as long as `steps` of row a.
 
@@ -167,6 +196,17 @@ def steps_of(row: str, steps: int, seconds: Mapping[str, float]) -> int:
     40
     """
     return max(1, round(steps * seconds["a"] / seconds[row]))
+
+
+def kinds_of(row: str) -> tuple[str, ...]:
+    """The CRF parameters with which a row is tested.
+
+    >>> kinds_of("a"), kinds_of("c_stride2")
+    (("start's", 'searched'), ('learned', "start's"))
+    """
+    learned = () if row.startswith("a") else ("learned",)
+    searched = ("searched",) if row in SEARCHED else ()
+    return (*learned, *(() if row.startswith("b") else ("start's",)), *searched)
 
 
 def experiment(
@@ -179,6 +219,7 @@ def experiment(
     rate: float = 0.0,
     equal: str = "time",
     start: str = "",
+    softer: float = SOFTER,
 ) -> list[dict]:
     """Trains and measures missing rows; everything is stored in `out`.
 
@@ -191,9 +232,10 @@ def experiment(
       rate: initial learning rate of each row; 0 = a tenth of the config's.
       equal: "time" or "steps".
       start: trained runs, with "{seed}" for the seed; "" = the config is trained piecewise here.
+      softer: in training the searched weights are divided by this.
 
     Returns:
-      One dict per row, seed and kind of CRF parameters: `row`, `seed`, `parameters` ("searched" or "learned"), `steps`
+      One dict per row, seed and kind of CRF parameters: `row`, `seed`, `parameters` (a name of `KINDS`), `steps`
       and `results`, see `deeplab_jax.evaluation.evaluate`.
 
     Raises:
@@ -217,22 +259,24 @@ def experiment(
             base = runs.trained(common.changed(seeded, {"crf.train": "off"}), folder / "start")
         preset = runs.searched_preset(common.changed(seeded, {"crf.train": "off"}), base, config.search.images)
 
-        def add(row: str, run: Path, parameters: str, steps: int, seeded=seeded, seed=seed, folder=folder) -> None:
-            own = None if parameters == "learned" else runs.searched_preset(seeded, run, config.search.images)
-            results = runs.measure(seeded, run, folder / "results", preset=own)
-            found.append({"row": row, "seed": seed, "parameters": parameters, "steps": steps, "results": results})
+        def add(
+            row: str, run: Path, kind: str, steps: int, seeded=seeded, seed=seed, folder=folder, first=preset
+        ) -> None:
+            own = first if kind == "start's" else None
+            if kind == "searched":
+                own = runs.searched_preset(seeded, run, config.search.images)
+            results = runs.measure(seeded, run, folder / "results" / kind.replace("'", ""), preset=own)
+            found.append({"row": row, "seed": seed, "parameters": kind, "steps": steps, "results": results})
 
-        add("start", base, "searched", 0)
-        begin = Start(seeded, base, preset, rate)
+        add("start", base, "start's", 0)
+        begin = Start(seeded, base, preset, softened(preset, softer, folder / "softer.json"), rate)
         for row in rows:
             length = steps
-            if equal == "time" and row != "a":
+            if equal == "time" and not row.startswith("a"):
                 length = steps_of(row, steps, {name: begin.seconds(name, out / "seconds") for name in ("a", row)})
             run = runs.trained(begin.continuation(row, length), folder / f"{row}_{length}")
-            if row != "a":
-                add(row, run, "learned", length)
-            if not row.startswith("b"):
-                add(row, run, "searched", length)
+            for kind in kinds_of(row):
+                add(row, run, kind, length)
     return found
 
 
@@ -255,7 +299,8 @@ def summary(found: Sequence[Mapping], iterations: int) -> dict[tuple[str, str], 
             "trimap": 100 * by_count[iterations]["trimap"][TRIMAP]["mean_iou"],
         }
 
-    piecewise = {entry["seed"]: values(entry) for entry in found if entry["row"] == "a"}
+    of_a = [entry for entry in found if entry["row"] == "a" and entry["parameters"] == "searched"]
+    piecewise = {entry["seed"]: values(entry) for entry in of_a}
     table: dict[tuple[str, str], dict[str, list[float]]] = {}
     for entry in found:
         own, other = values(entry), piecewise[entry["seed"]]
@@ -301,7 +346,8 @@ def plot(found: Sequence[Mapping]):
     after = summary(found, counts[-1])
     for letter in "bc":
         at = {8: f"{letter}_stride8", WITH_CRF["crf.stride"]: letter, 2: f"{letter}_stride2", 1: f"{letter}_stride1"}
-        points = {stride: after[row, "learned"] for stride, row in at.items() if (row, "learned") in after}
+        kind = "start's" if letter == "c" else "learned"
+        points = {stride: after[row, kind] for stride, row in at.items() if (row, kind) in after}
         for name, style in (("gain", "o-"), ("trimap_gain", "s--")):
             if points:
                 where = "3 px" if name == "trimap_gain" else "whole image"
@@ -339,6 +385,7 @@ def main(argv: Sequence[str]) -> None:
         rate=FLAGS.rate,
         equal=FLAGS.equal,
         start=FLAGS.start,
+        softer=FLAGS.softer,
     )
     made = tables(found, config.data.name, config.eval.split)
     common.write(out, "end_to_end", made, {"found": found}, plot(found))
@@ -351,5 +398,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 200, "steps of row a", lower_bound=1)
     flags.DEFINE_float("rate", 0.0, "initial learning rate of each row; 0 = a tenth of the config's")
     flags.DEFINE_enum("equal", "time", ["time", "steps"], "what the rows have in common")
+    flags.DEFINE_float("softer", SOFTER, "in training the searched weights are divided by this", lower_bound=1.0)
     flags.DEFINE_string("start", "", "trained runs to start from, with {seed} for the seed; none: train the config")
     cli.run(main)

@@ -47,7 +47,7 @@ def labellings(params, iterations: int, updates: Mapping[str, Mapping]) -> dict[
 
 
 def measure(model, dataset, indices: Sequence[int], updates: Mapping[str, Mapping]) -> list[dict]:
-    """For each update, the network alone first: `name`, `mean_iou`, `trimap`, `energy` per pixel over the network's.
+    """One dict per update, the network first: `name`, `mean_iou`, `trimap`, `energy` (per pixel, over the network's).
 
     Args:
       model: of `deeplab_jax.load`.

@@ -76,8 +76,25 @@ def fast_programs() -> None:
         (scores, "_most_probable", ("options",)),
         (learning, "_loss_and_gradient", ("start", "bilateral")),
     ):
-        function = getattr(module, name).__wrapped__
-        setattr(module, name, jax.jit(function, static_argnames=static, compiler_options=options))
+        plain = getattr(module, name)
+        fast = jax.jit(plain.__wrapped__, static_argnames=static, compiler_options=options)
+        setattr(module, name, _FastAlone(plain, fast))
+
+
+class _FastAlone:
+    """A compiled function with options of its own, which a part of another program cannot have: there it is plain."""
+
+    def __init__(self, plain, fast):
+        self._plain, self._fast = plain, fast
+
+    def __call__(self, *args, **kwargs):
+        import jax
+
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+        return (self._plain if traced else self._fast)(*args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self._fast, name)
 
 
 @pytest.fixture(scope="session", autouse=True)

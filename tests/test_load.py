@@ -13,6 +13,7 @@ from deeplab_jax.crf.setting import write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference.load import load_weights
+from deeplab_jax.runs.checkpoints import load_workdir
 from tests.toy_workdir import NAMES, photograph, toy_config, write_weights
 
 SIZE = (44, 60)
@@ -57,6 +58,20 @@ def test_the_parameters_that_the_run_searched_for_are_the_models(workdir, tmp_pa
     loaded = deeplab_jax.load(copy)
     assert loaded.crf.params.bilateral_rgb_std == 7 and loaded.crf_iterations == 6
     assert deeplab_jax.load(copy, crf="v1_largefov").crf.params.bilateral_xy_std == 121
+
+
+def test_searched_parameters_replace_those_learned_end_to_end(workdir, tmp_path, monkeypatch):
+    config, variables, meta = load_workdir(workdir)
+    learned = {"bilateral_weight": np.float32(2), "compatibility": 3 - 3 * np.eye(4, dtype=np.float32)}
+    variables["params"]["crf"] = learned
+    config.search.images = 2
+    monkeypatch.setattr("deeplab_jax.runs.checkpoints.load_workdir", lambda path, step: (config, variables, meta))
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    before = deeplab_jax.load(copy)
+    assert before.crf.params.bilateral_weight == 2 and before.segmenter.compatibility[0, 1] == 3
+    write_preset(copy / "crf_preset.json", Preset(CRFParams(5.0, 20.0, 7.0, 2.0, 1.5), 6, "after", "searched"))
+    after = deeplab_jax.load(copy)
+    assert after.crf.params.bilateral_weight == 5 and after.segmenter.compatibility is None
 
 
 def test_a_limit_on_size_is_load_s_own(workdir, tmp_path):

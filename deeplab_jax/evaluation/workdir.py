@@ -64,7 +64,8 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
     """Evaluates a workdir's best (or newest) checkpoint on `config.eval.split`.
 
     With `config.search.images`, the CRF's parameters are first searched on the held-out images
-    (`config.data.holdout`), once; the search is stored in the workdir.
+    (`config.data.holdout`), once; the search is stored in the workdir. It replaces parameters learned end to end:
+    training wants a softer CRF than testing.
 
     Returns:
       The table to print.
@@ -84,9 +85,10 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
 def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables: dict, meta: dict) -> str:
     config = copy.deepcopy(config)
     config.model = trained.model  # the network is the trained one; evaluation may differ
-    if config.search.images and config.crf.iterations and not variables["params"].get("crf"):
+    if config.search.images and config.crf.iterations:
         preset = _search(config, workdir)
         config.crf.preset = str(workdir / "crf_preset.json")
+        variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
         say(f"CRF parameters: {preset.source}")
     results = evaluate_split(config, variables, meta, config.eval.split, workdir / "eval")
     processes.barrier("evaluated")

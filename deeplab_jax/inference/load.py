@@ -89,7 +89,7 @@ def load(
 
     config, variables, meta = load_workdir(path, step)
     searched = path / "crf_preset.json"
-    if crf is None and config.search.images and not variables["params"].get("crf") and searched.is_file():
+    if crf is None and config.search.images and searched.is_file():
         chosen["crf"] = searched  # as in the run's own evaluation
     identity = [str(path.resolve()), meta["step"], digest_of(variables)]
     names, palette = meta["class_names"], np.asarray(meta["palette"], np.uint8)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
 
 _planning = contextvars.ContextVar("planning", default=False)
 
@@ -79,7 +80,7 @@ class Normal:
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """As Flax calls it: drawn by JAX from `key`."""
         if _planning.get():
-            return Planned(jnp.zeros(shape, dtype), self)  # type: ignore[return-value]  # Flax removes the box
+            return _planned(self, shape, dtype)
         return _normal(key, tuple(shape), self.std, dtype)
 
     def draw(self, generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
@@ -106,13 +107,16 @@ class Constant:
     def __call__(self, key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """As Flax calls it; `key` is not used."""
         del key
-        filled = jnp.full(shape, self.value, dtype)
-        return Planned(filled, self) if _planning.get() else filled  # type: ignore[return-value]
+        return _planned(self, shape, dtype) if _planning.get() else jnp.full(shape, self.value, dtype)
 
     def draw(self, generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
         """Float32 array of this shape; nothing is drawn."""
         del generator
         return np.full(shape, self.value, np.float32)
+
+
+def _planned(initializer: Normal | Constant, shape: Sequence[int], dtype: Any) -> Any:
+    return Planned(lax.broadcast(np.zeros((), dtype), shape), initializer)
 
 
 ZEROS, ONES = Constant(0.0), Constant(1.0)
@@ -129,11 +133,16 @@ def plan(model: nn.Module) -> dict:
     """
     token = _planning.set(True)
     try:
-        shapes = jax.eval_shape(_initialize(model), 0)
+        traced = jax.eval_shape(_initialize(model), 0)
     finally:
         _planning.reset(token)
-    boxed = jax.tree.map(lambda x: x if isinstance(x, Planned) else Planned(x), shapes, is_leaf=_is_planned)
+    boxed = jax.tree.map(lambda x: x if isinstance(x, Planned) else Planned(x), traced, is_leaf=_is_planned)
     return dict(boxed)
+
+
+def shapes(variables: dict) -> dict:
+    """The result of `plan` as Flax's initialization has it: a `jax.ShapeDtypeStruct` for each variable."""
+    return jax.tree.map(lambda leaf: leaf.value, variables, is_leaf=_is_planned)
 
 
 def draw(model: nn.Module, variables: dict, seed: int) -> dict:

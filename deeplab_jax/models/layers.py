@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 from jax import lax
 
 from deeplab_jax.models.cpu import convolution, sums
@@ -18,6 +19,22 @@ BATCH_NORM_MOMENTUM = 0.9
 
 classifier_init = Normal(0.01)  # v1 section 5: N(0, 0.01)
 conv_init = Normal()
+
+
+def parameter(
+    module: nn.Module, name: str, initializer: nn.initializers.Initializer, shape: tuple[int, ...]
+) -> jax.Array:
+    """`module.param`, float32, for a module that runs often.
+
+    Where the parameter exists, Flax traces its initializer at each call, to compare shapes; that is a quarter of
+    the time of tracing a network.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, initializer, shape, jnp.float32)
+    value: jax.Array = module.get_variable("params", name)
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, "/" + "/".join(module.path), value.shape, shape)
+    return value
 
 
 class Conv(nn.Module):
@@ -47,13 +64,18 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]; `factor` [features] scales the kernel."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        weights = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        weights = parameter(self, "kernel", self.kernel_init, shape)
         if factor is not None:
             weights = weights * factor
         y = convolution.conv(x.astype(self.dtype), weights.astype(self.dtype), self.stride, self.rate)
         if self.use_bias:
-            y = y + self.param("bias", ZEROS, (self.features,), jnp.float32).astype(self.dtype)
+            y = y + parameter(self, "bias", ZEROS, (self.features,)).astype(self.dtype)
         return y
+
+    def shape(self, x: jax.Array) -> tuple[int, ...]:
+        """Shape of the result for x."""
+        batch, *size, _ = x.shape
+        return batch, *(-(-n // self.stride) for n in size), self.features
 
 
 class ConvWeights(nn.Module):
@@ -74,8 +96,8 @@ class ConvWeights(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, H, W, C], of which only C is used -> kernel [k, k, C, features], bias [features], float32."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        return kernel, self.param("bias", ZEROS, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        return kernel, parameter(self, "bias", ZEROS, (self.features,))
 
 
 class BatchNorm(nn.Module):
@@ -101,13 +123,12 @@ class BatchNorm(nn.Module):
     def __call__(self, conv: Conv, x: jax.Array, train: bool) -> jax.Array:
         """conv(x), normalized: [B, H, W, C] -> the shape of the result of `conv`, which has no bias."""
         channels = (conv.features,)
-        scale = self.param("scale", ONES, channels, jnp.float32)
-        bias = self.param("bias", ZEROS, channels, jnp.float32)
+        scale = parameter(self, "scale", ONES, channels)
+        bias = parameter(self, "bias", ZEROS, channels)
         mean = self.variable("batch_stats", "mean", ZEROS, None, channels, jnp.float32)
         var = self.variable("batch_stats", "var", ONES, None, channels, jnp.float32)
         if self.frozen or not train:
-            stored = scale, bias, mean.value, var.value
-            factor, offset = _affine(*(lax.stop_gradient(stored) if self.frozen else stored))
+            factor, offset = (_frozen_affine if self.frozen else _affine)(scale, bias, mean.value, var.value)
             return conv(x, factor) + offset.astype(self.dtype)
         y = conv(x).astype(jnp.float32)
         m, v = self._batch_statistics(y)
@@ -129,6 +150,12 @@ def _affine(scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array) 
     """The factor and the offset that are equivalent to normalization, [C] each."""
     factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
     return factor, bias - mean * factor
+
+
+@jax.jit
+def _frozen_affine(*stored: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`_affine`, a constant for the gradient."""
+    return _affine(*lax.stop_gradient(stored))
 
 
 @jax.jit

@@ -5,6 +5,7 @@ Layers carry the released Caffe names: conv1, res2a_branch1, res2a_branch2a, bn2
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -48,7 +49,8 @@ class ResNet(nn.Module):
         norm = BatchNorm(a.frozen_batch_norm, self.axis_name, a.compute_dtype, name="bn_conv1")
         x = relu(norm(conv, x, train))
         x = Pool(3, 2, 1, name="pool1")(x)
-        run = nn.remat(_block, static_argnums=(2, 3, 4, 5, 6, 7)) if a.remat else _block
+        plain = nn.remat(_block, static_argnums=(2, 3, 4, 5, 6, 7)) if a.remat else _block
+        run = _shared_block if _can_share(self) else plain
         features = {}
         for number, (names, width, stride, first_rate, rate) in enumerate(stages(a), start=2):
             for i, name in enumerate(names):
@@ -99,8 +101,54 @@ def score_length(a: Architecture, n: int) -> int:
     return n
 
 
-def _block(
+def _can_share(trunk: ResNet) -> bool:
+    """Whether nothing needs each block's modules to be called: no initialization, no interceptor, no intermediates."""
+    interceptors = getattr(nn.module, "_global_interceptor_stack", "unknown")
+    return not (trunk.is_initializing() or trunk.is_mutable_collection("intermediates") or len(interceptors))
+
+
+def _shared_block(
     trunk: ResNet, x: jax.Array, name: str, width: int, stride: int, first_rate: int, rate: int, train: bool
+) -> jax.Array:
+    """`_block` of a trunk that has its variables, traced and differentiated once for all blocks of one form."""
+    prefixes = f"res{name}_", f"bn{name}_"
+    variables = {
+        kind: {layer.replace(name, "", 1): values for layer, values in layers.items() if layer.startswith(prefixes)}
+        for kind, layers in trunk.variables.items()
+    }
+    alone = _Block(trunk.architecture, trunk.axis_name, width, stride, first_rate, rate, parent=None)
+    learns = train and not trunk.architecture.frozen_batch_norm and trunk.is_mutable_collection("batch_stats")
+    run = functools.partial(_apply_block, alone, train=train, learns=learns)
+    y, statistics = (jax.checkpoint(run) if trunk.architecture.remat else run)(variables, x)
+    for layer, values in statistics.items():
+        trunk.put_variable("batch_stats", layer.replace("_", f"{name}_", 1), values)
+    return y
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("train", "learns"))
+def _apply_block(block: "_Block", variables: dict, x: jax.Array, train: bool, learns: bool) -> tuple[jax.Array, dict]:
+    """A block's result, and the new statistics of its batch norms if it `learns` them."""
+    y, updates = block.apply(variables, x, train, mutable=["batch_stats"] if learns else [])
+    return y, dict(updates["batch_stats"]) if learns else {}
+
+
+class _Block(nn.Module):
+    """One residual block by itself; its layers are named without the block's name: res_branch2a, bn_branch2a, ..."""
+
+    architecture: Architecture
+    axis_name: str | None
+    width: int
+    stride: int
+    first_rate: int
+    rate: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return _block(self, x, "", self.width, self.stride, self.first_rate, self.rate, train)
+
+
+def _block(
+    trunk: ResNet | _Block, x: jax.Array, name: str, width: int, stride: int, first_rate: int, rate: int, train: bool
 ) -> jax.Array:
     """One residual block: a bottleneck in the published networks, two 3x3 convolutions in the small one."""
     a = trunk.architecture

@@ -12,15 +12,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models import initial
 from deeplab_jax.models.deeplab import create_model, is_frozen
-from deeplab_jax.models.layers import Conv, ConvWeights, Pool, Upsample
+from deeplab_jax.models.layers import BatchNorm, Conv, ConvWeights, Pool, Upsample
 
 # Paths that see no more than the parallel one: shortcuts, v1's side branches, the small network's fine branch.
 _SHORTER_PATHS = re.compile(r"_branch1$|/msc/|/fine$")
 # Parallel branches of a head, by number: fc6_1 fc7_1 fc8_1, fc1_c0, aspp_c0, aspp_1x1.
 _PARALLEL = re.compile(r"^head/(?:fc[678]_|fc1_c|aspp_c?)(\w+)$")
+_LAYERS = (Conv, BatchNorm, ConvWeights, Pool, Upsample)
 STEP_PARTS = ("parameters", "gradients", "optimizer", "activations")  # of a training step's memory
 
 
@@ -52,22 +56,32 @@ def describe(config: Any, num_classes: int, batch: int = 1) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=2)
 def _traced(model: nn.Module, shape: tuple[int, ...]) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """Shapes of the scores and of the variables, and the layers in the order in which they run."""
+    """Shapes of the scores and of the variables, and the layers in the order in which they run.
+
+    Of the convolutions only the shapes are traced, and of batch normalization, which keeps them, nothing.
+    """
     calls: list[dict[str, Any]] = []
 
     def record(next_call, args, kwargs, context):
-        result = next_call(*args, **kwargs)
         module = context.module
-        if context.method_name == "__call__" and isinstance(module, Conv | ConvWeights | Pool | Upsample):
-            calls.append(_layer(module, args[0], result))
+        if context.method_name != "__call__" or not isinstance(module, _LAYERS):
+            return next_call(*args, **kwargs)
+        if isinstance(module, BatchNorm):
+            conv, x = args[:2]
+            return conv(x)
+        if isinstance(module, Conv):
+            result = lax.broadcast(np.zeros((), module.dtype), module.shape(args[0]))
+        else:
+            result = next_call(*args, **kwargs)
+        calls.append(_layer(module, args[0], result))
         return result
 
-    def run(key):
+    def run(variables):
         with nn.intercept_methods(record):
-            (logits, _), variables = model.init_with_output(key, jnp.zeros(shape, jnp.float32))
-        return logits, variables
+            return model.apply(variables, jnp.zeros(shape, jnp.float32))[0]
 
-    return *jax.eval_shape(run, jax.random.key(0)), calls
+    variables = initial.shapes(initial.plan(model))
+    return jax.eval_shape(run, variables), variables, calls
 
 
 def receptive_field(layers: Sequence[dict[str, Any]]) -> int:

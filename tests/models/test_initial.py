@@ -39,8 +39,7 @@ def tiny(*overrides):
 def test_a_plan_has_the_variables_of_flax_own_initialization(overrides):
     _, model = tiny(*overrides)
     flax = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
-    planned = initial.plan(model)
-    shapes = jax.tree.map(lambda leaf: leaf.value, planned, is_leaf=lambda leaf: isinstance(leaf, initial.Planned))
+    shapes = initial.shapes(initial.plan(model))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), flax)
 
 

@@ -7,6 +7,7 @@ would scatter its gradient, and with deterministic operations sort first.
 """
 
 import functools
+import itertools
 import operator
 
 import jax
@@ -291,17 +292,12 @@ def sum_of_atrous_convs(x: jax.Array, kernels: list[jax.Array], rates: tuple[int
     side = kernels[0].shape[0]
     taps = jnp.concatenate([k.transpose(2, 0, 1, 3).reshape(channels, -1) for k in kernels], -1)
     products = lax.dot_general(x, taps, (((3,), (0,)), ((), ())))
-    products = products.reshape(batch, height, width, len(kernels), side, side, d)
-    total = jnp.zeros((batch, height, width, d), x.dtype)
-    for n, rate in enumerate(rates):
-        for i in range(side):
-            for j in range(side):
-                dy, dx = (i - side // 2) * rate, (j - side // 2) * rate
-                if abs(dy) < height and abs(dx) < width:
-                    # A negative edge crops, so this shifts and fills with zeros.
-                    total += lax.pad(
-                        products[:, :, :, n, i, j],
-                        np.zeros((), x.dtype)[()],
-                        ((0, 0, 0), (-dy, dy, 0), (-dx, dx, 0), (0, 0, 0)),
-                    )
+    total, zero = jnp.zeros((batch, height, width, d), x.dtype), np.zeros((), x.dtype)[()]
+    for n, (rate, i, j) in enumerate(itertools.product(rates, range(side), range(side))):
+        dy, dx = (i - side // 2) * rate, (j - side // 2) * rate
+        if abs(dy) < height and abs(dx) < width:
+            tap = lax.slice_in_dim(products, n * d, (n + 1) * d, axis=3)
+            # A negative edge crops, so this shifts and fills with zeros.
+            shifted = lax.pad(tap, zero, ((0, 0, 0), (-dy, dy, 0), (-dx, dx, 0), (0, 0, 0)))
+            total = lax.add(total, shifted)
     return total

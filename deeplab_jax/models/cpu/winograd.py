@@ -112,6 +112,8 @@ def _inputs(x: jax.Array, m: int, rate: int) -> jax.Array:
 def _tiles(x: jax.Array, side: int, step: int, rate: int, before: int) -> jax.Array:
     """Square windows of a map that begins with `before` zeros: positions `rate` apart, neighbors `step` * `rate` apart.
 
+    Written with `lax`, whose operations are traced several times faster than an array's methods.
+
     Returns [side^2, tiles, C], the tiles in the order of (image, row, row's phase, column, column's phase).
     """
     batch, height, width, channels = x.shape
@@ -120,14 +122,17 @@ def _tiles(x: jax.Array, side: int, step: int, rate: int, before: int) -> jax.Ar
     sides = ((height, rows), (width, columns))
     widths = [(before, rate * (side - 1) + count * pitch - n - before) for n, count in sides]
     x = jnp.pad(x, ((0, 0), *widths, (0, 0)))
-    windows = []
+    width, windows = x.shape[2], []
     for i in range(side):
-        band = x[:, rate * i : rate * i + rows * pitch].reshape(batch, rows, pitch, -1, channels)[:, :, :rate]
+        band = lax.slice_in_dim(x, rate * i, rate * i + rows * pitch, axis=1)
+        band = lax.reshape(band, (batch, rows, pitch, width, channels))
+        band = lax.slice_in_dim(band, 0, rate, axis=2)
         for j in range(side):
-            part = band[:, :, :, rate * j : rate * j + columns * pitch]
-            part = part.reshape(batch, rows, rate, columns, pitch, channels)[..., :rate, :]
-            windows.append(part.reshape(-1, channels))
-    return jnp.stack(windows)
+            part = lax.slice_in_dim(band, rate * j, rate * j + columns * pitch, axis=3)
+            part = lax.reshape(part, (batch, rows, rate, columns, pitch, channels))
+            part = lax.slice_in_dim(part, 0, rate, axis=4)
+            windows.append(lax.reshape(part, (1, batch * rows * rate * columns * rate, channels)))
+    return lax.concatenate(windows, 0)
 
 
 def _assemble(tiles: jax.Array, m: int, rate: int, shape: tuple[int, int, int]) -> jax.Array:
