@@ -3,9 +3,9 @@
   python -m experiments.updates --config camvid --config.data.dir=PATH/camvid --model camvid
 
 --model names a workdir, an exported artifact or a model of the package; its network, at one scale, and its CRF
-parameters are used. All updates run the same iterations with the same filter, under the symmetric normalization, which Frank-Wolfe
-needs. Measured on `config.eval.split`: mean IoU, over whole images and within 3 pixels of boundaries, and the energy
-(Eq. 1) of the labelling per pixel, relative to the network's labelling.
+parameters are used. All updates run the same iterations with the same filter, under the symmetric normalization, which
+Frank-Wolfe needs. Measured on `config.eval.split`: mean IoU, over whole images and within 3 pixels of boundaries, and
+the energy (Eq. 1) of the labelling per pixel, relative to the network's labelling.
 """
 
 from collections.abc import Callable, Mapping, Sequence
