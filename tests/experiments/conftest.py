@@ -1,10 +1,9 @@
 """A thin network on a few drawn scenes: an experiment in seconds."""
 
-import os
-
 import pytest
 
 from deeplab_jax.config import load_config
+from tests.training.conftest import few_scenes
 
 TINY = (
     "model.widths=8,8,8,8",
@@ -26,7 +25,4 @@ TINY = (
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory):
     """The config `shapes`, made tiny; its scenes are drawn once for all tests."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    return load_config("shapes", [*TINY, f"data.cache_dir={root / 'shapes-cache'}"])
+    return load_config("shapes", [*TINY, f"data.cache_dir={few_scenes(tmp_path_factory)}"])

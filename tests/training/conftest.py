@@ -89,10 +89,21 @@ class Runs:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Runs:
+    return Runs(few_scenes(tmp_path_factory))
+
+
+def few_scenes(tmp_path_factory) -> Path:
+    """The folder of data sets of all workers, in which `shapes` has been built with a tenth of its scenes."""
+    from deeplab_jax.config import load_config
+    from deeplab_jax.data import open_dataset
+    from deeplab_jax.data.builders.shapes import shapes_dataset_builder
+
     root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    return Runs(root / "shapes-cache")
+    cache = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shapes-cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes_dataset_builder, "SIZES", {"train": 60, "val": 10})
+        open_dataset(load_config("shapes", [f"data.cache_dir={cache}"]).data, "train")
+    return cache
 
 
 @pytest.fixture
