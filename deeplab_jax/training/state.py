@@ -59,7 +59,7 @@ def create_state(variables: dict, config, optimizer: optax.GradientTransformatio
     )
 
 
-def update_ema(ema: dict, trainable: dict, batch_stats: dict, step: jax.Array, decay: float) -> dict:
+def update_ema(ema: dict, trainable: dict, batch_stats: dict, step: jax.Array | np.ndarray, decay: float) -> dict:
     """Moves the averages towards the new values; early steps use a shorter memory, (1 + t) / (10 + t)."""
     kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     new = {"trainable": trainable, "batch_stats": batch_stats}
