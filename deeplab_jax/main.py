@@ -5,6 +5,7 @@ Running the same command again continues where the last run stopped. Flags chang
 WORKDIR/eval/<split>.json. Ctrl-C and SIGTERM end after the step, with a checkpoint (docs/promises.md).
 """
 
+import gc
 from collections.abc import Sequence
 
 from absl import flags
@@ -62,5 +63,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000, 20, 20)  # tracing a network makes millions of objects, hardly any of them garbage
     define_flags()
     cli.run(main, huge_pages=True)

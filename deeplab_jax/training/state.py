@@ -3,6 +3,7 @@
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from deeplab_jax.training.optimizer import merge_params, split_params
@@ -22,13 +23,13 @@ class TrainState:
       skipped: int32 scalar, steps skipped for a non-finite gradient.
     """
 
-    step: jax.Array
+    step: jax.Array | np.ndarray
     trainable: dict
     frozen: dict
     batch_stats: dict
     opt_state: optax.OptState
     ema: dict
-    skipped: jax.Array
+    skipped: jax.Array | np.ndarray
 
     def variables(self) -> dict:
         """Flax variables for `model.apply`: the averaged ones if there are any."""
@@ -40,22 +41,25 @@ class TrainState:
 
 
 def create_state(variables: dict, config, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state of step 0 from initialized (or imported) Flax variables."""
+    """The state of step 0 from initialized (or imported) Flax variables, on the host.
+
+    The memory of optax's optimizers begins with zeros; NumPy's need no program for each shape.
+    """
     trainable, frozen = split_params(variables["params"], config)
     batch_stats = variables.get("batch_stats", {})
     averaged = {"trainable": trainable, "batch_stats": batch_stats} if config.optimizer.ema else {}
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=np.zeros((), np.int32),
         trainable=trainable,
         frozen=frozen,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(trainable),
-        ema=jax.tree.map(jnp.array, averaged),
-        skipped=jnp.zeros((), jnp.int32),
+        opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(optimizer.init, trainable)),
+        ema=averaged,
+        skipped=np.zeros((), np.int32),
     )
 
 
-def update_ema(ema: dict, trainable: dict, batch_stats: dict, step: jax.Array, decay: float) -> dict:
+def update_ema(ema: dict, trainable: dict, batch_stats: dict, step: jax.Array | np.ndarray, decay: float) -> dict:
     """Moves the averages towards the new values; early steps use a shorter memory, (1 + t) / (10 + t)."""
     kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     new = {"trainable": trainable, "batch_stats": batch_stats}

@@ -41,6 +41,7 @@ def create_train_step(
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
     seed_key = jax.random.key(config.seed)
     unary_weight, resize = config.loss.unary_weight, model.architecture.resize
+    fixed = model.architecture.frozen_batch_norm  # its statistics stay as they are
 
     def score_maps(params, batch_stats, micro, step):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(seed_key, step), i))(micro["index"])
@@ -106,7 +107,7 @@ def create_train_step(
             ema = update_ema(state.ema, trainable, batch_stats, state.step, config.optimizer.ema)
         # Finite gradients can still overflow in the update of the parameters. If nothing is valid, nothing is updated.
         squares = squared_norms(gradient)
-        finite = finite_leaves(squares, trainable, batch_stats) & jnp.isfinite(loss) | (valid == 0)
+        finite = finite_leaves(squares, trainable, {} if fixed else batch_stats) & jnp.isfinite(loss) | (valid == 0)
         # Known before the update, so that the choice is part of it. Only on request does the choice wait for the result
         # of the update, which takes another pass over the whole state.
         updated = valid > 0
@@ -148,7 +149,7 @@ def finite_leaves(gradient: dict, trainable: dict, batch_stats: dict) -> jax.Arr
     Args:
       gradient, trainable: of the same structure, one leaf for each parameter; for the gradient, `squared_norms`
         suffice, which are computed anyway: one pass instead of two.
-      batch_stats: counts for every parameter.
+      batch_stats: statistics that this step has changed; they count for every parameter.
 
     Returns:
       [leaves of `gradient`] bool.

@@ -16,6 +16,7 @@ from deeplab_jax.training.optimizer import (
     rate_multiplier,
     split_params,
 )
+from deeplab_jax.training.state import create_state
 
 
 def test_poly_table_of_the_second_paper():
@@ -95,6 +96,20 @@ def test_frozen_parts_take_no_optimizer_memory():
     learned = sum(x.size for x in jax.tree.leaves(trainable))
     assert sum(x.size for x in jax.tree.leaves(state)) == learned + 1  # the momentum, and the step
     assert jax.tree.structure(merge_params(trainable, frozen)) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_begins_with_the_optimizers_own_memory(name):
+    config = load_config("base", [f"optimizer.name={name}", "optimizer.ema=0.9"])
+    params = {"head": {"fc1_c0": {"kernel": np.ones((3, 3, 4, 21), np.float32)}}}
+    optimizer = create_optimizer(config)
+    state = create_state({"params": params}, config, optimizer)
+    expected = optimizer.init(params)
+    assert jax.tree.structure(state.opt_state) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(state.ema["trainable"]["head"]["fc1_c0"]["kernel"], 1)
 
 
 def test_a_frozen_network_leaves_the_crf_to_learn():

@@ -112,7 +112,8 @@ def _inputs(x: jax.Array, m: int, rate: int) -> jax.Array:
 def _tiles(x: jax.Array, side: int, step: int, rate: int, before: int) -> jax.Array:
     """Square windows of a map that begins with `before` zeros: positions `rate` apart, neighbors `step` * `rate` apart.
 
-    Written with `lax`, whose operations are traced several times faster than an array's methods.
+    Rows are cut first and columns after them: each cut is a kernel of its own, which has to be compiled, and these are
+    2 `side` instead of `side`^2.
 
     Returns [side^2, tiles, C], the tiles in the order of (image, row, row's phase, column, column's phase).
     """
@@ -122,17 +123,18 @@ def _tiles(x: jax.Array, side: int, step: int, rate: int, before: int) -> jax.Ar
     sides = ((height, rows), (width, columns))
     widths = [(before, rate * (side - 1) + count * pitch - n - before) for n, count in sides]
     x = jnp.pad(x, ((0, 0), *widths, (0, 0)))
-    width, windows = x.shape[2], []
+    width, lines, count = x.shape[2], batch * rows * rate, batch * rows * rate * columns * rate
+    bands, windows = [], []
     for i in range(side):
         band = lax.slice_in_dim(x, rate * i, rate * i + rows * pitch, axis=1)
-        band = lax.reshape(band, (batch, rows, pitch, width, channels))
-        band = lax.slice_in_dim(band, 0, rate, axis=2)
-        for j in range(side):
-            part = lax.slice_in_dim(band, rate * j, rate * j + columns * pitch, axis=3)
-            part = lax.reshape(part, (batch, rows, rate, columns, pitch, channels))
-            part = lax.slice_in_dim(part, 0, rate, axis=4)
-            windows.append(lax.reshape(part, (1, batch * rows * rate * columns * rate, channels)))
-    return lax.concatenate(windows, 0)
+        band = lax.slice_in_dim(lax.reshape(band, (batch, rows, pitch, width, channels)), 0, rate, axis=2)
+        bands.append(lax.reshape(band, (1, lines, width, channels)))
+    x = lax.concatenate(bands, 0)
+    for j in range(side):
+        part = lax.slice_in_dim(x, rate * j, rate * j + columns * pitch, axis=2)
+        part = lax.slice_in_dim(lax.reshape(part, (side, lines, columns, pitch, channels)), 0, rate, axis=3)
+        windows.append(lax.reshape(part, (side, 1, count, channels)))
+    return lax.reshape(lax.concatenate(windows, 1), (side**2, count, channels))
 
 
 def _assemble(tiles: jax.Array, m: int, rate: int, shape: tuple[int, int, int]) -> jax.Array:
