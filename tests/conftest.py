@@ -135,12 +135,15 @@ def pytest_unconfigure() -> None:
 LONGEST_FIRST = (
     "test_devices.py",
     "test_resume.py",
-    "test_crf_search.py",
-    "test_refine.py",
-    "test_export.py",
     "test_mean_field.py",
+    "test_crf_search.py",
+    "test_predict.py",
+    "test_export.py",
     "test_interruptions.py",
+    "test_incremental.py",
     "test_docs.py",
+    "test_conversion.py",
+    "test_shares.py",
 )
 
 

@@ -16,7 +16,7 @@ from deeplab_jax.inference.load import load_weights
 from deeplab_jax.runs.checkpoints import load_workdir
 from tests.toy_workdir import NAMES, photograph, toy_config, write_weights
 
-SIZE = (44, 60)
+SIZE = (24, 30)
 
 
 def test_load_gives_labels_marginals_entropy_names_palette(segment):

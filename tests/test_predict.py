@@ -22,7 +22,7 @@ from tests.command_line import call
 from tests.toy_workdir import NAMES, photograph, write_weights
 
 ROOT = Path(__file__).parents[1]
-SIZE = (44, 60)
+SIZE = (24, 30)
 
 
 def save(path: Path, image: np.ndarray | Image.Image, **options) -> Path:

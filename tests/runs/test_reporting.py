@@ -270,3 +270,14 @@ def test_training_goes_on_without_tensorboard(tmp_path, capfd):
     reporter.close()
     assert [r["step"] for r in read_record(tmp_path / "metrics.jsonl")] == [1, 2]
     assert capfd.readouterr().err.count("TensorBoard logs cannot be written (no space left") == 1
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_of_the_log(tensorboard, tmp_path, capfd):
+    pytest.importorskip("clu.metric_writers", reason="clu or TensorFlow is not installed")
+    (tmp_path / "pictures").mkdir()
+    for name in ("00000002_train.png", "note.png", "x_train.png"):
+        (tmp_path / "pictures" / name).write_bytes(b"\x89PNG half")
+    reporter = Reporter(tmp_path, 5, 30)
+    assert reporter._writer is not None  # the log continues
+    reporter.close()
+    assert capfd.readouterr().err.count("the log omits this picture") == 1
