@@ -5,14 +5,13 @@
 The sizes are those of the config's crop, at scale 1; parameters and FLOPs are of one image.
 """
 
-import gc
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from deeplab_jax import cli
+from deeplab_jax import cli, startup
 from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -59,6 +58,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    gc.disable()  # it would search a million objects several times; the process ends before they are a burden
+    startup.collect_rarely()
     define_flags()
     cli.run(main)

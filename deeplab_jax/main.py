@@ -5,12 +5,11 @@ Running the same command again continues where the last run stopped. Flags chang
 WORKDIR/eval/<split>.json. Ctrl-C and SIGTERM end after the step, with a checkpoint (docs/promises.md).
 """
 
-import gc
 from collections.abc import Sequence
 
 from absl import flags
 
-from deeplab_jax import cli, process_flags
+from deeplab_jax import cli, process_flags, startup
 
 FLAGS = flags.FLAGS
 
@@ -63,6 +62,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    gc.set_threshold(100_000, 20, 20)  # tracing a network makes millions of objects, hardly any of them garbage
+    startup.collect_rarely()
     define_flags()
     cli.run(main, huge_pages=True)
