@@ -46,11 +46,8 @@ def test_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def optimized(request: pytest.FixtureRequest):
-    """Programs for real photographs run for longer than they compile, so these are compiled as users have them.
-
-    So are those of tests that are marked as `runs_long`.
-    """
-    wanted = "test_data" in request.fixturenames or request.node.get_closest_marker("runs_long")
+    """Programs for real photographs run for longer than they compile, so these are compiled as users have them."""
+    wanted = "test_data" in request.fixturenames
     if not wanted or os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "1":
         yield
         return
