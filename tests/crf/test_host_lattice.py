@@ -87,7 +87,7 @@ def host_coordinates(features, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dimensions", [1, 2, 5, 8])
+@pytest.mark.parametrize("dimensions", [1, 2, 5, pytest.param(8, marks=pytest.mark.long)])
 def test_operators_are_symmetric(form, dimensions):
     _, lattices = host_lattice.build(cloud(dimensions, 24), form)
     whole = sum(operator(lattice, form) for lattice in lattices)

@@ -167,7 +167,7 @@ def test_kernels_over_a_point_cloud_equal_the_definition(definition):
     np.testing.assert_allclose(q, definition.mean_field(unary, matrices, 4, "before"), atol=2e-4)
 
 
-@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+@pytest.mark.parametrize("normalization", some_long(("symmetric", "after"), "after"))
 def test_gradients_match_finite_differences(scene, normalization):
     unary, image = jnp.asarray(scene.unary[:6, :7]), jnp.asarray(scene.image[:6, :7], jnp.float32)
     target = jnp.asarray(np.random.default_rng(0).normal(size=unary.shape), jnp.float32)
@@ -263,7 +263,7 @@ def test_the_lattice_is_close_to_the_definition(definition, scene, normalization
     assert (np.asarray(ours).argmax(-1) != wanted.argmax(-1)).mean() <= 0.05
 
 
-@pytest.mark.parametrize("dimensions", [1, 3, 6])
+@pytest.mark.parametrize("dimensions", [1, pytest.param(3, marks=pytest.mark.long), 6])
 def test_the_lattice_takes_features_of_any_dimension(definition, dimensions):
     rng = np.random.default_rng(dimensions)
     centers = rng.normal(0, 3, (4, dimensions))

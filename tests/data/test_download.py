@@ -31,7 +31,7 @@ class Builder(base.SegmentationBuilder, skip_registration=True):
     pkg_dir_path = Path(__file__).parent
 
     def _info(self):
-        return tfds.core.DatasetInfo(
+        info = tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
@@ -42,6 +42,8 @@ class Builder(base.SegmentationBuilder, skip_registration=True):
             ),
             disable_shuffling=True,
         )
+        info.initialize_from_bucket = lambda: None  # it would ask Google's server, and leave a temporary folder
+        return info
 
     def _download(self, dl_manager):
         if isinstance(self.options, Exception):
