@@ -19,6 +19,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models import initial
 from deeplab_jax.models.deeplab import create_model, is_frozen
 from deeplab_jax.models.layers import BatchNorm, Conv, ConvWeights, Pool, Upsample
+from deeplab_jax.target import tracing_for
 
 # Paths that see no more than the parallel one: shortcuts, v1's side branches, the small network's fine branch.
 _SHORTER_PATHS = re.compile(r"_branch1$|/msc/|/fine$")
@@ -128,6 +129,8 @@ def kept_for_backward(config: Any, num_classes: int, batch: int) -> dict[str, in
         given = {id(leaf) for leaf in jax.tree.leaves((params, rest))}
         return list({id(leaf): leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in given}.values())
 
+    with tracing_for("gpu"):  # layers in their plain forms keep the same values, and are traced sooner
+        kept_shapes = jax.eval_shape(kept, params, rest, image, keys)
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     learned = sum(_bytes(x) for path, x in flat if not is_frozen([str(k.key) for k in path], config.model))
     copies = {"sgd": 1, "adamw": 2}[config.optimizer.name] + bool(config.optimizer.ema)
@@ -135,7 +138,7 @@ def kept_for_backward(config: Any, num_classes: int, batch: int) -> dict[str, in
         "parameters": sum(map(_bytes, jax.tree.leaves(variables))),
         "gradients": learned,
         "optimizer": copies * learned,
-        "activations": sum(map(_bytes, jax.eval_shape(kept, params, rest, image, keys))),
+        "activations": sum(map(_bytes, kept_shapes)),
     }
 
 
