@@ -167,8 +167,15 @@ def _is_finite(leaf: jax.Array) -> jax.Array:
 
 def replicate(state: TrainState) -> TrainState:
     """Puts one copy of a host state on each local device (a leading axis of devices)."""
-    count = jax.local_device_count()
-    return jax.pmap(lambda _, s: s, in_axes=(0, None), axis_name=AXIS)(np.zeros(count, np.int32), state)
+    devices = jax.local_devices()
+    like = _copies()(np.zeros(len(devices), np.int32))  # a program that returned the state would have to be compiled
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        one = np.asarray(leaf)[None]
+        copies = [jax.device_put(one, device, may_alias=False) for device in devices]  # the step overwrites them
+        return jax.make_array_from_single_device_arrays((like.shape[0], *one.shape[1:]), like.sharding, copies)
+
+    return jax.tree.map(put, state)
 
 
 def unreplicate(tree):
