@@ -77,8 +77,8 @@ class Normal:
 
     std: float | None = None
 
-    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        """As Flax calls it: drawn by JAX from `key`."""
+    def __call__(self, key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
+        """As Flax calls it: drawn by JAX from `key`; a `Planned` during `plan`."""
         if _planning.get():
             return _planned(self, shape, dtype)
         return _normal(key, tuple(shape), self.std, dtype)
@@ -104,8 +104,8 @@ class Constant:
 
     value: float
 
-    def __call__(self, key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        """As Flax calls it; `key` is not used."""
+    def __call__(self, key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
+        """As Flax calls it; `key` is not used. A `Planned` during `plan`."""
         del key
         return _planned(self, shape, dtype) if _planning.get() else jnp.full(shape, self.value, dtype)
 
@@ -138,6 +138,11 @@ def plan(model: nn.Module) -> dict:
         _planning.reset(token)
     boxed = jax.tree.map(lambda x: x if isinstance(x, Planned) else Planned(x), traced, is_leaf=_is_planned)
     return dict(boxed)
+
+
+def is_planning() -> bool:
+    """Whether this is called by `plan`, in which initializers return what they would draw as `Planned`."""
+    return _planning.get()
 
 
 def shapes(variables: dict) -> dict:

@@ -11,7 +11,7 @@ from flax.errors import ScopeParamShapeError
 from jax import lax
 
 from deeplab_jax.models.cpu import convolution, sums
-from deeplab_jax.models.initial import ONES, ZEROS, Normal
+from deeplab_jax.models.initial import ONES, ZEROS, Constant, Normal, is_planning
 
 # The released ResNets' batch norm; torchvision's is the same.
 BATCH_NORM_EPSILON = 1e-5
@@ -30,6 +30,10 @@ def parameter(
     the time of tracing a network.
     """
     if not module.has_variable("params", name):
+        if isinstance(initializer, Normal | Constant) and is_planning():  # nothing needs the key that Flax would derive
+            planned = initializer(None, shape)
+            module.put_variable("params", name, planned)
+            return planned.unbox()
         return module.param(name, initializer, shape, jnp.float32)
     value: jax.Array = module.get_variable("params", name)
     if value.shape != shape:
