@@ -5,6 +5,7 @@ vmap or grad, where values are not known yet.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,16 @@ def check_static(iterations: int, normalization: str, update: str = "parallel", 
         raise ValueError(f"cutoff={cutoff} must lie between 0 and 1, or be None")
     if update != "parallel":
         check_symmetric(normalization, f'update="{update}"')
+
+
+def counts_of(return_all: bool | Sequence[int], iterations: int) -> tuple[int, ...] | None:
+    """The numbers of iterations that `return_all` names; None if it is a bool."""
+    if isinstance(return_all, bool | np.bool_):
+        return None
+    counts = tuple(map(int, return_all))
+    if not counts or min(counts) < 0 or max(counts) > iterations:
+        raise ValueError(f"return_all={return_all} must be True, False or numbers of iterations from 0 to {iterations}")
+    return counts
 
 
 def check_regularizer(regularizer: str, regularization: float, update: str) -> None:

@@ -5,12 +5,14 @@ that is softmax(-U + sum_m w_m norm(filter_m(Q))). A pixel's own contribution (i
 is False.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deeplab_jax.crf import checks, convergent, filters, gaussian, iteration, plain, pruning
@@ -37,7 +39,7 @@ def mean_field(
     regularizer: str = "entropy",
     regularization: float = 1.0,
     include_self: bool = True,
-    return_all: bool = False,
+    return_all: bool | Sequence[int] = False,
     return_log: bool = False,
     prune: bool | None = None,
     cutoff: float | None = None,
@@ -66,7 +68,8 @@ def mean_field(
       regularizer: of "frank_wolfe": "entropy" or "euclidean".
       regularization: how much it counts, above 0; less leaves less doubt in the marginals.
       include_self: False leaves out i = j.
-      return_all: also the marginals before the first and after each iteration, [T + 1, ...].
+      return_all: also the marginals before the first and after each iteration, [T + 1, ...]; numbers of iterations
+        request only those, in their order.
       return_log: log marginals instead of marginals.
       prune: True leaves labels that cannot win out of the filtering (see `deeplab_jax.crf.pruning`); False filters all;
         None does so in plain calls (see `deeplab_jax.crf.plain`). All are filtered where gradients are taken.
@@ -74,7 +77,7 @@ def mean_field(
       storage_dtype: data type of the marginals between iterations (`jnp.bfloat16`); arithmetic stays float32.
 
     Returns:
-      q with the unary's shape, non-negative, sums to 1 over C; [T + 1, ...] with `return_all`.
+      q with the unary's shape, non-negative, sums to 1 over C; with `return_all` [T + 1, ...], or as many as requested.
 
     Raises:
       ValueError: names the argument. Values (NaN in the unary, widths that are not positive) are checked only when they
@@ -105,6 +108,7 @@ def mean_field(
     if update != "parallel":
         every = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
         convergent.check_affinities(every, compatibility, unary.shape[-1], f'update="{update}"')
+    counts = checks.counts_of(return_all, iterations)
     chosen = choose_bilateral(bilateral, unary.shape[-3], unary.shape[-2])
     options = Options(
         iterations=int(iterations),
@@ -117,7 +121,8 @@ def mean_field(
         regularizer=regularizer,
         regularization=float(regularization),
         include_self=include_self,
-        return_all=return_all,
+        return_all=counts is not None or bool(return_all),
+        counts=counts,
         return_log=return_log,
         prune=prune,
         storage_dtype=storage_dtype,
@@ -129,7 +134,8 @@ def mean_field(
         q = plain.image_marginals(*arguments, options)
         if q is not None:
             return q
-    return _mean_field(*arguments, options)
+    q = _mean_field(*arguments, dataclasses.replace(options, counts=None))
+    return q if counts is None else q[np.asarray(counts)]
 
 
 def mean_field_features(

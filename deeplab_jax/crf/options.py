@@ -21,7 +21,8 @@ class Options:
       regularizer: of "frank_wolfe": "entropy" or "euclidean".
       regularization: how much it counts, above 0.
       include_self: whether i = j counts.
-      return_all: marginals of all iterations.
+      return_all: marginals of several numbers of iterations.
+      counts: which ones; None = 0, 1, ..., T.
       return_log: log marginals.
       prune: leaves out labels that cannot win; None = in plain calls only.
       storage_dtype: of marginals between iterations.
@@ -38,6 +39,7 @@ class Options:
     regularization: float = 1.0
     include_self: bool = True
     return_all: bool = False
+    counts: tuple[int, ...] | None = None
     return_log: bool = False
     prune: bool | None = None
     storage_dtype: Any = None

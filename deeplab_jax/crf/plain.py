@@ -186,10 +186,11 @@ class _Kernels:
 
             if not self.options.return_all:
                 return after(int(self.options.iterations))
-            # Each as if it were the last: with the mean of all lattices.
             first = np.exp(start.log - start.log.max(1, keepdims=True))
             first = start.all_labels(first / first.sum(1, keepdims=True))
-            return np.stack([first, *(after(n) for n in range(1, self.options.iterations + 1))])
+            counts = range(self.options.iterations + 1) if self.options.counts is None else self.options.counts
+            # Each as if it were the last: with the mean of all lattices.
+            return np.stack([after(n) if n else first for n in counts])
 
 
 class _Start:

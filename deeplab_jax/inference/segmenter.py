@@ -276,7 +276,8 @@ class Segmenter:
         if last:
             mask = np.zeros(shape, bool)
             mask[:h, :w] = True
-            several = len(set(counts) - {0}) > 1
+            wanted = sorted(set(counts) - {0})
+            several = len(wanted) > 1
             bilateral = self.filter_used((h, w))
             # Not inside a jit: mean_field chooses its own programs from the parameters' values.
             run = partial(
@@ -285,7 +286,7 @@ class Segmenter:
                 bilateral=bilateral,
                 normalization=self.setting.normalization,
                 compatibility=None if self.compatibility is None else jnp.asarray(self.compatibility),
-                return_all=several,
+                return_all=wanted if several else False,
                 prune=True,
             )
             image = jax.device_put(tiling.pad(image, shape), self.devices[device])
@@ -295,7 +296,7 @@ class Segmenter:
                 q = self._run(kind, device, run, -log_probs, image, params, mask=mask)
             except ValueError as e:  # scores that are not finite, or weights for another number of classes
                 raise UserError(f"the CRF cannot be run on the network's scores: {e}") from e
-            found |= {n: q[n] for n in counts if n} if several else {last: q}
+            found |= dict(zip(wanted, q, strict=True)) if several else {last: q}
         return [found[n] for n in counts]
 
     # ---- programs --------------------------------------------------------------------------------------------------

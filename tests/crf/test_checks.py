@@ -17,6 +17,7 @@ NAN = np.where(np.arange(3) == 1, np.nan, UNARY).astype(np.float32)
         ((NAN, IMAGE, CRFParams()), {}, "unary holds NaN"),
         ((jnp.asarray(NAN), IMAGE, CRFParams()), {}, "unary holds NaN"),
         ((jnp.asarray(UNARY), jnp.full((4, 5, 3), jnp.nan), CRFParams()), {}, "image holds NaN"),
+        ((UNARY, IMAGE, CRFParams()), {"return_all": [1, 11]}, "numbers of iterations from 0 to 10"),
         ((UNARY[0], IMAGE, CRFParams()), {}, r"unary has shape \(5, 3\); needed: \[H, W, C\]"),
         ((UNARY[..., :1], IMAGE, CRFParams()), {}, "at least 2 labels"),
         ((UNARY.astype(int), IMAGE, CRFParams()), {}, "unary must be an array of floats"),

@@ -59,6 +59,7 @@ def test_compatibility_class_weights_and_weight_matrices_equal_the_definition(de
 
 def test_all_iterations_and_their_logarithms(definition, scene):
     history = exact(scene, return_all=True)
+    np.testing.assert_array_equal(exact(scene, return_all=(2, 0)), history[np.array([2, 0])])
     assert history.shape == (4, *scene.unary.shape)
     np.testing.assert_allclose(history[0], np.exp(-scene.unary), rtol=1e-5)
     for n in (1, 2):

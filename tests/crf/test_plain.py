@@ -99,6 +99,8 @@ def test_batch_mask_and_history():
     history = mean_field(unary, image, PARAMS, 3, bilateral="permutohedral", return_all=True)
     np.testing.assert_allclose(history[0], jax.nn.softmax(-unary), atol=1e-6)
     np.testing.assert_array_equal(history[3], one)
+    some = mean_field(unary, image, PARAMS, 3, bilateral="permutohedral", return_all=[3, 0])
+    np.testing.assert_array_equal(some, history[np.array([3, 0])])
     mask = np.zeros((36, 45), bool)
     mask[:30, :40] = True
     wide = np.pad(unary, ((0, 6), (0, 5), (0, 0))), np.pad(image, ((0, 6), (0, 5), (0, 0)))
