@@ -223,7 +223,7 @@ def test_the_multiple_that_made_the_truth_is_found(trained, monkeypatch):
     saved = crf.read_preset(workdir / "crf_preset.json").params
     np.testing.assert_array_equal(saved.bilateral_weight, uneven)
     alike, _ = search_workdir(toy_config(), workdir, axes, passes=1, iterations=4, say=str)  # none named
-    assert alike.params.bilateral_weight in (3.0, 5.0)
+    assert alike.params.bilateral_weight in (3.0, 4.0, 5.0)  # 4 is the config's own
     with pytest.raises(UserError, match="thin class 'wire'"):
         search_workdir(toy_config(), workdir, axes, passes=1, thin=["wire"], iterations=4, say=str)
 
