@@ -87,6 +87,7 @@ def measure(model, dataset, indices: Sequence[int], updates: Mapping[str, Mappin
 
 
 def table(results: Sequence[Mapping], title: str) -> common.Table:
+    """The results of `measure`, accuracies in percent."""
     rows = [
         (r["name"], common.percent(r["mean_iou"]), common.percent(r["trimap"]), f"{r['energy']:+.4f}") for r in results
     ]

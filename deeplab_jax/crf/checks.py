@@ -35,10 +35,11 @@ def counts_of(return_all: bool | Sequence[int], iterations: int) -> tuple[int, .
     """The numbers of iterations that `return_all` names; None if it is a bool."""
     if isinstance(return_all, bool | np.bool_):
         return None
-    counts = tuple(map(int, return_all))
-    if not counts or min(counts) < 0 or max(counts) > iterations:
-        raise ValueError(f"return_all={return_all} must be True, False or numbers of iterations from 0 to {iterations}")
-    return counts
+    counts = np.asarray(return_all)
+    whole = counts.ndim == 1 and counts.size and np.issubdtype(counts.dtype, np.integer)
+    if not whole or counts.min() < 0 or counts.max() > iterations:
+        raise ValueError(f"return_all={return_all!r} must be True, False or numbers of iterations, 0 to {iterations}")
+    return tuple(counts.tolist())
 
 
 def check_regularizer(regularizer: str, regularization: float, update: str) -> None:

@@ -62,7 +62,7 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
     if form == "dense":
         return form, [_one(features, form, 0)]
     if form == "auto":
-        form = "direct" if _more_than(max(FEW * points, FEW_IN_ALL), features) else "axes"
+        form = "direct" if _has_more_vertices(features, max(FEW * points, FEW_IN_ALL)) else "axes"
     with ThreadPoolExecutor(2) as pool:
         return form, list(pool.map(lambda n: _one(features, form, n), range(count)))
 
@@ -80,8 +80,8 @@ def _few(features: np.ndarray) -> str:
     return "dense" if _embedded(features, "dense", 0)[2].size <= DENSE_UP_TO else "auto"
 
 
-def _more_than(limit: float, features: np.ndarray) -> bool:
-    """Whether the direct form has more vertices than this.
+def _has_more_vertices(features: np.ndarray, limit: float) -> bool:
+    """Whether the direct form has more vertices than `limit`.
 
     Vertices are of D + 1 kinds, and each simplex has one of each kind: the first kind stands for all.
     """

@@ -151,7 +151,7 @@ def mean_field_features(
     regularizer: str = "entropy",
     regularization: float = 1.0,
     include_self: bool = True,
-    return_all: bool = False,
+    return_all: bool | Sequence[int] = False,
     return_log: bool = False,
     cutoff: float | None = None,
     storage_dtype: Any = None,
@@ -166,7 +166,7 @@ def mean_field_features(
       mask: [N]; for this and the other arguments see `mean_field`.
 
     Returns:
-      q with the unary's shape, non-negative, sums to 1 over C; [T + 1, N, C] with `return_all`.
+      q with the unary's shape, non-negative, sums to 1 over C; [T + 1, N, C] with `return_all`, or as many.
 
     Raises:
       ValueError: names the argument, as `mean_field` does.
@@ -190,6 +190,7 @@ def mean_field_features(
         checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
     if update != "parallel":
         convergent.check_affinities([w for _, w in kernels], compatibility, unary.shape[-1], f'update="{update}"')
+    counts = checks.counts_of(return_all, iterations)
     chosen = choose_bilateral(bilateral, unary.shape[0], 1)
     if filters.FILTERS[chosen].grid:
         raise ValueError(f'bilateral="{chosen}" needs rows and columns; use "permutohedral" or "exact" for points')
@@ -203,7 +204,8 @@ def mean_field_features(
         regularizer=regularizer,
         regularization=float(regularization),
         include_self=include_self,
-        return_all=return_all,
+        return_all=counts is not None or bool(return_all),
+        counts=counts,
         return_log=return_log,
         storage_dtype=storage_dtype,
     )
@@ -214,7 +216,8 @@ def mean_field_features(
         q = plain.point_marginals(*arguments, options)
         if q is not None:
             return q
-    return _mean_field_points(*arguments, options)
+    q = _mean_field_points(*arguments, dataclasses.replace(options, counts=None))
+    return q if counts is None else q[np.asarray(counts)]
 
 
 @partial(jax.jit, static_argnames="options")

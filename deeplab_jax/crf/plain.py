@@ -157,16 +157,16 @@ class _Kernels:
         """Kernels over features [N, D], and if `smooth` is (size, widths, radius) over an image's grid."""
         count = len(features[0])
         valid = None if mask is None else (np.asarray(mask) != 0).astype(np.float32)
-        points, none = ready.Points(count, ready.room(count)), np.zeros(0, np.float32)
-        norm = options.normalization
+        points, norm = ready.Points(count, ready.room(count)), options.normalization
+        unweighted = np.zeros(0, np.float32)  # `marginals` puts weights in its place
         try:
-            lattices = [ready.lattice_kernel(_among_valid(f, valid), none, valid, norm, points) for f in features]
+            lattices = [ready.lattice_kernel(_among_valid(f, valid), unweighted, valid, norm, points) for f in features]
         except host_lattice.TooWide:
             return None
         spatial = None
         if smooth is not None:
             size, stds, radius = smooth
-            spatial = ready.spatial_kernel(size, stds, radius, none, valid, norm, points)
+            spatial = ready.spatial_kernel(size, stds, radius, unweighted, valid, norm, points)
         return cls(lattices, spatial, valid, points, options, device)
 
     def marginals(self, unary: np.ndarray, weights: Sequence[Value], smoothness: Value | None, compatibility):
@@ -174,9 +174,9 @@ class _Kernels:
         every = [*weights] if smoothness is None else [*weights, smoothness]
         simple = compatibility is None and all(np.ndim(w) == 0 for w in every)
         start = _Start(unary, self.valid, self.options.prune is not False and simple)
-        of = [jnp.asarray(_weight(w, compatibility, start)) for w in every]
-        lattices = [dataclasses.replace(k, weight=w) for k, w in zip(self.lattices, of)]
-        spatial = self.spatial and dataclasses.replace(self.spatial, weight=of[-1])
+        padded = [jnp.asarray(_weight(w, compatibility, start)) for w in every]
+        lattices = [dataclasses.replace(k, weight=w) for k, w in zip(self.lattices, padded)]
+        spatial = self.spatial and dataclasses.replace(self.spatial, weight=padded[-1])
         with jax.default_device(self.device):
             log, count = start.padded(self.points), self.points.count
 

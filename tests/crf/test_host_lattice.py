@@ -128,8 +128,8 @@ def test_the_form_follows_the_number_of_vertices():
 def test_one_kind_of_vertices_stands_for_all(side):
     features = cloud(5, 20000, side)
     count = host_lattice._embedded(features, "direct", 0)[2].size
-    assert host_lattice._more_than(0.9 * count, features)
-    assert not host_lattice._more_than(1.1 * count, features)
+    assert host_lattice._has_more_vertices(features, 0.9 * count)
+    assert not host_lattice._has_more_vertices(features, 1.1 * count)
 
 
 def test_too_wide_features_are_refused():

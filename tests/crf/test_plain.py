@@ -125,6 +125,8 @@ def test_points_with_several_kernels(definition):
     ours = np.asarray(mean_field_features(unary, kernels, 4, bilateral="permutohedral"))
     wanted = definition.mean_field(unary, [(definition.kernel(f), w) for f, w in kernels], 4, "symmetric")
     assert (ours.argmax(-1) != wanted.argmax(-1)).mean() <= 0.02
+    (found,) = mean_field_features(unary, kernels, 4, bilateral="permutohedral", return_all=[4])
+    np.testing.assert_array_equal(found, ours)
 
 
 def test_a_jit_and_a_gradient_go_another_way():

@@ -8,25 +8,25 @@ from deeplab_jax.crf import CRFParams
 from deeplab_jax.crf.setting import Setting, read_preset, write_preset
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import architecture_of
-from experiments import common, end_to_end, runs
+from experiments import common, end_to_end, end_to_end_rows, runs
 
 
 def test_each_row_changes_what_its_name_says():
     shapes = load_config("shapes")
-    for row in ("a", "b", "c", *(f"{letter}_{v}" for letter in "bc" for v in end_to_end.VARIATIONS)):
-        config = common.changed(shapes, end_to_end.overrides_of(row))
+    for row in ("a", "b", "c", *(f"{letter}_{v}" for letter in "bc" for v in end_to_end_rows.VARIATIONS)):
+        config = common.changed(shapes, end_to_end_rows.overrides_of(row))
         assert (config.crf.train == "off") == (row == "a")
         assert config.loss.at == ("pixels" if row.endswith("_pixels") else "scores")
         assert config.model.freeze_network == row.startswith("b")
         architecture_of(config.model)
-    assert common.changed(shapes, end_to_end.overrides_of("c_stride1")).crf.stride == 1
-    assert common.changed(shapes, end_to_end.overrides_of("c_no_compatibility")).crf.learn == ("weights",)
-    assert end_to_end.overrides_of("a_pixels") == {"crf.train": "off", "loss.at": "pixels"}
-    recipe = common.changed(shapes, end_to_end.overrides_of("c_crfasrnn"))
+    assert common.changed(shapes, end_to_end_rows.overrides_of("c_stride1")).crf.stride == 1
+    assert common.changed(shapes, end_to_end_rows.overrides_of("c_no_compatibility")).crf.learn == ("weights",)
+    assert end_to_end_rows.overrides_of("a_pixels") == {"crf.train": "off", "loss.at": "pixels"}
+    recipe = common.changed(shapes, end_to_end_rows.overrides_of("c_crfasrnn"))
     assert (recipe.batch_size, recipe.optimizer.momentum, recipe.loss.unary_weight) == (1, 0.99, 0.0)
     for row in ("d", "c_stride3", "a_stride2"):
         with pytest.raises(UserError, match=f"--rows: no row {row}; give a, b, c"):
-            end_to_end.overrides_of(row)
+            end_to_end_rows.overrides_of(row)
 
 
 @pytest.fixture
