@@ -44,22 +44,10 @@ def artifact(artifact_dir):
     return deeplab_jax.load(artifact_dir)
 
 
-@pytest.fixture(scope="module")
-def same_program(segment, artifact):
-    """The exported computation, compiled here."""
-    padded = next(iter(artifact._programs))
-    return padded, jax.jit(program(segment.segmenter, artifact._programs[padded]["bilateral"]))
-
-
 @pytest.mark.parametrize("iterations", [0, 1, 4])
-def test_marginals_equal_the_checkpoints(segment, artifact, same_program, iterations):
+def test_marginals_are_close_to_the_checkpoints(segment, artifact, iterations):
     image = photograph(SIZE, seed=3)
     expected, found = segment(image, iterations), artifact(image, iterations)
-    (height, width), run = same_program
-    canvas = np.pad(image, ((0, height - SIZE[0]), (0, width - SIZE[1]), (0, 0)), mode="edge")
-    same = run(flat_weights(segment.segmenter), canvas, np.int32(SIZE), np.int32(iterations))[: SIZE[0], : SIZE[1]]
-    np.testing.assert_allclose(found.marginals, same, atol=2e-4)
-    assert (found.labels == np.argmax(same, -1)).mean() > 0.999
     if iterations == 0:
         np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-4)
     else:  # an exported program builds its own lattice, different from the plain call's
@@ -67,6 +55,20 @@ def test_marginals_equal_the_checkpoints(segment, artifact, same_program, iterat
         assert (found.labels == expected.labels).mean() > 0.98
     assert found.class_names == NAMES
     np.testing.assert_array_equal(found.palette, expected.palette)
+
+
+@pytest.mark.long
+def test_marginals_equal_those_of_the_computation_compiled_here(segment, artifact):
+    image = photograph(SIZE, seed=3)
+    height, width = padded = next(iter(artifact._programs))
+    run = jax.jit(program(segment.segmenter, artifact._programs[padded]["bilateral"]))
+    canvas = np.pad(image, ((0, height - SIZE[0]), (0, width - SIZE[1]), (0, 0)), mode="edge")
+    for iterations in (0, 1, 4):
+        found = artifact(image, iterations)
+        same = run(flat_weights(segment.segmenter), canvas, np.int32(SIZE), np.int32(iterations))
+        same = same[: SIZE[0], : SIZE[1]]
+        np.testing.assert_allclose(found.marginals, same, atol=2e-4)
+        assert (found.labels == np.argmax(same, -1)).mean() > 0.999
 
 
 def test_default_iterations_are_the_models_and_can_be_chosen(segment, artifact, artifact_dir):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.configs.base import get_config
 from deeplab_jax.files import write_json
 from deeplab_jax.imaging.palettes import voc_palette
-from deeplab_jax.models import create_model
+from deeplab_jax.models import create_model, initial
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.weights import files as weight_files
 from deeplab_jax.weights import transfer
@@ -36,13 +36,13 @@ def toy_variables(config: ConfigDict, classes: int = len(NAMES), scale: float = 
     return jax.tree.map(np.copy, _MADE[key])
 
 
-_MADE: dict[tuple, dict] = {}  # in this process: compiling takes seconds
+_MADE: dict[tuple, dict] = {}  # in this process
 
 
 def _variables(config: ConfigDict, classes: int, scale: float) -> dict:
     model = create_model(config.model, classes)
     images = np.random.default_rng(0).integers(0, 256, (1, 65, 65, 3)).astype(np.float32)
-    variables = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(1), images))
+    variables = initial.draw(model, initial.plan(model), seed=1)
     scores = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])(variables, images)
     for path, leaf in flatten_dict(variables).items():
         if path[1] == "head" and path[-1] == "kernel":

@@ -8,7 +8,6 @@ import math
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.crf import plain
@@ -16,19 +15,19 @@ from deeplab_jax.crf.gaussian import TRUNCATE
 from deeplab_jax.crf.kernels import image_kernels
 from deeplab_jax.crf.mean_field import solve
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import CRFParams, is_traced, truncation_radius
+from deeplab_jax.crf.params import Array, CRFParams, as_array, is_traced, truncation_radius
 
 # The smoothness kernel is cut off at the first of these radii, in pixels, that reaches as far as `mean_field`'s.
 _RADII = (6, 14, 28, 46)
 
 
 def mean_field_any(
-    unary: jax.Array,
-    image: jax.Array,
+    unary: Array,
+    image: Array,
     params: CRFParams,
-    iterations: jax.Array,
-    mask: jax.Array,
-    compatibility: jax.Array | None = None,
+    iterations: Array | np.integer,
+    mask: Array,
+    compatibility: Array | None = None,
     *,
     bilateral: str,
     normalization: str,
@@ -55,7 +54,7 @@ def mean_field_any(
     if not is_traced(iterations):
         options = Options(int(iterations), normalization, bilateral, radius=radius, prune=prune)
         if plain.covers(options, unary, image, params, compatibility, mask):
-            q = plain.image_marginals(jnp.asarray(unary), image, params, compatibility, mask, (), (), options)
+            q = plain.image_marginals(as_array(unary), image, params, compatibility, mask, (), (), options)
             if q is not None:
                 return q
     return _mean_field_any(

@@ -126,28 +126,37 @@ def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
 
 
 @jax.ensure_compile_time_eval()
-def _unusable(unary: jax.Array | np.ndarray) -> bool:
-    return not bool((unary > -np.inf).all())  # False for NaN too; XLA's minimum would ignore NaN on CPUs
+def _unusable(unary: Any) -> bool:
+    return not bool((_on_host(unary) > -np.inf).all())  # False for NaN too; XLA's minimum would ignore NaN on CPUs
 
 
 @jax.ensure_compile_time_eval()
-def _low(values: jax.Array) -> int:
-    return int(values.min())
+def _low(values: Any) -> int:
+    return int(_on_host(values).min())
 
 
 @jax.ensure_compile_time_eval()
-def _high(values: jax.Array) -> int:
-    return int(values.max())
+def _high(values: Any) -> int:
+    return int(_on_host(values).max())
 
 
 @jax.ensure_compile_time_eval()
-def _finite(values: jax.Array) -> bool:
-    return bool(jnp.isfinite(values).all())
+def _finite(values: Any) -> bool:
+    values = _on_host(values)
+    return bool(((values > -np.inf) & (values < np.inf)).all())
 
 
 @jax.ensure_compile_time_eval()
-def _range(image: jax.Array) -> tuple[float, float]:
-    return float(image.min()), float(image.max())
+def _range(image: Any) -> tuple[float, float]:
+    return float(_on_host(image).min()), float(_on_host(image).max())
+
+
+def _on_host(values: Any) -> Any:
+    """The array as NumPy's if it is in the host's memory: JAX would compile a program for each new shape."""
+    if not isinstance(values, jax.Array):
+        return np.asarray(values)
+    here = values.is_fully_addressable and all(device.platform == "cpu" for device in values.devices())
+    return np.asarray(values) if here else values
 
 
 def _kind(value: Any) -> str:

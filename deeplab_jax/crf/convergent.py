@@ -22,12 +22,12 @@ import numpy as np
 from jax import lax
 
 from deeplab_jax.crf.kernels import Kernel
-from deeplab_jax.crf.params import Value, is_traced
+from deeplab_jax.crf.params import Array, Value, is_traced
 
 NEWTON_STEPS = 24
 
 
-def affinity(weight: Value, compatibility: jax.Array | None, labels: int, dtype: jnp.dtype) -> jax.Array:
+def affinity(weight: Value, compatibility: Array | None, labels: int, dtype: jnp.dtype) -> jax.Array:
     """A = -mu w [C, C] of one kernel (w alone for Potts): how much label l' elsewhere supports label l here."""
     weight = jnp.asarray(weight, dtype)
     matrix = weight if weight.ndim == 2 else jnp.broadcast_to(weight, (labels,)) * jnp.eye(labels, dtype=dtype)
@@ -36,7 +36,7 @@ def affinity(weight: Value, compatibility: jax.Array | None, labels: int, dtype:
     return -jnp.matmul(jnp.asarray(compatibility, dtype), matrix, precision=lax.Precision.HIGHEST)
 
 
-def check_affinities(weights: Sequence[Value], compatibility: jax.Array | None, labels: int, what: str) -> None:
+def check_affinities(weights: Sequence[Value], compatibility: Array | None, labels: int, what: str) -> None:
     """Raises ValueError where a concrete weight and compatibility make an asymmetric affinity, which has no energy."""
     for weight in weights:
         if is_traced((weight, compatibility)):

@@ -19,20 +19,20 @@ from deeplab_jax.crf.kernels import (
     weighted,
 )
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
+from deeplab_jax.crf.params import Array, CRFParams, Value, as_array, as_mask, check_params, truncation_radius
 
 
 def energy(
-    labels: jax.Array,
-    unary: jax.Array,
-    image: jax.Array,
+    labels: Array,
+    unary: Array,
+    image: Array,
     params: CRFParams,
     *,
     bilateral: str = "exact",
     normalization: str = "symmetric",
-    compatibility: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    kernels: Sequence[tuple[jax.Array, Value]] = (),
+    compatibility: Array | None = None,
+    mask: Array | None = None,
+    kernels: Sequence[tuple[Array, Value]] = (),
 ) -> jax.Array:
     """E(x) = sum_i U_i(x_i) + sum_{i < j} mu(x_i, x_j) sum_m w_m k_m(i, j) (Chen et al. 2015, Eq. 1-3).
 
@@ -58,7 +58,7 @@ def energy(
     >>> round(float(different - same), 2)  # one pair of unlike labels costs the weight
     2.0
     """
-    labels = jnp.asarray(labels)
+    labels = as_array(labels)
     if labels.shape != jnp.shape(unary)[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels must be integers {jnp.shape(unary)[:-1]} to go with unary, not {labels.dtype} {labels.shape}"
@@ -82,16 +82,16 @@ def energy(
 
 
 def kl_free_energy(
-    q: jax.Array,
-    unary: jax.Array,
-    image: jax.Array,
+    q: Array,
+    unary: Array,
+    image: Array,
     params: CRFParams,
     *,
     bilateral: str = "exact",
     normalization: str = "symmetric",
-    compatibility: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    kernels: Sequence[tuple[jax.Array, Value]] = (),
+    compatibility: Array | None = None,
+    mask: Array | None = None,
+    kernels: Sequence[tuple[Array, Value]] = (),
     include_self: bool = True,
 ) -> jax.Array:
     """KL(Q || P) - log Z = sum_i q_i.(U_i + log q_i) + 1/2 sum_ij q_i^T mu q_j sum_m w_m k_m(i, j).
@@ -118,11 +118,11 @@ def kl_free_energy(
     """
     checks.check_static(0, normalization)
     checks.check_symmetric(normalization, "the CRF")
-    unary, image, q = (jnp.asarray(x) for x in (unary, image, q))
+    unary, image, q = (as_array(x) for x in (unary, image, q))
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
     checks.check_mask(mask, unary.shape)
-    mask = None if mask is None else jnp.asarray(mask) != 0
+    mask = as_mask(mask)
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
     weights = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
@@ -137,7 +137,7 @@ def kl_free_energy(
         extra=(filters.for_points(chosen),) * len(kernels),
         include_self=include_self,
     )
-    features = tuple(jnp.asarray(f) for f, _ in kernels)
+    features = tuple(as_array(f) for f, _ in kernels)
     return _free_energy(q, unary, image, params, compatibility, mask, features, tuple(w for _, w in kernels), options)
 
 

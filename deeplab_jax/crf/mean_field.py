@@ -18,23 +18,23 @@ from jax import lax
 from deeplab_jax.crf import checks, convergent, filters, gaussian, iteration, plain, pruning
 from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, point_kernels
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import CRFParams, Value, check_params, truncation_radius
+from deeplab_jax.crf.params import Array, CRFParams, Value, as_array, as_mask, check_params, truncation_radius
 
 # Logit of a label that the unary rules out with +inf: sums with it stay finite, and its exp is 0.
 _IMPOSSIBLE = -1e6
 
 
 def mean_field(
-    unary: jax.Array,
-    image: jax.Array,
+    unary: Array,
+    image: Array,
     params: CRFParams,
     iterations: int = 10,
     *,
     bilateral: str = "auto",
     normalization: str = "symmetric",
-    compatibility: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    kernels: Sequence[tuple[jax.Array, Value]] = (),
+    compatibility: Array | None = None,
+    mask: Array | None = None,
+    kernels: Sequence[tuple[Array, Value]] = (),
     update: str = "parallel",
     regularizer: str = "entropy",
     regularization: float = 1.0,
@@ -93,11 +93,11 @@ def mean_field(
     """
     checks.check_static(iterations, normalization, update, cutoff)
     checks.check_regularizer(regularizer, regularization, update)
-    unary, image = (jnp.asarray(x) for x in (unary, image))
+    unary, image = as_array(unary), as_array(image)
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
     checks.check_mask(mask, unary.shape)
-    mask = None if mask is None else jnp.asarray(mask) != 0
+    mask = as_mask(mask)
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
     for name in ("bilateral_weight", "gaussian_weight"):
@@ -127,7 +127,7 @@ def mean_field(
         prune=prune,
         storage_dtype=storage_dtype,
     )
-    points = tuple(jnp.asarray(f) for f, _ in kernels)
+    points = tuple(as_array(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
     arguments = unary, image, params, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
@@ -139,14 +139,14 @@ def mean_field(
 
 
 def mean_field_features(
-    unary: jax.Array,
-    kernels: Sequence[tuple[jax.Array, Value]],
+    unary: Array,
+    kernels: Sequence[tuple[Array, Value]],
     iterations: int = 10,
     *,
     bilateral: str = "auto",
     normalization: str = "symmetric",
-    compatibility: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    compatibility: Array | None = None,
+    mask: Array | None = None,
     update: str = "parallel",
     regularizer: str = "entropy",
     regularization: float = 1.0,
@@ -180,10 +180,10 @@ def mean_field_features(
     """
     checks.check_static(iterations, normalization, update, cutoff)
     checks.check_regularizer(regularizer, regularization, update)
-    unary = jnp.asarray(unary)
+    unary = as_array(unary)
     checks.check_unary(unary, (2,))
     checks.check_mask(mask, unary.shape)
-    mask = None if mask is None else jnp.asarray(mask) != 0
+    mask = as_mask(mask)
     checks.check_compatibility(compatibility, unary.shape[-1])
     for n, (features, weight) in enumerate(kernels):
         checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
@@ -209,7 +209,7 @@ def mean_field_features(
         return_log=return_log,
         storage_dtype=storage_dtype,
     )
-    points = tuple(jnp.asarray(f) for f, _ in kernels)
+    points = tuple(as_array(f) for f, _ in kernels)
     weights = tuple(w for _, w in kernels)
     arguments = unary, compatibility, mask, points, weights
     if plain.covers(options, *arguments):

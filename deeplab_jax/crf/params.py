@@ -17,6 +17,7 @@ WIDTHS = (0.01, 1e6)  # pixels, or units of a 0..255 image
 WEIGHTS = (-1e6, 1e6)
 MAX_ITERATIONS = 10_000
 
+Array = jax.Array | np.ndarray
 Value = float | jax.Array | np.ndarray | tuple[float, ...]
 
 
@@ -94,6 +95,20 @@ def check_iterations(iterations: object, where: str = "") -> None:
 def is_traced(value: Any) -> bool:
     """Whether `value` holds a JAX tracer, whose numbers are unknown."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def as_array(value: Any) -> jax.Array:
+    """A copy of a host array, or `jnp.asarray` of anything else; that compiles a program for each shape of the host's.
+
+    >>> as_array(np.arange(3.0)).dtype
+    dtype('float32')
+    """
+    return jax.device_put(value, may_alias=False) if isinstance(value, np.ndarray) else jnp.asarray(value)
+
+
+def as_mask(value: Any) -> jax.Array | None:
+    """A mask as booleans; None stays."""
+    return None if value is None else as_array(value != 0 if isinstance(value, np.ndarray) else jnp.asarray(value) != 0)
 
 
 def components(std: Value, count: int, dtype: Any) -> jax.Array:

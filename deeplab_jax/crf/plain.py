@@ -14,7 +14,7 @@ import numpy as np
 
 from deeplab_jax.crf import host_lattice, pruning, ready
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import CRFParams, Value, is_traced
+from deeplab_jax.crf.params import Array, CRFParams, Value, is_traced
 
 _NEVER = -1e30  # log probability of a label that only fills a lane
 _SMALLEST = -1e6  # log probability of a label that the unary rules out
@@ -46,12 +46,12 @@ def _device(leaves: Sequence[Any]) -> jax.Device | None:
 
 
 def image_marginals(
-    unary: jax.Array,
-    image: jax.Array,
+    unary: Array,
+    image: Array,
     params: CRFParams,
-    compatibility: jax.Array | None,
-    mask: jax.Array | None,
-    features: Sequence[jax.Array],
+    compatibility: Array | None,
+    mask: Array | None,
+    features: Sequence[Array],
     weights: Sequence[Value],
     options: Options,
 ) -> jax.Array | None:
@@ -81,10 +81,10 @@ def image_marginals(
 
 
 def point_marginals(
-    unary: jax.Array,
-    compatibility: jax.Array | None,
-    mask: jax.Array | None,
-    features: Sequence[jax.Array],
+    unary: Array,
+    compatibility: Array | None,
+    mask: Array | None,
+    features: Sequence[Array],
     weights: Sequence[Value],
     options: Options,
 ) -> jax.Array | None:

@@ -1,4 +1,7 @@
-"""Unaries, -log P [..., C], from logits, probabilities or labels."""
+"""Unaries, -log P [..., C], from logits, probabilities or labels.
+
+Arrays of the host are computed with there: JAX would compile a program for each of their shapes.
+"""
 
 import math
 from typing import Any
@@ -7,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf.params import is_traced
+from deeplab_jax.crf.params import as_array, is_traced
 
 
 def unary_from_logits(logits: jax.Array) -> jax.Array:
@@ -16,8 +19,11 @@ def unary_from_logits(logits: jax.Array) -> jax.Array:
     >>> print(unary_from_logits(np.zeros((1, 4), np.float32)).round(2))  # four equally likely labels: log 4
     [[1.39 1.39 1.39 1.39]]
     """
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    return -jax.nn.log_softmax(jnp.asarray(logits, dtype), axis=-1)
+    if isinstance(logits, jax.Array):
+        return -jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    shifted = np.asarray(logits, _wide(logits.dtype))
+    shifted = shifted - shifted.max(-1, keepdims=True)
+    return as_array(np.log(np.exp(shifted).sum(-1, keepdims=True)) - shifted)
 
 
 def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Array:
@@ -35,13 +41,14 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
     """
     if not floor > 0:
         raise ValueError(f"floor={floor} must be greater than 0")
-    probabilities = jnp.asarray(probabilities)
+    xp = jnp if isinstance(probabilities, jax.Array) else np
+    probabilities = xp.asarray(probabilities)
     if not jnp.issubdtype(probabilities.dtype, jnp.floating):
         raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
-    probabilities = probabilities.astype(jnp.promote_types(probabilities.dtype, jnp.float32))
+    probabilities = probabilities.astype(_wide(probabilities.dtype))
     if not is_traced(probabilities) and not _are_usable(probabilities):
         raise ValueError("probabilities hold values that are negative or not finite")
-    return -jnp.log(jnp.maximum(probabilities, floor))
+    return as_array(-xp.log(xp.maximum(probabilities, floor)))
 
 
 def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, unknown: int | None = 255) -> jax.Array:
@@ -63,7 +70,8 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
     [[0.1  0.8  0.1 ]
      [0.33 0.33 0.33]]
     """
-    labels = jnp.asarray(labels)
+    xp = jnp if isinstance(labels, jax.Array) else np
+    labels = xp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, not {labels.dtype}")
     if num_classes < 2:
@@ -78,13 +86,19 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
             raise ValueError(
                 f"labels hold {int(wrong[0])}; with {num_classes} classes they are 0..{num_classes - 1}{hint}"
             )
-    labels = labels.astype(jnp.int32)
-    known = jnp.ones(labels.shape, bool) if unknown is None else labels != unknown
+    labels = labels.astype(np.int32)
     given, other = -math.log(confidence), -math.log((1 - confidence) / (num_classes - 1))
-    believed = jnp.where(labels[..., None] == jnp.arange(num_classes), given, other)
-    return jnp.where(known[..., None], believed, math.log(num_classes)).astype(jnp.float32)
+    believed = xp.where(labels[..., None] == np.arange(num_classes), np.float32(given), np.float32(other))
+    if unknown is not None:
+        believed = xp.where((labels != unknown)[..., None], believed, np.float32(math.log(num_classes)))
+    return as_array(believed)
+
+
+def _wide(dtype: Any) -> np.dtype:
+    """The type of a unary from values of this type: float32 or wider, as far as JAX allows."""
+    return jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
 
 
 @jax.ensure_compile_time_eval()
-def _are_usable(probabilities: jax.Array) -> bool:
-    return bool((jnp.isfinite(probabilities) & (probabilities >= 0)).all())
+def _are_usable(probabilities: jax.Array | np.ndarray) -> bool:
+    return bool(((probabilities >= 0) & (probabilities < np.inf)).all())

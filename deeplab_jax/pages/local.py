@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flask import Flask, Response, abort, jsonify, render_template, request
 from PIL import Image
@@ -154,12 +153,12 @@ class Desk:
         bilateral, radius = crf.choose_bilateral(segmenter.setting.options["bilateral"], *shape), radius_for(params)
         with self._compute, self._saying("CRF", shape, radius):
             q = mean_field_any(
-                jnp.asarray(np.pad(-log_probs, padding)),
-                jnp.asarray(np.pad(image, padding)),
+                np.pad(-log_probs, padding),
+                np.pad(image, padding),
                 jax.tree.map(np.float32, params),
-                jnp.asarray(iterations, jnp.int32),
-                jnp.asarray(mask),
-                None if segmenter.compatibility is None else jnp.asarray(segmenter.compatibility),
+                np.int32(iterations),
+                mask,
+                segmenter.compatibility,
                 bilateral=bilateral,
                 normalization=segmenter.setting.normalization,
                 radius=radius,

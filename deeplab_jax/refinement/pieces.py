@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.crf import CRFParams, Setting, mean_field
@@ -104,7 +103,7 @@ def marginals_by_piece(
         try:
             q = mean_field(
                 rough.unary(piece.window),
-                jnp.asarray(image[piece.window]),
+                image[piece.window],
                 setting.params,
                 **setting.options,
                 return_all=return_all,

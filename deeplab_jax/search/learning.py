@@ -61,7 +61,7 @@ def learn_weights(
         for i in order.permutation(len(store)):
             log_probs, image, label = store[i]
             whole = padded(log_probs, image, label, shape(label.shape))
-            example = [jnp.asarray(x[::STRIDE, ::STRIDE]) for x in whole]
+            example = [x[::STRIDE, ::STRIDE] for x in whole]
             filter_name = choose_bilateral(bilateral, example[0].shape[0], example[0].shape[1])
             loss, gradient = _loss_and_gradient(weights, *example, start=start, bilateral=filter_name)
             updates, state = optimizer.update(gradient, state)

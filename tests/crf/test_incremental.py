@@ -11,9 +11,13 @@ PARAMS = CRFParams(4.0, 8.0, 20.0, 3.0, 2.0)
 
 
 @pytest.fixture(scope="module")
-def reference(scene, definition):
+def lattice(scene):
+    return jax.jit(permutohedral.build)(kernels.bilateral_features(scene.image.astype(np.float32), PARAMS))
+
+
+@pytest.fixture(scope="module")
+def reference(scene, definition, lattice):
     """Marginals after 0..6 iterations: a lattice each in turn and all for the last; and all of them each time."""
-    lattice = jax.jit(permutohedral.build)(kernels.bilateral_features(scene.image.astype(np.float32), PARAMS))
     alone = [one_lattice(lattice, n) for n in range(permutohedral.LATTICES)]
     unary = scene.unary.reshape(-1, 4)
     apply = jax.jit(permutohedral.apply)
@@ -88,21 +92,21 @@ def test_gradients_are_those_of_the_exact_sum(scene, return_all):
         np.testing.assert_allclose(np.linalg.norm(ours), np.linalg.norm(exact), rtol=0.2)
 
 
-def test_only_changes_beyond_the_tolerance_are_splatted():
+def test_only_changes_beyond_the_tolerance_are_splatted(scene, lattice):
     rng = np.random.default_rng(0)
-    both = jax.jit(permutohedral.build)(rng.uniform(0, 3, (300, 3)).astype(np.float32))
-    factor = rng.uniform(size=(300, 1)).astype(np.float32)
-    state = permutohedral.start(both, 5, 1)
+    count = scene.unary[..., 0].size
+    factor = rng.uniform(size=(count, 1)).astype(np.float32)
+    state = permutohedral.start(lattice, 4, 1)
     advance, apply = jax.jit(permutohedral.advance), jax.jit(permutohedral.apply)
     for n in range(permutohedral.LATTICES):
-        alone = one_lattice(both, n)
-        values = rng.uniform(0.1, 1, (300, 5)).astype(np.float32)
-        state, out = advance(both, state, values, factor, n)
+        alone = one_lattice(lattice, n)
+        values = rng.uniform(0.1, 1, (count, 4)).astype(np.float32)
+        state, out = advance(lattice, state, values, factor, n)
         np.testing.assert_allclose(out, apply(alone, values * factor), rtol=1e-4)
         moved = values.copy()
         moved[::3] += permutohedral.TOLERANCE / 2
         moved[1::7] += 1
-        state, out = advance(both, state, moved, factor, n)
+        state, out = advance(lattice, state, moved, factor, n)
         sent = np.where((np.abs(moved - values) > permutohedral.TOLERANCE).any(1, keepdims=True), moved, values)
         np.testing.assert_allclose(state.values[n], sent, rtol=1e-6)
         np.testing.assert_allclose(out, apply(alone, sent * factor), rtol=1e-4)

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.crf import CRFParams, host_lattice, mean_field, mean_field_features, plain, ready
+from deeplab_jax.crf import (
+    CRFParams,
+    host_lattice,
+    mean_field,
+    mean_field_features,
+    plain,
+    ready,
+    unary_from_probabilities,
+)  # fmt: skip
 
 PARAMS = CRFParams(4.0, 20.0, 10.0, 3.0, 2.0)
 
@@ -41,16 +49,26 @@ def test_each_form_is_close_to_all_pairs(form, all_pairs, monkeypatch):
         assert np.abs(ours - exact).mean() < 0.005
 
 
-def test_sizes_share_a_program():
-    def run(height, width):
-        unary, image = photograph(height, width)
-        return mean_field(unary, image, PARAMS, 2, bilateral="permutohedral")
+def test_another_size_compiles_nothing():
+    """From a host's probabilities to marginals: any operation of JAX on a whole array would be a program."""
+    sizes = (64, 72), (66, 70), (72, 64), (40, 120)
+    given = [photograph(*size) for size in sizes]
+    compiled = []
 
-    run(64, 72)
-    before = ready.run._cache_size()
-    for size in ((66, 70), (72, 64), (40, 120)):
-        assert run(*size).shape == (*size, 5)
-    assert ready.run._cache_size() == before
+    def listen(event, _, **about):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(about)
+
+    for n, (unary, image) in enumerate(given):
+        if n == 1:
+            jax.monitoring.register_event_duration_secs_listener(listen)
+        unary = unary_from_probabilities(np.exp(-np.asarray(unary)))
+        q = mean_field(unary, image, PARAMS, 2, bilateral="permutohedral", mask=np.ones(sizes[n]))
+        assert q.shape == (*sizes[n], 5)
+    assert not compiled
+    assert (jnp.ones((41, 43)) + 1).shape == (41, 43)
+    assert compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("form", ["direct", "axes"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import load_config
-from deeplab_jax.models import create_model, is_classifier, is_frozen, output_size, preprocess
+from deeplab_jax.models import create_model, initial, is_classifier, is_frozen, output_size, preprocess
 from deeplab_jax.models.layers import resize_bilinear
 from tests.models import thin
 
@@ -118,7 +118,7 @@ def test_input_scales_share_weights_and_fuse_by_max():
     thin.assert_close(logits, jnp.maximum(jnp.maximum(*out["scales"][:2]), halved))
 
 
-def test_remat_and_bfloat16():
+def test_bfloat16():
     x = photographs()
     model = create_model(small().model, 3)
     variables = thin.variables(model)
@@ -131,9 +131,6 @@ def test_remat_and_bfloat16():
     rest = {"batch_stats": variables["batch_stats"]}  # passed in: constants would be folded
     grad = jax.jit(jax.grad(loss), static_argnums=2)
     plain = grad(variables["params"], rest, model)
-    again = grad(variables["params"], rest, create_model(small(remat=True).model, 3))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
-        thin.assert_close(b, a, 1e-3)
     half = grad(variables["params"], rest, create_model(small(dtype="bfloat16").model, 3))
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(half))
     norms = [float(sum(jnp.sum(g**2) for g in jax.tree.leaves(t))) for t in (plain, half)]
@@ -184,7 +181,7 @@ def test_crf_inside_sees_the_photograph():
     config.crf.update(train="end_to_end", train_iterations=2, stride=8, bilateral="exact", preset="deeplab_v1")
     x = photographs(2)
     model = create_model(config.model, 3, config.crf)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = initial.draw(model, initial.plan(model), seed=0)
     assert set(variables["params"]) == {"backbone", "head", "crf"}
     logits, out = jax.jit(model.apply)(variables, x)
     assert out["marginals"].shape == (2, 9, 11, 3)

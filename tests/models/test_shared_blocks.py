@@ -36,7 +36,12 @@ def pieces(model, variables, x):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"batch_norm": "trained"}, {"batch_norm": "frozen"}, {"batch_norm": "trained", "remat": True}]
+    "fields",
+    [
+        pytest.param({"batch_norm": "trained"}, marks=pytest.mark.long),
+        {"batch_norm": "frozen"},
+        {"batch_norm": "trained", "remat": True},
+    ],
 )
 def test_results_are_those_of_blocks_run_one_by_one(fields):
     model = network(**fields)

@@ -22,6 +22,8 @@ TINY = (
     "data.crop=33,33",
     "batch_size=4",
     "num_steps=12",
+    "optimizer.schedule=step",  # its program is that of runs of any length
+    "optimizer.step_size=3",
     "log.every=2",
     "checkpoint.every=3",
     "eval.limit=4",
@@ -135,7 +137,9 @@ def shared(create_train_step: Callable) -> Callable:
     """`create_train_step` that returns the same function again for the same model, config, optimizer and weights."""
 
     def step(model, config, optimizer, class_weights):
-        names = ("model", "crf", "loss", "optimizer", "seed", "num_steps", "batch_size")
+        names = ["model", "crf", "loss", "optimizer", "seed", "batch_size"]
+        if config.optimizer.schedule != "step":
+            names.append("num_steps")
         weights = None if class_weights is None else np.asarray(class_weights).tobytes()
         key = (repr(model), *(str(config[name]) for name in names), weights)
         if key not in _SHARED:

@@ -1,12 +1,11 @@
 """The training step's gradient on two devices, one of which may hold nothing but void, against one without devices."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from deeplab_jax.config import load_config
-from deeplab_jax.models import create_model
+from deeplab_jax.models import create_model, initial
 from deeplab_jax.training import losses
 from deeplab_jax.training.optimizer import merge_params, split_params
 from deeplab_jax.training.state import create_state
@@ -23,7 +22,7 @@ def compare(arguments: list[str]) -> None:
     assert jax.device_count() == 2
     config = load_config("shapes", OVERRIDES)
     model = create_model(config.model, 7)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
+    variables = initial.draw(model, initial.plan(model), seed=0)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (4, 33, 33, 3)).astype(np.uint8)
     label = rng.integers(0, 7, (4, 33, 33)).astype(np.uint8)
