@@ -30,10 +30,10 @@ class Images:
     class_names, num_classes, fingerprint = NAMES, 4, "images"
     palette = voc_palette()
 
-    def __init__(self, segment, widths=(41,) * 5):
+    def __init__(self, segment, widths=(33,) * 5):
         self.examples = []
         for n, width in enumerate(widths):
-            image = photograph((33, width), n)
+            image = photograph((25, width), n)
             label = segment(image, 6).labels
             label[0] = 255
             self.examples.append(deeplab_jax.data.Example(image, label, f"image {n}"))
@@ -79,7 +79,7 @@ def test_search_of_a_workdir(trained, monkeypatch):
         assert picture.width > 400
     assert len((workdir / "crf_search/table.csv").read_text().splitlines()) == 1 + 1 + 4
     scores = np.load(workdir / "crf_search/scores/000000.npy")
-    assert scores.dtype == np.float16 and scores.shape == (33, 41, 4)
+    assert scores.dtype == np.float16 and scores.shape == (25, 33, 4)
 
     lines.clear()  # again: the network is not needed, nothing is measured
     monkeypatch.setattr(CRFScorer, "count", lambda *_: pytest.fail("measured again"))
@@ -193,7 +193,7 @@ def test_a_learned_setting_is_kept_in_preset_and_table(trained, monkeypatch):
     saved = crf.read_preset(workdir / "crf_preset.json").params
     np.testing.assert_array_equal(saved.gaussian_weight, preset.params.gaussian_weight)
     segment = deeplab_jax.load(workdir, crf=workdir / "crf_preset.json")
-    image = photograph((33, 41))
+    image = photograph((25, 33))
     expected = crf.mean_field(
         -np.log(np.maximum(deeplab_jax.load(workdir)(image, 0).marginals, 1e-20)), image, saved, 4
     )
