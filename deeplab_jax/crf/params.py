@@ -98,7 +98,7 @@ def is_traced(value: Any) -> bool:
 
 
 def as_array(value: Any) -> jax.Array:
-    """A copy of a host array, or `jnp.asarray` of anything else; that compiles a program for each shape of the host's.
+    """`jnp.asarray`, without the program that it compiles for each new shape of a host array.
 
     >>> as_array(np.arange(3.0)).dtype
     dtype('float32')
@@ -107,8 +107,10 @@ def as_array(value: Any) -> jax.Array:
 
 
 def as_mask(value: Any) -> jax.Array | None:
-    """A mask as booleans; None stays."""
-    return None if value is None else as_array(value != 0 if isinstance(value, np.ndarray) else jnp.asarray(value) != 0)
+    """A mask as booleans; None stays None."""
+    if value is None:
+        return None
+    return value != 0 if isinstance(value, jax.Array) else as_array(np.asarray(value) != 0)
 
 
 def components(std: Value, count: int, dtype: Any) -> jax.Array:

@@ -1,6 +1,6 @@
 """Unaries, -log P [..., C], from logits, probabilities or labels.
 
-Arrays of the host are computed with there: JAX would compile a program for each of their shapes.
+Host arrays are computed by NumPy: JAX would compile a program for each of their shapes.
 """
 
 import math

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,24 @@ def test_unary_from_labels():
         unary_from_labels(np.array([255]), 3, unknown=None)
     with pytest.raises(ValueError, match=r"confidence=1\.0 must lie between"):
         unary_from_labels(np.array([0]), 3, confidence=1.0)
+
+
+def test_unaries_of_the_hosts_arrays_are_those_of_jaxs():
+    logits = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float16)
+    labels = np.array([[0, 3], [255, 2]], np.uint8)
+    for function, values, options in (
+        (unary_from_logits, logits, {}),
+        (unary_from_logits, logits.astype(np.float64), {}),
+        (unary_from_probabilities, abs(logits), {}),
+        (unary_from_labels, labels, {"num_classes": 4}),
+    ):
+        host, device = function(values, **options), jax.jit(partial(function, **options))(jnp.asarray(values))
+        assert isinstance(host, jax.Array) and host.dtype == device.dtype == np.float32
+        np.testing.assert_allclose(host, device, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="not finite"):
+        unary_from_probabilities(jnp.array([1.0, jnp.inf]))
+    with pytest.raises(ValueError, match="not finite"):
+        unary_from_probabilities(np.array([1.0, np.nan]))
 
 
 def test_labels_beyond_the_classes_have_no_energy():
