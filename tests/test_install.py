@@ -93,7 +93,7 @@ print(sorted(base), sorted(about.get_all("Provides-Extra")))
 def test_base_install_has_the_crf_and_says_what_commands_lack(source, tmp_path):
     with environment(tmp_path, str(source)) as python:
         declared = run(python, "-c", _DECLARED, cwd=tmp_path).stdout
-        assert declared == "['flax', 'jax', 'numpy'] ['export', 'predict', 'serve', 'test', 'train']\n"
+        assert declared == "['flax', 'jax', 'numpy'] ['aot', 'export', 'predict', 'serve', 'test', 'train']\n"
         listed = run(python, "-m", "pip", "list", "--format=freeze", cwd=tmp_path).stdout.lower().replace("_", "-")
         packages = {line.partition("==")[0] for line in listed.split()}
         assert {"deeplab-jax", "jax", "flax", "numpy"} <= packages

@@ -306,7 +306,7 @@ def test_infinity_rules_a_label_out(definition, scene, update):
 @pytest.mark.long
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize(("size", "cutoff"), [("small", None), ("full", None), ("full", 1e-3)])
-def test_cases_match_their_exact_marginals_under_the_definition(request, size, cutoff, normalization):
+def test_cases_match_their_exact_marginals_under_the_definition(test_data, request, size, cutoff, normalization):
     case = request.getfixturevalue(f"{size}_case")
     options = {"bilateral": "exact", "cutoff": cutoff, "normalization": normalization}
     q = np.asarray(mean_field(case.unary, case.image, case.params, case.iterations, **options))
