@@ -123,6 +123,14 @@ def segment(workdir):
     return deeplab_jax.load(workdir)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay to the end: no collection need look at them again
+
+
+def pytest_sessionfinish() -> None:
+    gc.freeze()  # pytest collects five times at the end
+
+
 def pytest_unconfigure() -> None:
     if _COMPILED:
         shutil.rmtree(_COMPILED, ignore_errors=True)

@@ -148,6 +148,7 @@ def test_counts_are_mean_fields(bilateral, difference, trained):
     assert found[None]["mean_iou"].hit.sum() == (log_probs.argmax(-1) == label)[label != 255].sum()
 
 
+@pytest.mark.long
 def test_learned_weights_make_the_labels_likelier(trained, tmp_path):
     workdir, images = trained
     store = ScoreStore(tmp_path / "scores", images, range(5), {})

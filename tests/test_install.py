@@ -157,6 +157,9 @@ def test_train_trains_and_reports(source, tmp_path):
 
 @pytest.mark.long
 def test_serve_answers_a_request(source, workdir, tmp_path):
+    pytest.importorskip("flask", reason="Flask is not installed")
+    from deeplab_jax.pages import local
+
     image = photograph(SIZE)
     photo = io.BytesIO()
     Image.fromarray(image).save(photo, "PNG")

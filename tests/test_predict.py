@@ -290,6 +290,7 @@ def test_what_is_no_video_is_a_sentence(segment, tmp_path, capsys):
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_command_without_tensorflow(workdir, tmp_path):
     save(tmp_path / "in/a.png", photograph(SIZE))
     code = (
