@@ -74,7 +74,7 @@ def number(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[j
 
 
 def _number_by_sorting(base: Sequence[jax.Array], rank: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-    """As `number`: the vertices of each lattice and remainder, which differ from all others, in the order of their keys.
+    """As `number`: each lattice's vertices of each remainder, which differ from all others, in the order of their keys.
 
     One sort in a loop over coordinates, the last one first, each keeping the order of equals: one sort of all
     coordinates at once would be faster to run, and takes the compiler several minutes.
