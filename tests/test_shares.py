@@ -68,6 +68,7 @@ def start(*lines: str, processes: int = 2, devices: int = 2, env: dict | None = 
     ]
 
 
+@pytest.mark.long
 def test_several_devices_give_the_bytes_of_one(workdir, folder, capsys):
     devices = jax.local_devices()[:1] * 2
     for out, options in {"one": {}, "two": {"devices": devices}}.items():

@@ -58,6 +58,7 @@ def test_marginals_equal_those_of_computing_everything_anew(scene, reference, it
     check(traced(scene, iterations), reference[0][iterations])
 
 
+@pytest.mark.long
 def test_all_marginals_are_those_of_each_number_of_iterations(scene, reference):
     """And lattices in turn come close to all of them in each iteration, as in the plain call."""
     ours = traced(scene, 6, return_all=True)

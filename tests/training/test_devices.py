@@ -156,6 +156,7 @@ def test_a_dead_peer_ends_the_job_with_a_sentence(runs, tmp_path, dead):
     assert not re.search("Traceback|stack trace|@ +0x|Terminating process|^[EF][0-9]{4} ", err, re.M), err
 
 
+@pytest.mark.long
 def test_unequal_void_weighs_every_position_alike(server, tmp_path):
     """Two devices, one of which holds nothing but void: the gradient is that of the valid positions alone."""
     done = Forked([], tmp_path / "err", with_devices(2), unequal_void.compare)
