@@ -36,7 +36,7 @@ def toy_variables(config: ConfigDict, classes: int = len(NAMES), scale: float = 
     return jax.tree.map(np.copy, _MADE[key])
 
 
-_MADE: dict[tuple, dict] = {}  # in this process
+_MADE: dict[tuple, dict] = {}  # each is made once in a process
 
 
 def _variables(config: ConfigDict, classes: int, scale: float) -> dict:

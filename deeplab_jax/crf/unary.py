@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf.params import as_array, is_traced
+from deeplab_jax.crf.params import Array, as_array, is_traced
 
 
-def unary_from_logits(logits: jax.Array) -> jax.Array:
-    """-log softmax(logits) for logits [..., C]; float32 or wider.
+def unary_from_logits(logits: Array) -> jax.Array:
+    """-log softmax(logits) for logits [..., C] of any float type; [..., C], float32 or wider.
 
     >>> print(unary_from_logits(np.zeros((1, 4), np.float32)).round(2))  # four equally likely labels: log 4
     [[1.39 1.39 1.39 1.39]]
     """
     if isinstance(logits, jax.Array):
-        return -jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
-    shifted = np.asarray(logits, _wide(logits.dtype))
-    shifted = shifted - shifted.max(-1, keepdims=True)
+        return -jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
+    shifted = logits.astype(_wide(logits.dtype))
+    shifted -= shifted.max(-1, keepdims=True)
     return as_array(np.log(np.exp(shifted).sum(-1, keepdims=True)) - shifted)
 
 
