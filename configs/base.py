@@ -86,6 +86,9 @@ def get_config() -> ConfigDict:
     config.data.brightness = 0.0  # photometric jitter: +- this fraction
     config.data.contrast = 0.0
     config.data.saturation = 0.0
+    config.data.gamma = 0.0  # exposure: values in 0..1 to the power of 2 ** (+- this)
+    config.data.color_cast = 0.0  # each of R, G, B by its own factor: +- this fraction
+    config.data.blur = 0.0  # half of the examples get a Gaussian blur of up to this many pixels
     config.data.on_corrupt = "stop"  # a corrupt image: stop (naming it) or skip (and count)
     config.data.workers = 2  # threads that decode and augment
     config.data.cache_decoded_mb = 2048  # decoded images are kept in memory up to this size

@@ -1,13 +1,15 @@
-"""Augmentation with the released semantics: scale, pad, crop, mirror; and photometric jitter.
+"""Augmentation with the released semantics: scale, pad, crop, mirror; and photometric: jitter, other light, blur.
 
 Scaling is bilinear with aligned corners for the image and nearest for the label (recipes of DeepLab v2, "Aug"): `n`
 pixels become `round((n - 1) * s) + 1`, and pixel `i` of the result is at `i * (n - 1) / (m - 1)` in the source.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.imaging.palettes import VOID
@@ -32,6 +34,9 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    gamma: float = 0.0
+    color_cast: float = 0.0
+    blur: float = 0.0
 
     @classmethod
     def from_config(cls, data) -> "Augmentation":
@@ -40,6 +45,7 @@ class Augmentation:
             cast("tuple[int, int]", tuple(int(n) for n in data.crop)), tuple(float(s) for s in data.scales),
             data.continuous_scale, data.mirror,
             tuple(tuple(pair) for pair in data.mirror_swaps), data.brightness, data.contrast, data.saturation,
+            data.gamma, data.color_cast, data.blur,
         )  # fmt: skip
 
 
@@ -51,7 +57,7 @@ def scaled_size(n: int, scale: float) -> int:
 def augment(
     image: np.ndarray, label: np.ndarray, spec: Augmentation, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scales, pads, crops, mirrors and jitters one example.
+    """Scales, pads, crops, mirrors and relights one example.
 
     Only the part of the source that the crop shows is read, so the cost does not depend on the photograph's size.
 
@@ -86,6 +92,11 @@ def augment(
         part = out_image[:height, :width]
         factors = 1 + (2 * uniform[4:7] - 1) * (spec.brightness, spec.contrast, spec.saturation)
         out_image[:height, :width] = jitter(part, *factors)
+    if spec.gamma or spec.color_cast or spec.blur:
+        part = out_image[:height, :width]
+        drawn = 2 * rng.random(5) - 1  # after the others, which older runs drew alone
+        part = relight(part, 2.0 ** (spec.gamma * drawn[0]), 1 + spec.color_cast * drawn[1:4])
+        out_image[:height, :width] = blur(part, max(0.0, float(spec.blur * drawn[4])))  # half of the examples stay sharp
     out_image[height:] = MEAN_COLOR
     out_image[:, width:] = MEAN_COLOR
     if spec.mirror and uniform[3] < 0.5:
@@ -169,6 +180,29 @@ def jitter(image: np.ndarray, brightness: float, contrast: float, saturation: fl
         np.clip(pixels, 0, 255, out=pixels)
         out[band] = pixels
     return out
+
+
+def relight(image: np.ndarray, gamma: float, gains: Sequence[float]) -> np.ndarray:
+    """The photograph under other light: an exposure's curve, then a color cast.
+
+    Args:
+      image: uint8 `[H, W, 3]` RGB.
+      gamma: exponent of values in 0..1: below 1 lifts shadows, above 1 deepens them.
+      gains: factors of R, G and B.
+
+    Returns:
+      uint8 `[H, W, 3]`, clipped.
+    """
+    curve = 255 * (np.arange(256) / 255) ** gamma
+    tables = np.clip(np.multiply.outer(gains, curve) + 0.5, 0, 255).astype(np.uint8)
+    return np.stack([table[image[..., channel]] for channel, table in enumerate(tables)], axis=-1)
+
+
+def blur(image: np.ndarray, std: float) -> np.ndarray:
+    """The photograph out of focus: Gaussian blur of this standard deviation in pixels; 0 = unchanged."""
+    if std <= 0:
+        return image
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(std)))
 
 
 def _taps(n: int, m: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

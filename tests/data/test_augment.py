@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,9 @@ from deeplab_jax.data.augment import (
     MEAN_COLOR,
     Augmentation,
     augment,
+    blur,
     jitter,
+    relight,
     resize_label_window,
     resize_window,
     scaled_size,
@@ -131,3 +135,38 @@ def test_jitter():
     assert np.ptp(flat) == 0
     expected = (image @ np.array([0.299, 0.587, 0.114])).mean()
     assert abs(int(flat[0, 0, 0]) - expected) <= 1
+
+
+def test_relight_is_a_power_and_a_gain():
+    image, _ = _random(10, 12)
+    np.testing.assert_array_equal(relight(image, 1.0, (1.0, 1.0, 1.0)), image)
+    out = relight(np.full((2, 3, 3), 64, np.uint8), 0.5, (1.0, 0.5, 3.0))
+    # 255 (64 / 255) ** 0.5 = 127.75; half of it 63.87; three times as much is clipped.
+    np.testing.assert_array_equal(out[0, 0], [128, 64, 255])
+    assert out.shape == (2, 3, 3)
+
+
+def test_blur_keeps_the_mean_and_spreads_a_point_by_its_std():
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[20, 20] = 255
+    np.testing.assert_array_equal(blur(image, 0.0), image)
+    line = np.full((41, 41, 3), 0, np.uint8)
+    line[:, 20] = 255
+    across = blur(line, 2.0)[20, :, 0].astype(float)
+    offsets = np.arange(41) - 20
+    assert abs(across.sum() - 255) <= 5
+    assert abs(np.sqrt((across * offsets**2).sum() / across.sum()) - 2.0) <= 0.15
+
+
+def test_other_light_leaves_labels_and_the_other_draws_alone():
+    image, label = _random(60, 80)
+    plain = Augmentation(crop=(33, 41), scales=(0.5, 1.5), continuous_scale=True, mirror=True, brightness=0.2)
+    lit = dataclasses.replace(plain, gamma=1.0, color_cast=0.3, blur=1.0)
+    changed = 0
+    for i in range(20):
+        first, first_label, _ = augment(image, label, plain, np.random.default_rng(i))
+        second, second_label, valid = augment(image, label, lit, np.random.default_rng(i))
+        np.testing.assert_array_equal(first_label, second_label)
+        assert (second[~valid] == MEAN_COLOR).all()
+        changed += (first != second).mean() > 0.5
+    assert changed >= 19
