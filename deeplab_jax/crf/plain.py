@@ -227,11 +227,9 @@ class _Start:
     def all_labels(self, q: np.ndarray) -> np.ndarray:
         if self.kept.all():
             return q[:, : self.labels]
-        out = np.empty((len(q), self.labels), np.float32)
         count = int(self.kept.sum())
-        out[:, self.kept] = q[:, :count]
-        out[:, ~self.kept] = self.share * (q[:, count, None] / self.rest)
-        return out
+        both = np.concatenate([q[:, :count], self.share * (q[:, count, None] / self.rest)], axis=1)
+        return np.take(both, np.argsort(np.argsort(~self.kept, kind="stable")), axis=1)
 
 
 def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np.ndarray:
