@@ -1,19 +1,21 @@
 """CamVid on a drive that training never saw: leave one drive out, mean over the three.
 
   python -m experiments.camvid_drives --config.data.dir=PATH/camvid
-  python -m experiments.camvid_drives --config.data.dir=PATH/camvid --screen --idea decay \
+  python -m experiments.camvid_drives --config.data.dir=PATH/camvid --screen=3 --idea decay \
       --config.optimizer.weight_decay=1e-3
 
 CamVid's validation photographs share a drive with its training photographs, so results on them look too good. Here the
 training photographs of one drive (0001TP, 0006R0, 0016E5, by file name) are measured, and the network and the CRF's
-parameters come from the other two; three times. --screen uses a third of the schedule and the first seed, to screen
-ideas: give each a name with --idea and its changes as --config.field=value. All ideas in --out are in the table. A
-stopped command continues where it was. Neither the validation nor the test photographs are used.
+parameters come from the other two; three times. --screen=3 uses a third of the schedule and the first seed, to screen
+ideas: give each a name with --idea and its changes as --config.field=value. --left_out does some of the drives, so that
+several machines or cores can share the work. All ideas in --out are in the table. A stopped command continues where it
+was. --config.crf.iterations=0 --config.search.images=0 --config.eval.crf_iterations=0, measure the network alone.
+Neither the validation nor the test photographs are used.
 """
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -28,7 +30,6 @@ from experiments import common
 FLAGS = flags.FLAGS
 
 DRIVES = ("0001TP", "0006R0", "0016E5")
-SCREEN = 3  # a screened idea gets this fraction of the schedule
 TRIMAP = "3"
 
 
@@ -67,9 +68,9 @@ def without_drive(raw: Path, drive: str, drives: Sequence[str], folder: Path) ->
     return folder
 
 
-def screened(config: ConfigDict) -> ConfigDict:
-    """A copy with a third of the schedule; fields counted in steps shrink with it."""
-    shorter = {name: value // SCREEN for name, value in (
+def screened(config: ConfigDict, divisor: int) -> ConfigDict:
+    """A copy with a part of the schedule, such as a third; fields counted in steps shrink with it."""
+    shorter = {name: value // divisor for name, value in (
         ("num_steps", config.num_steps),
         ("eval.every", config.eval.every),
         ("checkpoint.every", config.checkpoint.every),
@@ -80,8 +81,18 @@ def screened(config: ConfigDict) -> ConfigDict:
     return common.changed(config, shorter)
 
 
-def experiment(config: ConfigDict, out: Path, idea: str, *, drives: Sequence[str], seeds: Sequence[int]) -> list[dict]:
+def experiment(
+    config: ConfigDict, out: Path, idea: str, *, drives: Sequence[str], left_out: Sequence[str], seeds: Sequence[int]
+) -> list[dict]:
     """Trains and measures each missing drive and seed of an idea, in `out/idea`.
+
+    Args:
+      config: with the idea's changes.
+      out: the folder of all ideas.
+      idea: its name.
+      drives: all drives.
+      left_out: which of them to leave out, one after another.
+      seeds: one network each.
 
     Returns:
       One dict per drive and seed: `drive`, `seed`, `results`, see `deeplab_jax.evaluation.evaluate`.
@@ -94,7 +105,7 @@ def experiment(config: ConfigDict, out: Path, idea: str, *, drives: Sequence[str
     raw = Path(config.data.dir).expanduser()
     found = []
     for seed in seeds:
-        for drive in drives:
+        for drive in left_out:
             data = without_drive(raw, drive, drives, out / "drives" / drive)
             overrides = {"seed": seed, "data.dir": str(data), "eval.split": "val"}
             own = common.changed(config, overrides)
@@ -103,23 +114,32 @@ def experiment(config: ConfigDict, out: Path, idea: str, *, drives: Sequence[str
     return found
 
 
-def figures(found: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """Percent by drive, and their mean as "mean": `network`, `crf`, `trimap` with the CRF; means over seeds.
+def figures(found: Sequence[Mapping]) -> dict[str, dict[str, float | None]]:
+    """Percent by drive, and their mean as "mean": `network`, `crf`, `trimap` of the last; means over seeds.
 
     Args:
-      found: the result of `experiment`.
+      found: the result of `experiment`. Without a CRF, `crf` is None and `trimap` the network's.
     """
-    by_drive: dict[str, dict[str, float]] = {}
+    by_drive: dict[str, dict[str, float | None]] = {}
     for drive in dict.fromkeys(entry["drive"] for entry in found):
         ends = [[common.at_iterations(e["results"], which) for which in (0, -1)] for e in found if e["drive"] == drive]
+        refined = all(last for _, last in ends)
         by_drive[drive] = {
-            "network": 100 * statistics.fmean(first["mean_iou"] for first, _ in ends),
-            "crf": 100 * statistics.fmean(last["mean_iou"] for _, last in ends),
-            "trimap": 100 * statistics.fmean(last["trimap"][TRIMAP]["mean_iou"] for _, last in ends),
+            "network": _percent(first["mean_iou"] for first, _ in ends),
+            "crf": _percent(last["mean_iou"] for _, last in ends) if refined else None,
+            "trimap": _percent((last or first)["trimap"][TRIMAP]["mean_iou"] for first, last in ends),
         }
-    names = ("network", "crf", "trimap")
-    by_drive["mean"] = {name: statistics.fmean(v[name] for v in by_drive.values()) for name in names}
+    by_drive["mean"] = {
+        name: None
+        if any(v[name] is None for v in by_drive.values())
+        else statistics.fmean(v[name] for v in by_drive.values())
+        for name in ("network", "crf", "trimap")
+    }
     return by_drive
+
+
+def _percent(shares: Iterable[float]) -> float:
+    return 100 * statistics.fmean(shares)
 
 
 def table(ideas: Mapping[str, Mapping]) -> common.Table:
@@ -132,11 +152,10 @@ def table(ideas: Mapping[str, Mapping]) -> common.Table:
     for name, idea in ideas.items():
         seeds = len({entry["seed"] for entry in idea["found"]})
         for drive, v in figures(idea["found"]).items():
-            rows.append(
-                (name, drive, idea["steps"], seeds, v["network"], v["crf"], v["crf"] - v["network"], v["trimap"])
-            )
+            gain = None if v["crf"] is None else v["crf"] - v["network"]
+            rows.append((name, drive, idea["steps"], seeds, v["network"], v["crf"], gain, v["trimap"]))
     notes = [f"{name}: {idea['changes']}" for name, idea in ideas.items() if idea["changes"]]
-    columns = ("idea", "drive left out", "steps", "seeds", "network", "with CRF", "gain", f"{TRIMAP} px with CRF")
+    columns = ("idea", "drive left out", "steps", "seeds", "network", "with CRF", "gain", f"{TRIMAP} px")
     return common.Table("CamVid, mean IoU in percent on a drive left out of training", columns, rows, notes)
 
 
@@ -146,12 +165,22 @@ def main(argv: Sequence[str]) -> None:
     if int(TRIMAP) not in config.eval.trimap_widths:
         config = common.changed(config, {"eval.trimap_widths": (*config.eval.trimap_widths, int(TRIMAP))})
     seeds = [int(seed) for seed in FLAGS.seeds]
-    folder = out / "screened" if FLAGS.screen else out
-    if FLAGS.screen:
-        config, seeds = screened(config), seeds[:1]
-    found = experiment(config, folder, FLAGS.idea, drives=FLAGS.drives, seeds=seeds)
+    folder = out / f"screened_{FLAGS.screen}" if FLAGS.screen > 1 else out
+    if FLAGS.screen > 1:
+        config, seeds = screened(config, FLAGS.screen), seeds[:1]
+    unknown = sorted(set(FLAGS.left_out) - set(FLAGS.drives))
+    if unknown:
+        raise UserError(f"--left_out={','.join(unknown)}: not among --drives={','.join(FLAGS.drives)}")
+    left_out = FLAGS.left_out or FLAGS.drives
+    found = experiment(config, folder, FLAGS.idea, drives=FLAGS.drives, left_out=left_out, seeds=seeds)
     changes = " ".join(part for part in common.shown_command().split() if part.startswith("--config."))
-    write_json(folder / FLAGS.idea / "found.json", {"found": found, "steps": config.num_steps, "changes": changes})
+    record = {"steps": config.num_steps, "changes": changes}
+    kept = folder / FLAGS.idea / "found.json"
+    before = json.loads(kept.read_text()) if kept.is_file() else {"found": []}
+    if record == {name: before.get(name) for name in record}:
+        done = [(entry["drive"], entry["seed"]) for entry in found]
+        found += [entry for entry in before["found"] if (entry["drive"], entry["seed"]) not in done]
+    write_json(kept, {"found": sorted(found, key=lambda entry: (entry["seed"], entry["drive"])), **record})
     ideas = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/found.json"))}
     common.write(folder, "camvid_drives", [table(ideas)], {"ideas": ideas})
 
@@ -161,5 +190,6 @@ if __name__ == "__main__":
     flags.DEFINE_list("drives", list(DRIVES), "beginnings of the photographs' names, one drive each")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "one network per drive and seed")
     flags.DEFINE_string("idea", "shipped", "name of the idea")
-    flags.DEFINE_bool("screen", False, "a third of the schedule, the first seed")
+    flags.DEFINE_list("left_out", [], "the drives to leave out, one after another; default: all")
+    flags.DEFINE_integer("screen", 1, "divide the schedule by this and use the first seed; 1 = in full", lower_bound=1)
     cli.run(main)

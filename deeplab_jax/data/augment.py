@@ -96,7 +96,8 @@ def augment(
         part = out_image[:height, :width]
         drawn = 2 * rng.random(5) - 1  # after the others, which older runs drew alone
         part = relight(part, 2.0 ** (spec.gamma * drawn[0]), 1 + spec.color_cast * drawn[1:4])
-        out_image[:height, :width] = blur(part, max(0.0, float(spec.blur * drawn[4])))  # half of the examples stay sharp
+        # Half of the examples stay sharp.
+        out_image[:height, :width] = blur(part, max(0.0, float(spec.blur * drawn[4])))
     out_image[height:] = MEAN_COLOR
     out_image[:, width:] = MEAN_COLOR
     if spec.mirror and uniform[3] < 0.5:
@@ -182,7 +183,7 @@ def jitter(image: np.ndarray, brightness: float, contrast: float, saturation: fl
     return out
 
 
-def relight(image: np.ndarray, gamma: float, gains: Sequence[float]) -> np.ndarray:
+def relight(image: np.ndarray, gamma: float, gains: np.ndarray | Sequence[float]) -> np.ndarray:
     """The photograph under other light: an exposure's curve, then a color cast.
 
     Args:

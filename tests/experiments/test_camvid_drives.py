@@ -24,7 +24,9 @@ def test_the_drive_left_out_is_what_is_measured(config, tmp_path, monkeypatch):
         return [entry(0, 0.4, 0.2), entry(10, 0.5, 0.3)]
 
     monkeypatch.setattr(common, "run", run)
-    found = camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("A", "B"), seeds=(5,))
+    found = camvid_drives.experiment(
+        config, tmp_path / "out", "shipped", drives=("A", "B"), left_out=("A", "B"), seeds=(5,)
+    )
     assert [(name, seed) for name, seed, _ in seen] == [("A_5", 5), ("B_5", 5)]
     for (_, _, names), drive in zip(seen, "AB"):
         assert {n[0] for n in names["val"]} == {drive} and len(names["val"]) == 3
@@ -32,14 +34,14 @@ def test_the_drive_left_out_is_what_is_measured(config, tmp_path, monkeypatch):
         assert (len(names["train"]), len(names["holdout"])) == (2, 1)
     assert [(e["drive"], e["seed"]) for e in found] == [("A", 5), ("B", 5)]
     with pytest.raises(UserError, match=r"train\.txt: names no photograph of drive C; check --drives"):
-        camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("C", "A"), seeds=(5,))
+        camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("C", "A"), left_out=("C",), seeds=(5,))
     config.data.dir = ""
     with pytest.raises(UserError, match="is not set to SegNet's CamVid folder"):
-        camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("A",), seeds=(5,))
+        camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("A",), left_out=("A",), seeds=(5,))
 
 
 def test_a_screened_idea_gets_a_third_of_the_schedule():
-    config = camvid_drives.screened(load_config("camvid"))
+    config = camvid_drives.screened(load_config("camvid"), 3)
     assert (config.num_steps, config.eval.every, config.checkpoint.every) == (2800, 700, 233)
     assert config.num_steps % config.eval.every == 0 and config.optimizer.warmup_steps == 16
 
@@ -56,6 +58,16 @@ def test_the_mean_is_over_drives():
     found = camvid_drives.figures(found)
     assert found["A"] == pytest.approx({"network": 40, "crf": 42, "trimap": 20})
     assert found["mean"] == pytest.approx({"network": 50, "crf": 52, "trimap": 25})
+
+
+def test_without_a_crf_the_network_is_measured():
+    found = [
+        {"drive": drive, "seed": 0, "results": [entry(0, iou, iou / 2)]} for drive, iou in (("A", 0.3), ("B", 0.5))
+    ]
+    assert camvid_drives.figures(found)["mean"] == {"network": 40.0, "crf": None, "trimap": 20.0}
+    table = camvid_drives.table({"plain": {"found": found, "steps": 12, "changes": ""}})
+    assert table.rows[-1] == ("plain", "mean", 12, 1, 40.0, None, None, 20.0)
+    assert "plain" in table.text() and "None" not in table.markdown()
 
 
 def test_all_ideas_are_in_the_table():
