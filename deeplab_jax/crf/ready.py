@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import flax.struct
@@ -140,32 +139,24 @@ def lattice_kernel(
     most = max(lattice.count for lattice in lattices) + 1
     size = math.ceil(most / 1024) * 1024 if form == "dense" else max(min(points.room, 128 * POINTS), room(most))
     factor = np.float32(lattice_design.scale(form, dimensions))
-    neighbors = np.empty((len(lattices), *lattices[0].neighbors.shape[:1], size), np.int32)
-
-    def complete(n: int) -> np.ndarray:
-        """Fills a lattice's part of `neighbors`; filter(1)."""
-        lattice, to = lattices[n], neighbors[n]
-        to[:, lattice.count :] = size - 1
-        to[:, : lattice.count] = lattice.neighbors
-        np.putmask(to[:, : lattice.count], lattice.neighbors == lattice.count, size - 1)
-        return host_lattice.sums(lattice, form, valid)
-
-    with ThreadPoolExecutor(2) as pool:
-        sums = list(pool.map(complete, range(len(lattices))))
+    sums = [host_lattice.sums(lattice, form, valid) for lattice in lattices]
     ones = np.ones(points.count, np.float32) if valid is None else valid
     pairs = [normalizers(s, ones, normalization) for s in [*sums, functools.reduce(np.add, sums) / len(sums)]]
+    neighbors = np.full((len(lattices), *lattices[0].neighbors.shape[:1], size), size - 1, np.int32)
+    for to, lattice in zip(neighbors, lattices, strict=True):
+        to[:, : lattice.count] = np.where(lattice.neighbors == lattice.count, size - 1, lattice.neighbors)
     matrix = None
     if form == "dense":
         matrix = np.zeros((size, size), np.float32)
         matrix[: lattices[0].count, : lattices[0].count] = lattices[0].matrix
     return LatticeKernel(
-        _argument(_padded([lattice.vertices for lattice in lattices], points)),
-        _argument(_padded([lattice.weights for lattice in lattices], points)),
+        _argument(np.stack([_padded(lattice.vertices, points) for lattice in lattices])),
+        _argument(np.stack([_padded(lattice.weights, points) for lattice in lattices])),
         _argument(neighbors),
         None if matrix is None else _argument(matrix),
         _argument(np.array([lattice.count for lattice in lattices], np.int32)),
-        _argument(_padded([before for before, _ in pairs], points)),
-        _argument(_padded([after * factor for _, after in pairs], points)),
+        _argument(np.stack([_padded(before, points) for before, _ in pairs])),
+        _argument(np.stack([_padded(after * factor, points) for _, after in pairs])),
         _argument(weight),
         form,
     )
@@ -198,8 +189,8 @@ def spatial_kernel(
         _argument(np.int32(groups)),
         _argument(np.int32(width)),
         _argument(np.arange(points.room, dtype=np.int32) % width),
-        _argument(_padded([before], points)[0]),
-        _argument(_padded([after], points)[0]),
+        _argument(_padded(before, points)),
+        _argument(_padded(after, points)),
         _argument(weight),
         margin,
     )
@@ -214,11 +205,9 @@ def _along(values: np.ndarray, taps: np.ndarray, radius: int) -> np.ndarray:
     return total
 
 
-def _padded(values: Sequence[np.ndarray], points: Points) -> np.ndarray:
-    """Arrays [..., N] of one shape, stacked, with zeros up to the buffers' size."""
-    out = np.zeros((len(values), *values[0].shape[:-1], points.room), values[0].dtype)
-    for to, one in zip(out, values, strict=True):
-        to[..., : points.count] = one
+def _padded(values: np.ndarray, points: Points) -> np.ndarray:
+    out = np.zeros((*values.shape[:-1], points.room), values.dtype)
+    out[..., : points.count] = values
     return out
 
 
