@@ -5,6 +5,7 @@ runs a program compiled for the given shapes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +74,9 @@ def image_marginals(
         built = _Kernels.build(points, smooth, None if masks is None else masks[n], options, device)
         if built is None:
             return None
-        results.append(built.marginals(one, [params.bilateral_weight, *weights], params.gaussian_weight, compatibility))
+        every = [params.bilateral_weight, *weights, params.gaussian_weight]
+        start = built.start(one, compatibility is None and _simple(every))
+        results.append(built.marginals(start, every, compatibility))
     # The batch axis follows the axis of iterations, if all are requested.
     out = np.stack(results, -3) if len(results) > 1 else results[0][..., None, :, :]
     out = out.reshape(*out.shape[:-3], *unary.shape)
@@ -93,7 +96,8 @@ def point_marginals(
     built = _Kernels.build(list(map(np.asarray, features)), None, mask, options, device)
     if built is None:
         return None
-    q = built.marginals(np.asarray(unary), weights, None, compatibility)
+    start = built.start(np.asarray(unary), compatibility is None and _simple(weights))
+    q = built.marginals(start, weights, compatibility)
     return jax.device_put(q.astype(unary.dtype), device)
 
 
@@ -117,8 +121,18 @@ def for_weights(
     built = _Kernels.build(points, smooth, None, options, _device(()))
     if built is None:
         return None
-    flat = unary.reshape(-1, labels)
-    return lambda appearance, smoothness: built.marginals(flat, [appearance], smoothness, None).reshape(unary.shape)
+    start = functools.cache(lambda simple: built.start(unary.reshape(-1, labels), simple))
+
+    def marginals(appearance: Value, smoothness: Value) -> np.ndarray:
+        weights = [appearance, smoothness]
+        return built.marginals(start(_simple(weights)), weights, None).reshape(unary.shape)
+
+    return marginals
+
+
+def _simple(weights: Sequence[Value]) -> bool:
+    """Whether labels that cannot win may be left out: all labels count alike."""
+    return all(np.ndim(weight) == 0 for weight in weights)
 
 
 def _pair(std: Value) -> np.ndarray:
@@ -169,11 +183,12 @@ class _Kernels:
             spatial = ready.spatial_kernel(size, stds, radius, unweighted, valid, norm, points)
         return cls(lattices, spatial, valid, points, options, device)
 
-    def marginals(self, unary: np.ndarray, weights: Sequence[Value], smoothness: Value | None, compatibility):
-        """Marginals float32 [N, C], or [T + 1, N, C], for unary [N, C]."""
-        every = [*weights] if smoothness is None else [*weights, smoothness]
-        simple = compatibility is None and all(np.ndim(w) == 0 for w in every)
-        start = _Start(unary, self.valid, self.options.prune is not False and simple)
+    def start(self, unary: np.ndarray, simple: bool) -> "_Start":
+        """The log probabilities for unary [N, C]."""
+        return _Start(unary, self.valid, self.options.prune is not False and simple)
+
+    def marginals(self, start: "_Start", every: Sequence[Value], compatibility):
+        """Marginals float32 [N, C], or [T + 1, N, C]; the weight of the smoothness kernel, if there is one, is last."""
         padded = [jnp.asarray(_weight(w, compatibility, start)) for w in every]
         lattices = [dataclasses.replace(k, weight=w) for k, w in zip(self.lattices, padded)]
         spatial = self.spatial and dataclasses.replace(self.spatial, weight=padded[-1])
