@@ -129,12 +129,8 @@ def figures(found: Sequence[Mapping]) -> dict[str, dict[str, float | None]]:
             "crf": _percent(last["mean_iou"] for _, last in ends) if refined else None,
             "trimap": _percent((last or first)["trimap"][TRIMAP]["mean_iou"] for first, last in ends),
         }
-    by_drive["mean"] = {
-        name: None
-        if any(v[name] is None for v in by_drive.values())
-        else statistics.fmean(v[name] for v in by_drive.values())
-        for name in ("network", "crf", "trimap")
-    }
+    columns = {name: [v[name] for v in by_drive.values()] for name in ("network", "crf", "trimap")}
+    by_drive["mean"] = {name: None if None in values else statistics.fmean(values) for name, values in columns.items()}
     return by_drive
 
 

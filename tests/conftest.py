@@ -18,8 +18,6 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's older emitters need half the time of the newer ones for small programs. A jaxlib without the flag would abort.
 if metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
-# Workers, and the many processes that tests start, would each parse the whole package again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that live: looking through them all the time is in vain
 # One folder of compiled programs for a run of the suite: its workers and the processes that tests start inherit it.
 _COMPILED = None

@@ -200,7 +200,15 @@ def relight(image: np.ndarray, gamma: float, gains: np.ndarray | Sequence[float]
 
 
 def blur(image: np.ndarray, std: float) -> np.ndarray:
-    """The photograph out of focus: Gaussian blur of this standard deviation in pixels; 0 = unchanged."""
+    """The photograph out of focus.
+
+    Args:
+      image: uint8 `[H, W, 3]` RGB.
+      std: of the Gaussian, in pixels; 0 = unchanged.
+
+    Returns:
+      uint8 `[H, W, 3]`; at the border the outermost pixels are repeated.
+    """
     if std <= 0:
         return image
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(std)))

@@ -48,6 +48,7 @@ def damage(workdir, *steps):
         (["model.head_width=16"], "another architecture"),
         (["batch_size=0"], "batch_size"),
         (["crf.bilateral_rgb_std=1e-50"], "must lie between 0.01 and 1e"),
+        (["data.gamma=-1"], "config.data.gamma=-1.0: must lie between 0 and 8"),
         (["crf.iterations=1000000000"], "must lie between 0 and 10000"),
     ],
 )
