@@ -39,6 +39,10 @@ END_TO_END = "crf.train=end_to_end"
 # No TensorBoard log: importing TensorFlow for it takes a third of a short run's time.
 LEAN = {"PYTHONPATH": f"{Path(__file__).parents[1] / 'without_tensorflow'}{os.pathsep}{Path(__file__).parents[2]}"}
 
+# A command's own defaults for XLA change last bits on some CPUs; a process whose bits are compared with those of this
+# one leaves them out.
+AS_HERE = {"DEEPLAB_XLA_DEFAULTS": "off"}
+
 
 class Runs:
     """Starts `deeplab_jax.main` on a tiny config."""

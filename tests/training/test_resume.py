@@ -10,7 +10,7 @@ import pytest
 
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
-from tests.training.conftest import END_TO_END, LEAN, with_devices
+from tests.training.conftest import AS_HERE, END_TO_END, LEAN, with_devices
 
 # Where to die: before the n-th call of a function (of those with a path that holds a word, if one is given). The
 # process kills itself with SIGKILL, so nothing is tidied up.
@@ -40,7 +40,7 @@ cli.run(main.main, ["main", *sys.argv[1:]])
 
 def run_and_die(runs, workdir, module, function, word, call):
     code = KILLER.format(module=module, function=function, word=word, call=call)
-    process = runs.start(workdir, program=["-c", code], env=LEAN)
+    process = runs.start(workdir, program=["-c", code], env=LEAN | AS_HERE)
     _, err = process.communicate(timeout=400)
     assert process.returncode == -signal.SIGKILL, err
 
