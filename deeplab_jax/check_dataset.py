@@ -98,4 +98,4 @@ def _sizes(sizes: list[tuple[int, int]]) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, huge_pages=False)

@@ -72,4 +72,4 @@ def _read(src: Path, files, initial):
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, huge_pages=False)

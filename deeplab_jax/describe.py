@@ -60,4 +60,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     startup.collect_rarely()
     define_flags()
-    cli.run(main)
+    cli.run(main, huge_pages=False)

@@ -86,4 +86,4 @@ def parse_size(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, huge_pages=False)

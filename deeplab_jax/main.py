@@ -64,4 +64,4 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     startup.collect_rarely()
     define_flags()
-    cli.run(main, huge_pages=True)
+    cli.run(main)

@@ -33,4 +33,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, huge_pages=False)

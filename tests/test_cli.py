@@ -89,7 +89,7 @@ def main(rest):
 
 if __name__ == "__main__":
     print("starts", flush=True)
-    cli.run(main, huge_pages=True)
+    cli.run(main)
 """
 
 

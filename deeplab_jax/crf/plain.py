@@ -201,27 +201,37 @@ class _Kernels:
 
             if not self.options.return_all:
                 return after(int(self.options.iterations))
-            first = np.exp(start.log - start.log.max(1, keepdims=True))
-            first = start.all_labels(first / first.sum(1, keepdims=True))
+            first = np.exp(start.log - start.log.max(0))
+            first = start.all_labels((first / first.sum(0)).T)
             counts = range(self.options.iterations + 1) if self.options.counts is None else self.options.counts
             # Each as if it were the last: with the mean of all lattices.
             return np.stack([after(n) if n else first for n in counts])
 
 
 class _Start:
-    """The log probabilities to start from, with labels that cannot win merged into one, the rest."""
+    """The log probabilities to start from, with labels that cannot win merged into one, the rest.
+
+    Attributes:
+      labels: C.
+      log: float32 [C', N], labels first: NumPy's reductions over short rows are slow.
+      kept: bool [C].
+      size: labels in the program's buffers.
+      share: float32 [C - C' + 1, N], marginals of the merged labels; only if there are any.
+      rest: float32 [N], their sum.
+    """
 
     def __init__(self, unary: np.ndarray, valid: np.ndarray | None, prune: bool):
         self.labels = unary.shape[1]
-        self.log = np.maximum(-unary.astype(np.float32), np.float32(_SMALLEST))
+        self.log = np.negative(unary.T, dtype=np.float32, order="C")
+        np.maximum(self.log, np.float32(_SMALLEST), out=self.log)
         if valid is not None:
-            self.log = np.where(valid[:, None] > 0, self.log, np.float32(0))
+            self.log = np.where(valid > 0, self.log, np.float32(0))
         self.kept = np.ones(self.labels, bool)
         self.size = ready.lanes(self.labels)
         if prune and self.size > ready.PRUNED:
-            self.log -= self.log.max(1, keepdims=True)
+            self.log -= self.log.max(0)
             self.share = np.exp(self.log)
-            total = self.share.sum(1, keepdims=True)
+            total = self.share.sum(0)
             self.share /= total
             self.log -= np.log(total)
             self.kept = pruning.kept(self.share, self.log, valid)
@@ -230,21 +240,23 @@ class _Start:
             self.kept[:] = True
         if not self.kept.all():
             self.size = pruned
-            self.share = self.share[:, ~self.kept]
-            self.rest = np.maximum(self.share.sum(1, keepdims=True), np.float32(1e-37))
-            self.log = np.concatenate([self.log[:, self.kept], np.log(self.rest)], 1)
+            self.share = self.share[~self.kept]
+            self.rest = np.maximum(self.share.sum(0), np.float32(1e-37))
+            self.log = np.concatenate([self.log[self.kept], np.log(self.rest)[None]])
 
     def padded(self, points: ready.Points) -> np.ndarray:
         out = np.full((points.room, self.size), _NEVER, np.float32)
-        out[: points.count, : self.log.shape[1]] = self.log
+        out[: points.count, : len(self.log)] = self.log.T
         return out
 
     def all_labels(self, q: np.ndarray) -> np.ndarray:
         if self.kept.all():
             return q[:, : self.labels]
         count = int(self.kept.sum())
-        both = np.concatenate([q[:, :count], self.share * (q[:, count, None] / self.rest)], axis=1)
-        return np.take(both, np.argsort(np.argsort(~self.kept, kind="stable")), axis=1)
+        out = np.empty((len(q), self.labels), np.float32)
+        out[:, self.kept] = q[:, :count]
+        out[:, ~self.kept] = (self.share * (q[:, count] / self.rest)).T
+        return out
 
 
 def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np.ndarray:

@@ -82,12 +82,12 @@ def iterate(
 
 
 def kept(q: np.ndarray, logits: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Which labels are kept, bool [C], for marginals and logits [N, C] on the host; `valid` [N] is 0 where masked."""
-    wins = logits >= logits.max(axis=1, keepdims=True)
+    """Which labels are kept, bool [C], for marginals and logits [C, N] on the host; `valid` [N] is 0 where masked."""
+    wins = logits >= logits.max(axis=0)
     if valid is not None:
-        q, wins = q[valid > 0], wins[valid > 0]
-    reached = q.max(axis=0)
-    return wins.any(axis=0) | (reached >= RATIO * reached.max())
+        q, wins = q[:, valid > 0], wins[:, valid > 0]
+    reached = q.max(axis=1)
+    return wins.any(axis=1) | (reached >= RATIO * reached.max())
 
 
 def candidates(logits: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

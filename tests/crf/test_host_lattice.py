@@ -32,7 +32,7 @@ def test_keys_are_exact(dimensions, form):
     """Each key belongs to one vertex: there are as many vertex coordinates, found from the definition."""
     features = cloud(dimensions, 300, 5)
     features = features - features.min(0)
-    vertices, weights, keys, steps, _ = host_lattice._embedded(features, form, 1)
+    vertices, weights, keys, steps, _ = host_lattice._embedded(features.T, form, 1)
     np.testing.assert_allclose(weights.sum(0), 1, atol=1e-5)
     assert weights.min() > -1e-5
     matrix, shift = lattice_design.embedding(form, dimensions, 1)
@@ -73,7 +73,7 @@ def host_coordinates(features, form):
     matrix, shift = lattice_design.embedding(form, dimensions, 1)
     elevated = (features @ matrix.astype(np.float32) + shift.astype(np.float32)).astype(np.float64)
     found = {}
-    vertices = host_lattice._embedded(features, form, 1)[0]
+    vertices = host_lattice._embedded(features.T, form, 1)[0]
     for n, e in enumerate(elevated):
         base = np.rint(e / order) * order
         above = e - base
@@ -126,7 +126,7 @@ def test_the_form_follows_the_number_of_vertices():
 
 @pytest.mark.parametrize("side", [3, 5])
 def test_one_kind_of_vertices_stands_for_all(side):
-    features = cloud(5, 20000, side)
+    features = np.ascontiguousarray(cloud(5, 20000, side).T)
     count = host_lattice._embedded(features, "direct", 0)[2].size
     assert host_lattice._has_more_vertices(features, 0.9 * count)
     assert not host_lattice._has_more_vertices(features, 1.1 * count)
