@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
+from filelock import FileLock
 from ml_collections import ConfigDict
 
 from deeplab_jax import cli
@@ -172,13 +173,14 @@ def main(argv: Sequence[str]) -> None:
     changes = " ".join(part for part in common.shown_command().split() if part.startswith("--config."))
     record = {"steps": config.num_steps, "changes": changes}
     kept = folder / FLAGS.idea / "found.json"
-    before = json.loads(kept.read_text()) if kept.is_file() else {"found": []}
-    if record == {name: before.get(name) for name in record}:
-        done = [(entry["drive"], entry["seed"]) for entry in found]
-        found += [entry for entry in before["found"] if (entry["drive"], entry["seed"]) not in done]
-    write_json(kept, {"found": sorted(found, key=lambda entry: (entry["seed"], entry["drive"])), **record})
-    ideas = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/found.json"))}
-    common.write(folder, "camvid_drives", [table(ideas)], {"ideas": ideas})
+    with FileLock(folder / "found.lock"):  # several commands may do some of the drives each
+        before = json.loads(kept.read_text()) if kept.is_file() else {"found": []}
+        if record == {name: before.get(name) for name in record}:
+            done = [(entry["drive"], entry["seed"]) for entry in found]
+            found += [entry for entry in before["found"] if (entry["drive"], entry["seed"]) not in done]
+        write_json(kept, {"found": sorted(found, key=lambda entry: (entry["seed"], entry["drive"])), **record})
+        ideas = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/found.json"))}
+        common.write(folder, "camvid_drives", [table(ideas)], {"ideas": ideas})
 
 
 if __name__ == "__main__":

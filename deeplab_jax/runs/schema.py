@@ -36,6 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "crf.stride": (1, 1024),
     "data.crop": (1, 1 << 14),
     "data.scales": (0.01, 16),
+    **dict.fromkeys(("data.brightness", "data.contrast", "data.saturation"), (0, 1)),
     "data.gamma": (0, 8),
     "data.color_cast": (0, 1),
     "data.blur": (0, 100),
