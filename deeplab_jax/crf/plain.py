@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf import host_lattice, pruning, ready
+from deeplab_jax.crf import buffers, host_lattice, pruning, ready
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import Array, CRFParams, Value, is_traced
 
@@ -162,7 +162,7 @@ class _Kernels:
     lattices: list[ready.LatticeKernel]
     spatial: ready.SpatialKernel | None
     valid: np.ndarray | None
-    points: ready.Points
+    points: buffers.Points
     options: Options
     device: jax.Device | None
 
@@ -171,7 +171,7 @@ class _Kernels:
         """Kernels over features [N, D], and if `smooth` is (size, widths, radius) over an image's grid."""
         count = len(features[0])
         valid = None if mask is None else (np.asarray(mask) != 0).astype(np.float32)
-        points, norm = ready.Points(count, ready.room(count)), options.normalization
+        points, norm = buffers.Points(count, buffers.room(count)), options.normalization
         unweighted = np.zeros(0, np.float32)  # `marginals` puts weights in its place
         try:
             lattices = [ready.lattice_kernel(_among_valid(f, valid), unweighted, valid, norm, points) for f in features]
@@ -227,15 +227,15 @@ class _Start:
         if valid is not None:
             self.log = np.where(valid > 0, self.log, np.float32(0))
         self.kept = np.ones(self.labels, bool)
-        self.size = ready.lanes(self.labels)
-        if prune and self.size > ready.PRUNED:
+        self.size = buffers.lanes(self.labels)
+        if prune and self.size > buffers.PRUNED:
             self.log -= self.log.max(0)
             self.share = np.exp(self.log)
             total = self.share.sum(0)
             self.share /= total
             self.log -= np.log(total)
             self.kept = pruning.kept(self.share, self.log, valid)
-        pruned = ready.lanes(int(self.kept.sum()) + 1, ready.PRUNED)
+        pruned = buffers.lanes(int(self.kept.sum()) + 1, buffers.PRUNED)
         if pruned >= self.size:
             self.kept[:] = True
         if not self.kept.all():
@@ -244,9 +244,10 @@ class _Start:
             self.rest = np.maximum(self.share.sum(0), np.float32(1e-37))
             self.log = np.concatenate([self.log[self.kept], np.log(self.rest)[None]])
 
-    def padded(self, points: ready.Points) -> np.ndarray:
-        out = np.full((points.room, self.size), _NEVER, np.float32)
+    def padded(self, points: buffers.Points) -> np.ndarray:
+        out = buffers.zeros((points.room, self.size), np.float32)
         out[: points.count, : len(self.log)] = self.log.T
+        out[: points.count, len(self.log) :] = _NEVER
         return out
 
     def all_labels(self, q: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ An iteration splats the marginals onto one lattice, filters between its vertices
 and the last iteration averages all of them.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -21,11 +20,9 @@ import numpy as np
 from jax import lax
 
 from deeplab_jax.crf import host_lattice, lattice_design
+from deeplab_jax.crf.buffers import POINTS, Points, padded, room, stacked, zeros
 
-POINTS = 2048  # points, and vertices, that are processed at once; this many stay in the cache
 TAPS = 14  # taps of the smoothness kernel on each side that are added at once: enough for a width of 3
-LANES = 4  # labels are padded to multiples of this
-PRUNED = 8  # and those that pruning leaves to multiples of this, whose number depends on the photograph
 
 
 @flax.struct.dataclass
@@ -82,36 +79,6 @@ class SpatialKernel:
     margin: int = flax.struct.field(pytree_node=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Points:
-    """The number of points, and the size of their buffers."""
-
-    count: int
-    room: int
-
-
-def room(count: int, least: int = 8 * POINTS) -> int:
-    """The size of the buffer for `count` points or vertices: `least` times a power of four, in finer steps for large
-    counts.
-
-    >>> [room(count) for count in (100, 30_000, 187_500, 5_000_000)]
-    [16384, 65536, 262144, 5242880]
-    """
-    if count <= 16 * least:
-        return least << 2 * max(0, math.ceil(math.log2(max(count, 1) / least) / 2))
-    step = 1 << (count.bit_length() - 4)
-    return -(-count // step) * step
-
-
-def lanes(labels: int, multiple: int = LANES) -> int:
-    """Labels in a buffer.
-
-    >>> lanes(11), lanes(11, PRUNED)
-    (12, 16)
-    """
-    return -(-labels // multiple) * multiple
-
-
 def _argument(value: np.ndarray | np.generic) -> jax.Array:
     """A host array as an argument of the compiled program, which transfers it to the device."""
     return cast(jax.Array, value)
@@ -142,21 +109,25 @@ def lattice_kernel(
     sums = [host_lattice.sums(lattice, form, valid) for lattice in lattices]
     ones = np.ones(points.count, np.float32) if valid is None else valid
     pairs = [normalizers(s, ones, normalization) for s in [*sums, functools.reduce(np.add, sums) / len(sums)]]
-    neighbors = np.full((len(lattices), *lattices[0].neighbors.shape[:1], size), size - 1, np.int32)
+    neighbors = zeros((len(lattices), len(lattices[0].neighbors), size), np.int32)
     for to, lattice in zip(neighbors, lattices, strict=True):
-        to[:, : lattice.count] = np.where(lattice.neighbors == lattice.count, size - 1, lattice.neighbors)
+        part = to[:, : lattice.count]
+        np.copyto(part, lattice.neighbors)
+        part[part == lattice.count] = size - 1
+        to[:, lattice.count : lattice.count + POINTS] = size - 1  # up to the end of the last block in use
+        to[:, -1] = size - 1
     matrix = None
     if form == "dense":
-        matrix = np.zeros((size, size), np.float32)
+        matrix = zeros((size, size), np.float32)
         matrix[: lattices[0].count, : lattices[0].count] = lattices[0].matrix
     return LatticeKernel(
-        _argument(np.stack([_padded(lattice.vertices, points) for lattice in lattices])),
-        _argument(np.stack([_padded(lattice.weights, points) for lattice in lattices])),
+        _argument(stacked([lattice.vertices for lattice in lattices], points)),
+        _argument(stacked([lattice.weights for lattice in lattices], points)),
         _argument(neighbors),
         None if matrix is None else _argument(matrix),
         _argument(np.array([lattice.count for lattice in lattices], np.int32)),
-        _argument(np.stack([_padded(before, points) for before, _ in pairs])),
-        _argument(np.stack([_padded(after * factor, points) for _, after in pairs])),
+        _argument(stacked([before for before, _ in pairs], points)),
+        _argument(stacked([after * factor for _, after in pairs], points)),
         _argument(weight),
         form,
     )
@@ -188,9 +159,9 @@ def spatial_kernel(
         _argument(taps[1].astype(np.float32)),
         _argument(np.int32(groups)),
         _argument(np.int32(width)),
-        _argument(np.arange(points.room, dtype=np.int32) % width),
-        _argument(_padded(before, points)),
-        _argument(_padded(after, points)),
+        _argument(padded(np.tile(np.arange(width, dtype=np.int32), height), points)),
+        _argument(padded(before, points)),
+        _argument(padded(after, points)),
         _argument(weight),
         margin,
     )
@@ -203,12 +174,6 @@ def _along(values: np.ndarray, taps: np.ndarray, radius: int) -> np.ndarray:
         total[:, k:] += taps[k] * values[:, :-k]
         total[:, :-k] += taps[k] * values[:, k:]
     return total
-
-
-def _padded(values: np.ndarray, points: Points) -> np.ndarray:
-    out = np.zeros((*values.shape[:-1], points.room), values.dtype)
-    out[..., : points.count] = values
-    return out
 
 
 @jax.jit

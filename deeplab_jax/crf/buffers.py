@@ -1,0 +1,68 @@
+"""Host arrays that are arguments of the plain call's program: of few sizes, and where XLA takes them without a copy."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+POINTS = 2048  # points, and vertices, that are processed at once; this many stay in the cache
+LANES = 4  # labels are padded to multiples of this
+PRUNED = 8  # and those that pruning leaves to multiples of this, whose number depends on the photograph
+_ALIGNMENT = 64  # bytes; XLA's CPU client copies an array that begins elsewhere
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """The number of points, and the size of their buffers."""
+
+    count: int
+    room: int
+
+
+def room(count: int, least: int = 8 * POINTS) -> int:
+    """The size of the buffer for `count` points or vertices: `least` times a power of four, in finer steps for large
+    counts.
+
+    >>> [room(count) for count in (100, 30_000, 187_500, 5_000_000)]
+    [16384, 65536, 262144, 5242880]
+    """
+    if count <= 16 * least:
+        return least << 2 * max(0, math.ceil(math.log2(max(count, 1) / least) / 2))
+    step = 1 << (count.bit_length() - 4)
+    return -(-count // step) * step
+
+
+def lanes(labels: int, multiple: int = LANES) -> int:
+    """Labels in a buffer.
+
+    >>> lanes(11), lanes(11, PRUNED)
+    (12, 16)
+    """
+    return -(-labels // multiple) * multiple
+
+
+def zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that a compiled program on the CPU reads where they are. Pages that nobody writes take no time.
+
+    >>> zeros((3, 5), np.float32).ctypes.data % 64
+    0
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def padded(values: np.ndarray, points: Points) -> np.ndarray:
+    """Values [..., N] in a buffer [..., room], zeros behind them."""
+    out = zeros((*values.shape[:-1], points.room), values.dtype.type)
+    out[..., : points.count] = values
+    return out
+
+
+def stacked(values: list[np.ndarray], points: Points) -> np.ndarray:
+    """Like `padded`, for a list of arrays [..., N] of one shape."""
+    out = zeros((len(values), *values[0].shape[:-1], points.room), values[0].dtype.type)
+    for to, value in zip(out, values, strict=True):
+        to[..., : points.count] = value
+    return out
