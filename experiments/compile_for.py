@@ -139,9 +139,9 @@ def lower_step(config, classes: int, per_device: int, devices: Sequence):
     from deeplab_jax.training.step import AXIS, create_train_step
 
     height, width = config.data.crop
-    here = sum(device.process_index == devices[0].process_index for device in devices)
     model, optimizer = create_model(config.model, classes, crf=config.crf), create_optimizer(config)
-    rows = (here, config.optimizer.accumulate, per_device // config.optimizer.accumulate)
+    # This one process stands for all hosts of the target: it has their rows, too.
+    rows = (len(devices), config.optimizer.accumulate, per_device // config.optimizer.accumulate)
 
     def start(key):
         variables = model.init({"params": key, "dropout": key}, jnp.zeros((1, height, width, 3)))
@@ -149,7 +149,7 @@ def lower_step(config, classes: int, per_device: int, devices: Sequence):
 
     with tracing_for(devices[0].platform):
         state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((here, *x.shape), x.dtype), jax.eval_shape(start, jax.random.key(0))
+            lambda x: jax.ShapeDtypeStruct((len(devices), *x.shape), x.dtype), jax.eval_shape(start, jax.random.key(0))
         )
         batch = {
             "image": jax.ShapeDtypeStruct((*rows, height, width, 3), jnp.uint8),

@@ -216,3 +216,19 @@ def test_exact_filter_on_tpus():
     found = compiled("v5e:1x1", "crf.exact")
     assert (found["gathers"], found["scatters"], found["unknown_loops"]) == (0, 0, 0)
     assert found["loop_steps"] <= 1_485_625 and found["temporary_bytes"] < 110e6
+
+
+@pytest.mark.long
+def test_lattice_on_tpus():
+    """In the form for CPUs the traced program has 360 gathers and 78 scatters."""
+    found = compiled("v5e:1x1", "crf.permutohedral")
+    assert found["gathers"] <= 18 and found["scatters"] <= 13 and found["sorts"] <= 5
+    assert found["loop_steps"] <= 960 and found["unknown_loops"] == 0
+    assert found["temporary_bytes"] < 340e6
+
+
+@pytest.mark.long
+def test_separable_filter_on_tpus():
+    found = compiled("v5e:1x1", "crf.separable")
+    assert (found["gathers"], found["scatters"], found["sorts"], found["unknown_loops"]) == (0, 0, 0, 0)
+    assert found["loop_steps"] <= 2400 and found["temporary_bytes"] < 135e6
