@@ -30,8 +30,7 @@ def get_config():
         scales=(0.7, 1.5),
         continuous_scale=True,
         stages=((0.6429, (161, 209), (0.47, 1.0)),),  # 5400 steps, each at half the cost
-        brightness=0.4,  # with gamma, other light: a drive at dusk, or into the sun
-        gamma=0.7,
+        brightness=0.25,
         contrast=0.25,
         saturation=0.25,
     )
