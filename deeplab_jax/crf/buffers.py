@@ -13,7 +13,12 @@ _ALIGNMENT = 64  # bytes; XLA's CPU client copies an array that begins elsewhere
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """The number of points, and the size of their buffers."""
+    """Sizes.
+
+    Attributes:
+      count: N, the points in use.
+      room: points in a buffer, at least N.
+    """
 
     count: int
     room: int
