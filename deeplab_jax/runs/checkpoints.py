@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -27,6 +28,8 @@ from deeplab_jax.runs.flat import variables_from
 from deeplab_jax.runs.provenance import config_of
 
 _NO_DIGEST = "its digests are missing"
+_PARTIAL = "*.orbax-checkpoint-tmp*"  # what orbax writes before it renames
+_REMOVAL_SECONDS = 5  # for which the removal of a half-written checkpoint is tried
 
 
 class CheckpointWriteError(UserError):
@@ -96,6 +99,8 @@ class Checkpoints:
         try:
             if (self._folder / str(step)).exists():  # left by a kill, uncommitted
                 self._delete(step)
+            for path in self._folder.glob(_PARTIAL):
+                shutil.rmtree(path, ignore_errors=True)
             args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
             self._writing.save(step, args=args, force=True)
             self._writing.wait_until_finished()
@@ -278,9 +283,16 @@ class Checkpoints:
         self._writing.reload()
 
     def _remove_partial(self, step: int) -> None:
+        """Removes a checkpoint that could not be written, and remains of earlier ones."""
         (self._digests / f"{step}.json").unlink(missing_ok=True)
-        for path in self._folder.glob(f"{step}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        deadline = time.monotonic() + _REMOVAL_SECONDS
+        while True:
+            remains = [p for p in (self._folder / str(step), *self._folder.glob(_PARTIAL)) if p.exists()]
+            for path in remains:
+                shutil.rmtree(path, ignore_errors=True)
+            if not any(path.exists() for path in remains) or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)  # tensorstore's threads put files into it for a while after its exception
         self._writing.reload()
 
 

@@ -1,5 +1,9 @@
 """A checkpoint is complete or does not count."""
 
+import contextlib
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -114,6 +118,37 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(two, monkeypatch):
     monkeypatch.undo()
     assert newest(Checkpoints(two.workdir))[0] == 2
     assert not (two.workdir / "checkpoints" / "3").exists()
+
+
+def test_what_threads_still_write_after_a_failure_is_removed_too(tmp_path, monkeypatch):
+    """Tensorstore's threads put files into a half-written checkpoint for a while after its exception."""
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.save(30, tree(30), {"step": 30})
+    partial = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    end = time.monotonic() + 0.3
+
+    def write() -> None:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                partial.mkdir(exist_ok=True)
+                (partial / str(time.monotonic())).write_bytes(b"half")
+
+    writer = threading.Thread(target=write)
+
+    def full(*args, **kwargs):
+        writer.start()
+        while not partial.exists():
+            time.sleep(0.001)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._writing, "save", full)
+        with pytest.raises(CheckpointWriteError, match="no space left on device"):
+            checkpoints.save(3, tree(3), {"step": 3})
+    writer.join()
+    partial.mkdir(exist_ok=True)  # as if a thread had been later still
+    checkpoints.save(31, tree(31), {"step": 31})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["30", "31"]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
