@@ -286,13 +286,13 @@ class Checkpoints:
         """Removes a checkpoint that could not be written, and remains of earlier ones."""
         (self._digests / f"{step}.json").unlink(missing_ok=True)
         deadline = time.monotonic() + _REMOVAL_SECONDS
-        while True:
-            remains = [p for p in (self._folder / str(step), *self._folder.glob(_PARTIAL)) if p.exists()]
+        # Again until nothing is left: tensorstore's threads put files into it for a while after its exception.
+        while remains := [p for p in (self._folder / str(step), *self._folder.glob(_PARTIAL)) if p.exists()]:
             for path in remains:
                 shutil.rmtree(path, ignore_errors=True)
-            if not any(path.exists() for path in remains) or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 break
-            time.sleep(0.05)  # tensorstore's threads put files into it for a while after its exception
+            time.sleep(0.05)
         self._writing.reload()
 
 
