@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
     config.model.batch_norm = "frozen"  # frozen (stored statistics and affine) or trained (synchronised)
     config.model.allow_random_frozen = False  # frozen batch norm without init_from is a mistake; True allows it
     config.model.stride_on = "1x1"  # where a bottleneck's stride sits: 1x1 (Caffe) or 3x3 (torchvision)
-    config.model.preprocessing = "caffe_bgr"  # caffe_bgr (mean subtraction) or torch_rgb (/255, mean, std)
+    # caffe_bgr (mean subtraction), torch_rgb (/255, mean, std), or own_rgb (each image's own mean and deviation)
+    config.model.preprocessing = "caffe_bgr"
     config.model.resize = "corners"  # bilinear resize: corners (Caffe, the papers) or half_pixel (deeplab-pytorch)
     config.model.dropout = 0.5  # VGG's fc6 and fc7
     config.model.widths = (64, 128, 192, 192)  # resnet_small only: channels per stage

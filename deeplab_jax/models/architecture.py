@@ -52,7 +52,7 @@ class Architecture:
             "output_stride": (8, 16, 32),
             "batch_norm": ("frozen", "trained"),
             "stride_on": ("1x1", "3x3"),
-            "preprocessing": ("caffe_bgr", "torch_rgb"),
+            "preprocessing": ("caffe_bgr", "torch_rgb", "own_rgb"),
             "resize": ("corners", "half_pixel"),
             "dtype": ("float32", "bfloat16"),
             "matmul_precision": ("default", "high", "highest"),

@@ -108,11 +108,15 @@ def matmul_precision(name: str) -> contextlib.AbstractContextManager:
 
 
 def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> jax.Array:
-    """The network's input: BGR minus the mean ("caffe_bgr"), or (RGB / 255 - mean) / std ("torch_rgb").
+    """The network's input.
+
+    "caffe_bgr" is BGR minus the mean, "torch_rgb" (RGB / 255 - mean) / std. "own_rgb" is RGB minus the image's own mean
+    over its own standard deviation, one number each for all of its pixels and channels: the same scene in other light
+    looks the same, and colors keep their relation.
 
     Args:
       images: [B, H, W, 3] RGB 0..255.
-      kind: one of these two names.
+      kind: one of these names.
       valid: [B, H, W] bool; the result is exactly 0, the mean color, where it is False.
 
     Returns:
@@ -125,8 +129,13 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> 
     x = images.astype(jnp.float32)
     if kind == "caffe_bgr":
         x = (x - jnp.asarray(CAFFE_MEAN_RGB))[..., ::-1]
-    else:
+    elif kind == "torch_rgb":
         x = (x / 255 - jnp.asarray(TORCH_MEAN_RGB)) / jnp.asarray(TORCH_STD_RGB)
+    else:
+        inside = None if valid is None else valid[..., None]
+        x = x - x.mean((1, 2, 3), keepdims=True, where=inside)
+        deviation = jnp.sqrt(jnp.square(x).mean((1, 2, 3), keepdims=True, where=inside))
+        x = x / jnp.maximum(deviation, 1.0)  # of a uniform image, nothing is left
     return x if valid is None else jnp.where(valid[..., None], x, 0.0)
 
 

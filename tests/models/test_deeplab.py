@@ -31,6 +31,20 @@ def test_preprocessing():
     assert (preprocess(red, "caffe_bgr", jnp.zeros((1, 1, 1), bool)) == 0).all()
 
 
+def test_own_preprocessing_takes_each_images_own_light():
+    image = photographs(size=(9, 7))
+    inside = jnp.ones((1, 9, 7), bool).at[:, 6:].set(False)
+    got = preprocess(image, "own_rgb", inside)
+    seen = np.asarray(image, np.float64)[0, :6]
+    np.testing.assert_allclose(got[0, :6], (seen - seen.mean()) / seen.std(), atol=1e-5)
+    assert (got[0, 6:] == 0).all()
+    darker = preprocess(image * 0.3 + 20, "own_rgb", inside)
+    np.testing.assert_allclose(darker, got, atol=1e-5)
+    pair = preprocess(jnp.concatenate([image, image * 0.5]), "own_rgb", jnp.concatenate([inside, inside]))
+    np.testing.assert_allclose(pair[1], pair[0], atol=1e-5)  # not the batch's
+    assert (preprocess(jnp.full((1, 4, 4, 3), 80), "own_rgb") == 0).all()
+
+
 def test_padding_is_the_mean_color():
     config = small()
     model, x = create_model(config.model, 3), photographs()
