@@ -13,15 +13,36 @@ _ALIGNMENT = 64  # bytes; XLA's CPU client copies an array that begins elsewhere
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Sizes.
+    """Where N points are in a buffer: row by row, with unused places after each row.
 
     Attributes:
-      count: N, the points in use.
-      room: points in a buffer, at least N.
+      rows: of a grid; 1 for points without one.
+      width: points in a row.
+      gap: unused places after each row.
     """
 
-    count: int
-    room: int
+    rows: int
+    width: int
+    gap: int = 0
+
+    @property
+    def pitch(self) -> int:
+        """Places from the beginning of a row to that of the next."""
+        return self.width + self.gap
+
+    @property
+    def count(self) -> int:
+        """Places in use, gaps included; they come first."""
+        return self.rows * self.pitch
+
+    @property
+    def room(self) -> int:
+        """Places in the buffer."""
+        return room(self.count)
+
+    def within(self, buffer: np.ndarray) -> np.ndarray:
+        """The points [rows, width, ...] within a buffer [room, ...]: a view."""
+        return buffer[: self.count].reshape(self.rows, self.pitch, *buffer.shape[1:])[:, : self.width]
 
 
 def room(count: int, least: int = 8 * POINTS) -> int:
@@ -59,15 +80,15 @@ def zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def padded(values: np.ndarray, points: Points) -> np.ndarray:
-    """Values [..., N] in a buffer [..., room], zeros behind them."""
-    out = zeros((*values.shape[:-1], points.room), values.dtype.type)
-    out[..., : points.count] = values
+    """Values [N, ...] in a buffer [room, ...], zeros elsewhere."""
+    out = zeros((points.room, *values.shape[1:]), values.dtype.type)
+    points.within(out)[:] = values.reshape(points.rows, points.width, *values.shape[1:])
     return out
 
 
-def stacked(values: list[np.ndarray], points: Points) -> np.ndarray:
-    """Like `padded`, for a list of arrays [..., N] of one shape."""
-    out = zeros((len(values), *values[0].shape[:-1], points.room), values[0].dtype.type)
-    for to, value in zip(out, values, strict=True):
-        to[..., : points.count] = value
+def stacked(values: list[np.ndarray], points: Points, slots: int) -> np.ndarray:
+    """Like `padded`, for a list of arrays [N, ...] of one shape: [slots, room, ...]."""
+    out = zeros((slots, points.room, *values[0].shape[1:]), values[0].dtype.type)
+    for to, value in zip(out, values):
+        points.within(to)[:] = value.reshape(points.rows, points.width, *value.shape[1:])
     return out

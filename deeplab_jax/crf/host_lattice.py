@@ -15,7 +15,12 @@ DENSE_UP_TO = 1024
 # four times as accurate there and touches ten times the vertices.
 FEW = 0.2
 FEW_IN_ALL = 4096
-SMALL = 24_576  # points up to which four lattices cost no more than two cost on a photograph of twice that size
+# Lattices are averaged, up to MOST of them: as many as keep a photograph of these points below a tenth of a second, two
+# tenths, and half a second; above that two, and a third where there are few vertices, so that each takes less time.
+MOST = 6
+SMALL = 8192
+MEDIUM = 65_536
+HALF = 0.5  # vertices per point
 _ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 
@@ -24,8 +29,8 @@ class HostLattice:
     """One lattice around N points.
 
     Attributes:
-      vertices: int32 [D + 1, N], numbered from 0.
-      weights: float32 [D + 1, N], barycentric.
+      vertices: int32 [N, D + 1], numbered from 0.
+      weights: float32 [N, D + 1], barycentric.
       neighbors: int32 [2 (D + 1), M], next and previous along each axis, M if it does not exist; [0, M] when dense.
       matrix: float32 [M, M] between vertices when dense, else None.
       count: M.
@@ -57,20 +62,23 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
     features = np.ascontiguousarray(features.T, np.float32)  # [D, N]: smallest and largest are found ten times as fast
     features = features - features.min(1, keepdims=True)
     points = features.shape[1] if points is None else points
-    count = lattices(points)
     if form == "auto":
         form = _few(features)
     if form == "dense":
         return form, [_one(features, form, 0)]
     if form == "auto":
         form = "direct" if _has_more_vertices(features, max(FEW * points, FEW_IN_ALL)) else "axes"
+    count = lattices(points)
     with ThreadPoolExecutor(2) as pool:
-        return form, list(pool.map(lambda n: _one(features, form, n), range(count)))
+        found = list(pool.map(lambda n: _one(features, form, n), range(count)))
+        if points > MEDIUM and found[0].count < HALF * points:
+            found += pool.map(lambda n: _one(features, form, n), range(count, count + 1))
+    return form, found
 
 
 def lattices(points: int) -> int:
-    """The number of lattices for this many points: the error falls as more lattices are averaged."""
-    return 4 if points <= SMALL else 2
+    """The least number of lattices for this many points: the error falls as more lattices are averaged."""
+    return MOST if points <= SMALL else 4 if points <= MEDIUM else 2
 
 
 def _few(features: np.ndarray) -> str:
@@ -105,17 +113,17 @@ def _one(features: np.ndarray, form: str, lattice: int) -> HostLattice:
 
 
 def _embedded(features: np.ndarray, form: str, lattice: int) -> tuple:
-    """Of features [D, N]: vertices and weights [D + 1, N], the vertices' keys [M], the axes' key steps [D + 1]."""
+    """Of features [D, N]: vertices and weights [N, D + 1], the vertices' keys [M], the axes' key steps [D + 1]."""
     dimensions, points = features.shape
     matrix, shift, units, first = _frame(features, form, lattice)
-    keys = np.empty((dimensions + 1, points), np.int64)
-    weights = np.empty((dimensions + 1, points), np.float32)
+    keys = np.empty((points, dimensions + 1), np.int64)
+    weights = np.empty((points, dimensions + 1), np.float32)
     for at in range(0, points, BLOCK):
         part = slice(at, at + BLOCK)
-        keys[:, part], weights[:, part] = _simplices(features[:, part], matrix, shift, units, first)
+        keys[part].T[:], weights[part].T[:] = _simplices(features[:, part], matrix, shift, units, first)
     vertices, distinct = _numbered(keys.reshape(-1))
     steps = units.sum() - (dimensions + 1) * units
-    return vertices.reshape(dimensions + 1, points), weights, distinct, steps, (units, matrix, first)
+    return vertices.reshape(points, dimensions + 1), weights, distinct, steps, (units, matrix, first)
 
 
 def _frame(features: np.ndarray, form: str, lattice: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -312,22 +320,22 @@ def between(lattice: HostLattice, form: str, values: np.ndarray) -> np.ndarray:
     """Applies the operator between the vertices to [M] values."""
     if form == "dense":
         return lattice.matrix @ values
-    side = lattice_design.constants(form, len(lattice.vertices) - 1)[1]
+    side = lattice_design.constants(form, lattice.vertices.shape[1] - 1)[1]
     padded = np.append(values, np.float32(0))
     if form == "direct":
         return values + side * sum(padded[n] for n in lattice.neighbors)
-    for j in range(len(lattice.vertices)):
+    for j in range(lattice.vertices.shape[1]):
         n, p = lattice.neighbors[2 * j], lattice.neighbors[2 * j + 1]
         padded[:-1] = (1 - 2 * side) * padded[:-1] + side * (padded[n] + padded[p])
     return padded[:-1]
 
 
-def sums(lattice: HostLattice, form: str, valid: np.ndarray | None = None) -> np.ndarray:
-    """filter(1), or filter(valid), of one lattice at each point; float32 [N]."""
-    weights = lattice.weights if valid is None else lattice.weights * valid
+def sums(lattice: HostLattice, form: str, valid: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+    """filter(1), or filter(valid), of one lattice at each point, float32 [N], and its greatest value at a vertex."""
+    weights = lattice.weights if valid is None else lattice.weights * valid[:, None]
     grid = np.bincount(lattice.vertices.ravel(), weights.ravel(), lattice.count).astype(np.float32)
+    peak = grid.max()
     grid = between(lattice, form, grid)
-    total = np.zeros(lattice.weights.shape[1], np.float32)
-    for v, w in zip(lattice.vertices, lattice.weights, strict=True):
-        total += grid[v] * w
-    return total * np.float32(lattice_design.scale(form, len(lattice.vertices) - 1))
+    peak = max(float(peak), float(grid.max()))
+    total = np.einsum("nd,nd->n", grid[lattice.vertices], lattice.weights)
+    return total * np.float32(lattice_design.scale(form, lattice.vertices.shape[1] - 1)), peak

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf import buffers, host_lattice, pruning, ready
+from deeplab_jax.crf import buffers, host_lattice, pruning, ready, ready_kernels
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import Array, CRFParams, Value, is_traced
 
@@ -159,8 +159,8 @@ class _Kernels:
       valid: float32 [N], 0 where a point is masked; None = all count.
     """
 
-    lattices: list[ready.LatticeKernel]
-    spatial: ready.SpatialKernel | None
+    lattices: list[ready_kernels.LatticeKernel]
+    spatial: ready_kernels.SpatialKernel | None
     valid: np.ndarray | None
     points: buffers.Points
     options: Options
@@ -171,16 +171,20 @@ class _Kernels:
         """Kernels over features [N, D], and if `smooth` is (size, widths, radius) over an image's grid."""
         count = len(features[0])
         valid = None if mask is None else (np.asarray(mask) != 0).astype(np.float32)
-        points, norm = buffers.Points(count, buffers.room(count)), options.normalization
+        points, norm = buffers.Points(1, count), options.normalization
+        if smooth is not None:
+            (height, width), stds, radius = smooth
+            points = buffers.Points(height, width, min(radius[0], width - 1))
         unweighted = np.zeros(0, np.float32)  # `marginals` puts weights in its place
         try:
-            lattices = [ready.lattice_kernel(_among_valid(f, valid), unweighted, valid, norm, points) for f in features]
+            lattices = [
+                ready_kernels.lattice_kernel(_among_valid(f, valid), unweighted, valid, norm, points) for f in features
+            ]
         except host_lattice.TooWide:
             return None
         spatial = None
         if smooth is not None:
-            size, stds, radius = smooth
-            spatial = ready.spatial_kernel(size, stds, radius, unweighted, valid, norm, points)
+            spatial = ready_kernels.spatial_kernel(stds, radius, unweighted, valid, norm, points)
         return cls(lattices, spatial, valid, points, options, device)
 
     def start(self, unary: np.ndarray, simple: bool) -> "_Start":
@@ -197,7 +201,7 @@ class _Kernels:
 
             def after(iterations: int) -> np.ndarray:
                 q = ready.run(log, lattices, spatial, np.int32(count), np.int32(iterations))
-                return start.all_labels(np.asarray(q)[:count])
+                return start.all_labels(self.points.within(np.asarray(q)).reshape(-1, start.size))
 
             if not self.options.return_all:
                 return after(int(self.options.iterations))
@@ -246,8 +250,9 @@ class _Start:
 
     def padded(self, points: buffers.Points) -> np.ndarray:
         out = buffers.zeros((points.room, self.size), np.float32)
-        out[: points.count, : len(self.log)] = self.log.T
-        out[: points.count, len(self.log) :] = _NEVER
+        places = points.within(out)
+        places[..., : len(self.log)] = self.log.T.reshape(*places.shape[:2], -1)
+        places[..., len(self.log) :] = _NEVER
         return out
 
     def all_labels(self, q: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ def pairs(features, others):
 
 def operator(lattice, form):
     """S B S^T of one lattice as a matrix, not scaled."""
-    points, count = lattice.weights.shape[1], lattice.count
+    points, count = len(lattice.weights), lattice.count
     splat = np.zeros((count, points))
-    for v, w in zip(lattice.vertices, lattice.weights):
+    for v, w in zip(lattice.vertices.T, lattice.weights.T):
         np.add.at(splat, (v, np.arange(points)), w)
     between = np.stack([host_lattice.between(lattice, form, e.astype(np.float32)) for e in np.eye(count)], 1)
     return splat.T @ between @ splat
@@ -33,13 +33,13 @@ def test_keys_are_exact(dimensions, form):
     features = cloud(dimensions, 300, 5)
     features = features - features.min(0)
     vertices, weights, keys, steps, _ = host_lattice._embedded(features.T, form, 1)
-    np.testing.assert_allclose(weights.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
     assert weights.min() > -1e-5
     matrix, shift = lattice_design.embedding(form, dimensions, 1)
     elevated = features.astype(np.float64) @ matrix + shift
     # A point is the mean of its vertices: solve for coordinates of all vertices, and compare with whole numbers.
     splat = np.zeros((len(features), len(keys)))
-    for v, w in zip(vertices, weights):
+    for v, w in zip(vertices.T, weights.T):
         np.add.at(splat, (np.arange(len(features)), v), w)
     coordinates = host_coordinates(features, form)
     np.testing.assert_allclose(splat @ coordinates, elevated, atol=2e-3)
@@ -82,7 +82,7 @@ def host_coordinates(features, form):
         base, rank = base + order * ((rank < 0) * 1 - (rank >= order)), rank % order
         for k in range(order):  # ours come in another order: by how many coordinates are raised above their floor
             at = (-k - int(np.floor(e / order).sum())) % order
-            found[int(vertices[at, n])] = np.where(rank < order - k, base + k, base + k - order)
+            found[int(vertices[n, at])] = np.where(rank < order - k, base + k, base + k - order)
     return np.stack([found[v] for v in range(len(found))])
 
 
@@ -111,10 +111,24 @@ def test_scale_and_closeness_on_dense_points(form, dimensions, points, side):
     at = np.arange(0, points, 10)
     exact = pairs(features[at], features)
     _, lattices = host_lattice.build(features, form)
-    sums = np.mean([host_lattice.sums(lattice, form) for lattice in lattices], axis=0)
+    sums = np.mean([host_lattice.sums(lattice, form)[0] for lattice in lattices], axis=0)
     ratio = sums[at] / exact.sum(1)
     assert abs(np.median(ratio) - 1) < 0.03
     assert np.std(ratio) < 0.06
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_vertex_exceeds_the_peak(form):
+    """Values at most 1 in, values at most the peak at the vertices, before and after the operator."""
+    features = cloud(2, 400, 3)
+    _, lattices = host_lattice.build(features, form)
+    for lattice in lattices:
+        total, peak = host_lattice.sums(lattice, form)
+        grid = np.bincount(lattice.vertices.ravel(), lattice.weights.ravel(), lattice.count).astype(np.float32)
+        after = host_lattice.between(lattice, form, grid)
+        assert peak == pytest.approx(max(grid.max(), after.max()), rel=1e-6)
+        whole = operator(lattice, form) * lattice_design.scale(form, 2)
+        np.testing.assert_allclose(total, whole.sum(1), rtol=1e-4)
 
 
 def test_the_form_follows_the_number_of_vertices():

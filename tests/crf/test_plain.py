@@ -85,8 +85,38 @@ def test_no_pass_copies_a_buffer(form, monkeypatch):
     text = run.lower(*arguments).compile().as_text()
     before_main, main = text.split("ENTRY", 1)
     assert "while(" in before_main and "while(" in main
-    whole = [kernel.neighbors.shape[2] for kernel in arguments[1]] + [len(arguments[0])]
-    assert not [line for line in before_main.splitlines() if " copy(" in line and any(f"[{n}," in line for n in whole)]
+    places, labels = arguments[0].shape
+    sizes = [f"[{n}," for n in (places, *(kernel.neighbors.shape[2] for kernel in arguments[1]))]
+    sizes.append(f"[{(places + 2 * arguments[2].margin) * labels}]")
+    assert not [line for line in before_main.splitlines() if " copy(" in line and any(size in line for size in sizes)]
+
+
+@pytest.mark.parametrize("form", ["direct", "axes"])
+@pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
+def test_a_crowded_vertex_neither_overflows_nor_hides_a_lonely_one(form, normalization, monkeypatch):
+    """Values between vertices are float16, which ends at 65504: 60,000 equal points beside four scattered ones."""
+    build = host_lattice.build
+    monkeypatch.setattr(host_lattice, "build", lambda features, points=None: build(features, form))
+    monkeypatch.setattr(host_lattice, "lattices", lambda *_: 2)
+    rng = np.random.default_rng(2)
+    unary = rng.normal(size=(60_004, 3)).astype(np.float32)
+    features = np.zeros((60_004, 2), np.float32)
+    features[:4] = [[30, 0], [30, 1], [0, 30], [31, 30]]
+    weight = 1e-3 if normalization == "none" else 2.0
+    run = lambda u, f, w: mean_field_features(  # noqa: E731
+        u, [(f, w)], 3, bilateral="permutohedral", normalization=normalization
+    )
+    crowded = np.asarray(run(unary, features, weight))
+    np.testing.assert_allclose(crowded.sum(-1), 1, atol=1e-5)
+    if normalization == "none":
+        assert (crowded[4:].argmax(-1) == np.bincount(crowded[4:].argmax(-1)).argmax()).all()  # 60 votes against noise
+    else:
+        q = jax.nn.softmax(-unary[4:])
+        for _ in range(3):  # all alike: each hears the mean
+            q = jax.nn.softmax(-unary[4:] + weight * q.mean(0))
+        np.testing.assert_allclose(crowded[4:], q, atol=2e-3)
+    lonely = run(unary[:4], features[:4], weight)
+    np.testing.assert_allclose(crowded[:4], lonely, atol=2e-3)
 
 
 def test_padding_does_not_choose_the_form(monkeypatch):
