@@ -14,6 +14,7 @@ DENSE_UP_TO = 1024
 # Vertices of the direct form up to which the axes form is taken: per point, and for any number of points. It is two to
 # four times as accurate there and touches ten times the vertices.
 FEW = 0.2
+FEW_MEDIUM = 0.3  # per point, for up to MEDIUM points
 FEW_IN_ALL = 4096
 # Lattices are averaged, up to MOST of them: as many as keep a photograph of these points below a tenth of a second, two
 # tenths, and half a second; above that two, and a third where there are few vertices, so that each takes less time.
@@ -67,7 +68,8 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
     if form == "dense":
         return form, [_one(features, form, 0)]
     if form == "auto":
-        form = "direct" if _has_more_vertices(features, max(FEW * points, FEW_IN_ALL)) else "axes"
+        few = FEW_MEDIUM if points <= MEDIUM else FEW
+        form = "direct" if _has_more_vertices(features, max(few * points, FEW_IN_ALL)) else "axes"
     count = lattices(points)
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda n: _one(features, form, n), range(count)))
