@@ -82,13 +82,10 @@ def zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 def padded(values: np.ndarray, points: Points) -> np.ndarray:
     """Values [N, ...] in a buffer [room, ...], zeros elsewhere."""
     out = zeros((points.room, *values.shape[1:]), values.dtype.type)
-    points.within(out)[:] = values.reshape(points.rows, points.width, *values.shape[1:])
+    put(values, out, points)
     return out
 
 
-def stacked(values: list[np.ndarray], points: Points, slots: int) -> np.ndarray:
-    """Like `padded`, for a list of arrays [N, ...] of one shape: [slots, room, ...]."""
-    out = zeros((slots, points.room, *values[0].shape[1:]), values[0].dtype.type)
-    for to, value in zip(out, values):
-        points.within(to)[:] = value.reshape(points.rows, points.width, *value.shape[1:])
-    return out
+def put(values: np.ndarray, buffer: np.ndarray, points: Points) -> None:
+    """Copies values [N, ...] to their places in a buffer [room, ...]."""
+    np.copyto(points.within(buffer), values.reshape(points.rows, points.width, *values.shape[1:]))

@@ -11,17 +11,16 @@ from deeplab_jax.crf import lattice_design
 BLOCK = 16384  # points whose simplices are found at once; this many stay in the cache
 # All pairs of so few vertices cost less than blurs along the axes. Timed on two CPU cores, like the next three limits.
 DENSE_UP_TO = 1024
-# Vertices of the direct form up to which the axes form is taken: per point, and for any number of points. It is two to
-# four times as accurate there and touches ten times the vertices.
-FEW = 0.2
-FEW_MEDIUM = 0.3  # per point, for up to MEDIUM points
+# Vertices of the direct form up to which the axes form is taken: for any number of points, and per point, for few
+# and for many points. It is two to four times as accurate there and touches ten times the vertices.
 FEW_IN_ALL = 4096
-# Lattices are averaged, up to MOST of them: as many as keep a photograph of these points below a tenth of a second, two
-# tenths, and half a second; above that two, and a third where there are few vertices, so that each takes less time.
-MOST = 6
-SMALL = 8192
-MEDIUM = 65_536
-HALF = 0.5  # vertices per point
+FEW_OF_FEW, FEW = 0.3, 0.2
+FEW_POINTS = 65_536
+# Lattices that are averaged: MOST up to SMALL points, above that 2, and a third where there are few vertices per point,
+# so that each takes less time.
+MOST = 4
+SMALL = 24_576
+THIRD = 0.5
 _ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 
@@ -68,19 +67,19 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
     if form == "dense":
         return form, [_one(features, form, 0)]
     if form == "auto":
-        few = FEW_MEDIUM if points <= MEDIUM else FEW
+        few = FEW_OF_FEW if points <= FEW_POINTS else FEW
         form = "direct" if _has_more_vertices(features, max(few * points, FEW_IN_ALL)) else "axes"
     count = lattices(points)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda n: _one(features, form, n), range(count)))
-        if points > MEDIUM and found[0].count < HALF * points:
-            found += pool.map(lambda n: _one(features, form, n), range(count, count + 1))
-    return form, found
+        started = [pool.submit(_one, features, form, n) for n in range(count)]
+        if points > SMALL and started[0].result().count < THIRD * points:
+            started.append(pool.submit(_one, features, form, count))
+        return form, [one.result() for one in started]
 
 
 def lattices(points: int) -> int:
     """The least number of lattices for this many points: the error falls as more lattices are averaged."""
-    return MOST if points <= SMALL else 4 if points <= MEDIUM else 2
+    return MOST if points <= SMALL else 2
 
 
 def _few(features: np.ndarray) -> str:

@@ -18,6 +18,7 @@ from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import Array, CRFParams, Value, is_traced
 
 _NEVER = -1e30  # log probability of a label that only fills a lane
+_BLOCK = 16384  # points whose log probabilities are computed at once; they stay in the cache
 _SMALLEST = -1e6  # log probability of a label that the unary rules out
 
 
@@ -226,19 +227,30 @@ class _Start:
 
     def __init__(self, unary: np.ndarray, valid: np.ndarray | None, prune: bool):
         self.labels = unary.shape[1]
-        self.log = np.negative(unary.T, dtype=np.float32, order="C")
-        np.maximum(self.log, np.float32(_SMALLEST), out=self.log)
-        if valid is not None:
-            self.log = np.where(valid > 0, self.log, np.float32(0))
+        self.log = np.empty(unary.shape[::-1], np.float32)
         self.kept = np.ones(self.labels, bool)
         self.size = buffers.lanes(self.labels)
-        if prune and self.size > buffers.PRUNED:
-            self.log -= self.log.max(0)
-            self.share = np.exp(self.log)
-            total = self.share.sum(0)
-            self.share /= total
-            self.log -= np.log(total)
-            self.kept = pruning.kept(self.share, self.log, valid)
+        prune = prune and self.size > buffers.PRUNED
+        if prune:
+            self.share = np.empty_like(self.log)
+            wins, reached = np.zeros(self.labels, bool), np.zeros(self.labels, np.float32)
+        for at in range(0, len(unary), _BLOCK):
+            part = slice(at, at + _BLOCK)
+            log = self.log[:, part]
+            np.negative(unary[part].T, out=log)
+            np.maximum(log, np.float32(_SMALLEST), out=log)
+            if valid is not None:
+                log *= valid[part] > 0
+            if prune:
+                log -= log.max(0)
+                share = np.exp(log, out=self.share[:, part])
+                total = share.sum(0)
+                share /= total
+                log -= np.log(total)
+                won, greatest = pruning.reached(share, log, None if valid is None else valid[part])
+                wins, reached = wins | won, np.maximum(reached, greatest)
+        if prune:
+            self.kept = pruning.kept(wins, reached)
         pruned = buffers.lanes(int(self.kept.sum()) + 1, buffers.PRUNED)
         if pruned >= self.size:
             self.kept[:] = True

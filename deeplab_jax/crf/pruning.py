@@ -81,13 +81,20 @@ def iterate(
     return pruned(negative_unary, list(kernels)), None
 
 
-def kept(q: np.ndarray, logits: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Which labels are kept, bool [C], for marginals and logits [C, N] on the host; `valid` [N] is 0 where masked."""
+def reached(q: np.ndarray, logits: np.ndarray, valid: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """For marginals and logits [C, N] on the host, whether each label wins somewhere, and its greatest marginal; [C].
+
+    Points where `valid` [N] is 0 do not count.
+    """
     wins = logits >= logits.max(axis=0)
     if valid is not None:
         q, wins = q[:, valid > 0], wins[:, valid > 0]
-    reached = q.max(axis=1)
-    return wins.any(axis=1) | (reached >= RATIO * reached.max())
+    return wins.any(axis=1), q.max(axis=1, initial=0)
+
+
+def kept(wins: np.ndarray, greatest: np.ndarray) -> np.ndarray:
+    """Which labels are kept, bool [C], from what `reached` found."""
+    return wins | (greatest >= RATIO * greatest.max())
 
 
 def candidates(logits: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import flax.struct
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.crf import host_lattice, lattice_design
-from deeplab_jax.crf.buffers import POINTS, Points, padded, room, stacked, zeros
+from deeplab_jax.crf.buffers import POINTS, Points, padded, put, room, zeros
 
 SHARED = 1 << 20  # points up to which a buffer has room for any number of lattices, so that programs are shared
 TAPS = 14  # taps of the smoothness kernel on each side that are added at once: enough for a width of 3
@@ -96,26 +97,33 @@ def lattice_kernel(
       host_lattice.TooWide: the features span too many cells.
     """
     form, lattices = host_lattice.build(features, points=None if valid is None else int(valid.sum()))
-    used, dimensions = len(lattices), features.shape[1]
+    used, order = len(lattices), features.shape[1] + 1
     slots = host_lattice.MOST if points.room <= SHARED else used
     most = max(lattice.count for lattice in lattices) + 1
     size = math.ceil(most / 1024) * 1024 if form == "dense" else max(min(points.room, 128 * POINTS), room(most))
-    sums, peaks = zip(*(host_lattice.sums(lattice, form, valid) for lattice in lattices), strict=True)
-    ones = np.ones(len(features), np.float32) if valid is None else valid
-    before, after = zeros((slots + 1, points.room), np.float32), zeros((slots + 1, points.room), np.float32)
-    for at, total in zip([*range(used), slots], [*sums, functools.reduce(np.add, sums) / used], strict=True):
-        one_before, one_after = normalizers(total, ones, normalization)
-        unit = _unit(max(peaks) * float(one_before.max()))
-        one_after *= unit * np.float32(lattice_design.scale(form, dimensions))
-        for to, value in ((before[at], one_before / unit), (after[at], one_after)):
-            points.within(to)[:] = value.reshape(points.rows, points.width)
+    vertices, weights = (zeros((slots, points.room, order), dtype) for dtype in (np.int32, np.float32))
     neighbors = zeros((slots, len(lattices[0].neighbors), size), np.int32)
-    for to, lattice in zip(neighbors, lattices):
-        part = to[:, : lattice.count]
+
+    def pack(n: int) -> tuple[np.ndarray, float]:
+        lattice = lattices[n]
+        put(lattice.vertices, vertices[n], points)
+        put(lattice.weights, weights[n], points)
+        part = neighbors[n, :, : lattice.count]
         np.copyto(part, lattice.neighbors)
         part[part == lattice.count] = size - 1
-        to[:, lattice.count : lattice.count + POINTS] = size - 1  # up to the end of the last block in use
-        to[:, -1] = size - 1
+        neighbors[n, :, lattice.count : lattice.count + POINTS] = size - 1  # up to the end of the last block in use
+        neighbors[n, :, -1] = size - 1
+        return host_lattice.sums(lattice, form, valid)
+
+    with ThreadPoolExecutor(2) as pool:
+        sums, peaks = zip(*pool.map(pack, range(used)), strict=True)
+    ones = np.ones(len(features), np.float32) if valid is None else valid
+    before, after = zeros((slots + 1, points.room), np.float32), zeros((slots + 1, points.room), np.float32)
+    for n, total in zip([*range(used), slots], [*sums, functools.reduce(np.add, sums) / used], strict=True):
+        one_before, one_after = normalizers(total, ones, normalization)
+        unit = _unit(max(peaks) * float(one_before.max()))
+        put(one_before / unit, before[n], points)
+        put(one_after * (unit * np.float32(lattice_design.scale(form, order - 1))), after[n], points)
     matrix = None
     if form == "dense":
         matrix = zeros((size, size), np.float32)
@@ -123,8 +131,8 @@ def lattice_kernel(
     counts = np.zeros(slots, np.int32)
     counts[:used] = [lattice.count for lattice in lattices]
     return LatticeKernel(
-        _argument(stacked([lattice.vertices for lattice in lattices], points, slots)),
-        _argument(stacked([lattice.weights for lattice in lattices], points, slots)),
+        _argument(vertices),
+        _argument(weights),
         _argument(neighbors),
         None if matrix is None else _argument(matrix),
         _argument(counts),
@@ -163,8 +171,12 @@ def spatial_kernel(
     distance = np.arange(reach + 1)
     taps = [np.exp(-0.5 * (distance / s) ** 2) * (distance <= r) for s, r in zip(std, radius, strict=True)]
     margin = room(reach * (points.pitch + 1), points.room // 8)
-    whole = np.ones(size, np.float64) if valid is None else valid.reshape(size).astype(np.float64)
-    sums = _along(_along(whole, taps[0], radius[0]).T, taps[1], radius[1]).T.astype(np.float32).ravel()
+    if valid is None:
+        along = [_along(np.ones((1, n)), t, r) for n, t, r in zip(size[::-1], taps, radius, strict=True)]
+        sums = along[1].T * along[0]
+    else:
+        sums = _along(_along(valid.reshape(size).astype(np.float64), taps[0], radius[0]).T, taps[1], radius[1]).T
+    sums = sums.astype(np.float32).ravel()
     ones = np.ones(sums.size, np.float32) if valid is None else valid
     before, after = normalizers(sums, ones, normalization)
     return SpatialKernel(
