@@ -2,12 +2,12 @@
 
     PYTHONPATH=. python experiments/bench_crf.py --case v2_full.npz --modes compare,gradient,growth --out DIR
 
-compare: ours with and without label pruning and pydensecrf2 (`pip install pydensecrf2`; omitted if missing),
-  alternating
-on one image, lattice and set-up included, compilation excluded and reported separately; labels versus the exact
-marginals. gradient: forward and backward versus forward. growth: seconds and memory for 0.25..4 megapixels and 2..64
-labels, with a plot. cold: CPU seconds of cold-started processes that refine twenty photographs of twenty sizes
-(`crf_cold`). Memory is what the compiled program needs for arguments, results and temporaries, as planned by XLA.
+compare: ours with and without label pruning and pydensecrf2 (`pip install pydensecrf2`; omitted if missing), in turn on
+one image, lattice and set-up included, compilation excluded and reported separately; labels versus the exact marginals.
+sizes: the plain call on that photograph, also smaller, with several widths, and pydensecrf2, in turn. gradient: forward
+and backward versus forward. growth: seconds and memory for 0.25..4 megapixels and 2..64 labels, with a plot. cold: CPU
+seconds of cold-started processes that refine twenty photographs of twenty sizes (`crf_cold`). Memory is what the
+compiled program needs for arguments, results and temporaries, as planned by XLA.
 Writes bench_crf.json and bench_crf.png to --out, and the table to stdout.
 """
 
@@ -23,17 +23,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from PIL import Image
 
 from deeplab_jax import cli
 from deeplab_jax.crf import CRFParams, mean_field
 from deeplab_jax.errors import UserError
-from experiments import crf_cold
+from experiments import crf_cases, crf_cold
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("case", None, "a .npz with image, unary, parameters and exact_symmetric", required=True)
 flags.DEFINE_list("modes", ["compare", "gradient", "growth"], "what to measure")
 flags.DEFINE_string("out", "runs/bench_crf", "folder for the results")
 flags.DEFINE_integer("rounds", 7, "alternating runs of each system")
+
+SIZES = (((160, 120), 11), ((240, 180), 11), ((250, 188), 21), ((500, 375), 21))  # width and height, labels
+WIDTHS = ((50, 10), (80, 13), (30, 8), (67, 3), (121, 5))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,10 +68,13 @@ def compare(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[st
         q = mean_field(case["unary"], case["image"], params, iterations, bilateral="permutohedral", prune=prune)
         return np.asarray(q)
 
+    def theirs() -> np.ndarray:
+        return crf_cases.peer(case["unary"], case["image"], params, iterations=iterations)
+
     systems = {"pruned": lambda: ours(True), "unpruned": lambda: ours(False)}
-    peer = _pydensecrf(case)
-    if peer is not None:
-        systems["pydensecrf2"] = peer
+    compared = theirs() is not None
+    if compared:
+        systems["pydensecrf2"] = theirs
     memory = {
         name: _memory(
             partial(
@@ -94,9 +101,33 @@ def compare(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[st
         row["seconds"] = statistics.median(seconds[name])
         row |= {"memory_mib": memory[name]} if name in memory else {}
         row["compile_seconds"] = first[name] - row["seconds"]
-        if peer is not None:
+        if compared:
             ratios = [a / b for a, b in zip(seconds[name], seconds["pydensecrf2"], strict=True)]
             row["of_pydensecrf2"] = statistics.median(ratios)
+    return table
+
+
+def sizes(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Seconds of the plain call and over pydensecrf2's in the same round, for `SIZES` and `WIDTHS`."""
+    del out
+    table = {}
+    for (width, height), labels in SIZES:
+        image, unary = case["image"], case["unary"]
+        if (height, width, labels) != unary.shape:
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+            unary = crf_cases.scores(image, labels)
+        if crf_cases.peer(unary[:8, :8], image[:8, :8], _params(case)) is None:
+            raise UserError("--modes sizes compares with pydensecrf2: pip install pydensecrf2")
+        for xy, rgb in WIDTHS:
+            params = CRFParams(4.0, xy, rgb, 3.0, 3.0)
+            runs = [
+                lambda: np.asarray(mean_field(unary, image, params, 10)),  # noqa: B023  run at once
+                lambda: crf_cases.peer(unary, image, params),  # noqa: B023
+            ]
+            rounds = [[_seconds(run)[0] for run in runs] for _ in range(FLAGS.rounds + 1)][1:]
+            ours = statistics.median(a for a, _ in rounds)
+            ratio = statistics.median(a / b for a, b in rounds)
+            table[f"{width}x{height}, {labels} labels, ({xy}, {rgb})"] = {"seconds": ours, "of_pydensecrf2": ratio}
     return table
 
 
@@ -123,7 +154,6 @@ def gradient(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, float]
 def growth(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
     """Seconds and memory of two iterations (set-up included): megapixels at 21 labels, labels at 0.25 megapixels."""
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     params = _params(case)
     rng = np.random.default_rng(0)
@@ -159,35 +189,12 @@ def cold(case: dict[str, np.ndarray], out: pathlib.Path) -> dict[str, float]:
     return crf_cold.cold(case)
 
 
-MODES = {"compare": compare, "gradient": gradient, "growth": growth, "cold": cold}
+MODES = {"compare": compare, "sizes": sizes, "gradient": gradient, "growth": growth, "cold": cold}
 
 
 def _params(case: dict[str, np.ndarray]) -> CRFParams:
     names = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
     return CRFParams(**{name: float(case[name]) for name in names})
-
-
-def _pydensecrf(case: dict[str, np.ndarray]) -> Callable[[], np.ndarray] | None:
-    try:
-        from pydensecrf import densecrf
-    except ImportError:
-        return None
-    height, width, labels = case["unary"].shape
-    image = np.ascontiguousarray(case["image"])
-
-    def run() -> np.ndarray:
-        crf = densecrf.DenseCRF2D(width, height, labels)
-        crf.setUnaryEnergy(np.ascontiguousarray(case["unary"].reshape(-1, labels).T))
-        crf.addPairwiseGaussian(sxy=float(case["gaussian_xy_std"]), compat=float(case["gaussian_weight"]))
-        crf.addPairwiseBilateral(
-            sxy=float(case["bilateral_xy_std"]),
-            srgb=float(case["bilateral_rgb_std"]),
-            rgbim=image,
-            compat=float(case["bilateral_weight"]),
-        )
-        return np.array(crf.inference(int(case["iterations"]))).T.reshape(height, width, labels)
-
-    return run
 
 
 def _memory(run: Callable, unary: np.ndarray, image: np.ndarray) -> tuple[Callable, float]:

@@ -23,6 +23,7 @@ from PIL import Image
 from deeplab_jax import cli
 from deeplab_jax.crf import PRESETS, CRFParams, mean_field
 from deeplab_jax.errors import UserError
+from experiments.crf_cases import peer, scores
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data", None, "folder with photographs", required=True)
@@ -34,7 +35,6 @@ flags.DEFINE_integer("each", 3, "photographs of each folder")
 flags.DEFINE_bool("quick", False, "one photograph of each folder, two small sizes")
 
 FOLDERS = ("camvid/val", "voc_sample/VOCdevkit/VOC2012/JPEGImages", "densecrf_examples")
-LABELS = 11
 SETTINGS = {name: preset.params for name, preset in PRESETS.items()} | {
     "pydensecrf_readme": CRFParams(10.0, 80.0, 13.0, 3.0, 3.0),
     "(5, 10, 13)": CRFParams(5.0, 10.0, 13.0, 3.0, 3.0),
@@ -87,47 +87,6 @@ def compare(unary: np.ndarray, image: np.ndarray, name: str, normalization: str)
     row = {"changed": _wrong(-unary, exact), "ours": _wrong(ours, exact), "ours_dq": _dq(ours, exact)}
     theirs = peer(unary, image, params, normalization)
     return row if theirs is None else row | {"theirs": _wrong(theirs, exact), "theirs_dq": _dq(theirs, exact)}
-
-
-def peer(unary: np.ndarray, image: np.ndarray, params: CRFParams, normalization: str) -> np.ndarray | None:
-    """pydensecrf2's marginals [H, W, C], or None if it is not installed."""
-    try:
-        from pydensecrf import densecrf
-    except ImportError:
-        return None
-    height, width, labels = unary.shape
-    kind = {"symmetric": densecrf.NORMALIZE_SYMMETRIC, "after": densecrf.NORMALIZE_AFTER}[normalization]
-    crf = densecrf.DenseCRF2D(width, height, labels)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(-1, labels).T))
-    crf.addPairwiseGaussian(sxy=params.gaussian_xy_std, compat=params.gaussian_weight, normalization=kind)
-    crf.addPairwiseBilateral(
-        sxy=params.bilateral_xy_std,
-        srgb=params.bilateral_rgb_std,
-        rgbim=np.array(image),
-        compat=params.bilateral_weight,
-        normalization=kind,
-    )
-    return np.array(crf.inference(10)).T.reshape(unary.shape)
-
-
-def scores(image: np.ndarray, seed: int = 0) -> np.ndarray:
-    """-log P [H, W, `LABELS`], float32: colour clusters, as a network of stride 8 might see them."""
-    rng = np.random.default_rng(seed)
-    pixels = image.reshape(-1, 3).astype(np.float32)
-    centres = pixels[rng.choice(len(pixels), LABELS, replace=False)]
-    for _ in range(8):
-        nearest = ((pixels[:, None] - centres) ** 2).sum(-1).argmin(1)
-        centres = np.stack(
-            [pixels[nearest == c].mean(0) if (nearest == c).any() else centres[c] for c in range(LABELS)]
-        )
-    height, width = image.shape[:2]
-    labels = nearest.reshape(height, width)[4::8, 4::8]
-    logits = 4.0 * np.eye(LABELS)[labels] + rng.normal(0, 0.7, (*labels.shape, LABELS))
-    grow = lambda x: Image.fromarray(x.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)  # noqa: E731
-    grown = [np.asarray(grow(logits[..., c])) for c in range(LABELS)]
-    logits = np.stack(grown, -1)
-    logits -= logits.max(-1, keepdims=True)
-    return (np.log(np.exp(logits).sum(-1, keepdims=True)) - logits).astype(np.float32)
 
 
 def summary(rows: Sequence[dict]) -> str:
