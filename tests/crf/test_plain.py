@@ -184,6 +184,44 @@ def test_points_with_several_kernels(definition):
     np.testing.assert_array_equal(found, ours)
 
 
+def test_every_lattice_counts_alike_where_kernels_have_different_numbers_of_them(monkeypatch):
+    """One iteration is the last one, with the mean of all lattices; three of one kernel, two of the other."""
+    rng = np.random.default_rng(3)
+    unary = rng.normal(size=(400, 3)).astype(np.float32)
+    features = [rng.uniform(0, 4, (400, 2)).astype(np.float32) for _ in range(2)]
+    build = host_lattice.build
+    few = lambda f, points=None: ("direct", build(f, "direct")[1][: 3 if f[0, 0] == features[0][0, 0] else 2])  # noqa: E731
+    monkeypatch.setattr(host_lattice, "build", few)
+    kernels = list(zip(features, (3.0, 2.0), strict=True))
+    ours = mean_field_features(unary, kernels, 1, bilateral="permutohedral", normalization="after")
+    q = np.exp(-unary) / np.exp(-unary).sum(-1, keepdims=True)
+    logits = -unary
+    for f, weight in kernels:
+        heard, sums = 0, 0
+        for lattice in few(f)[1]:
+            splat = np.zeros((lattice.count, 400))
+            for v, w in zip(lattice.vertices.T, lattice.weights.T):
+                np.add.at(splat, (v, np.arange(400)), w)
+            between = np.stack([host_lattice.between(lattice, "direct", e) for e in np.eye(lattice.count)], 1)
+            heard, sums = heard + splat.T @ between @ splat @ q, sums + (splat.T @ between @ splat).sum(1)
+        logits = logits + weight * heard / sums[:, None]
+    np.testing.assert_allclose(ours, jax.nn.softmax(logits), atol=2e-4)
+
+
+@pytest.mark.parametrize("labels", [2, 8, 16])
+def test_softmax_of_either_form(labels):
+    x = np.random.default_rng(0).normal(0, 30, (50, labels)).astype(np.float32)
+    np.testing.assert_allclose(ready._softmax(x), jax.nn.softmax(x, axis=-1), atol=1e-6)
+
+
+def test_a_wide_smoothness_kernel_takes_its_taps_in_groups():
+    """Radius 36: three groups of taps, and a gap between rows wider than the photograph."""
+    unary, image = photograph(24, 30)
+    params = CRFParams(1e-6, 20.0, 10.0, 3.0, 8.0)
+    ours, exact = (mean_field(unary, image, params, 3, bilateral=b) for b in ("permutohedral", "exact"))
+    np.testing.assert_allclose(ours, exact, atol=1e-4)
+
+
 def test_a_jit_and_a_gradient_go_another_way():
     unary, image = photograph(20, 20)
     options = plain.Options(bilateral="permutohedral")
