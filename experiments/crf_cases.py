@@ -10,11 +10,11 @@ def scores(image: np.ndarray, labels: int = 11, seed: int = 0) -> np.ndarray:
     """-log P [H, W, labels], float32: color clusters, as a network of stride 8 might see them."""
     rng = np.random.default_rng(seed)
     pixels = image.reshape(-1, 3).astype(np.float32)
-    centres = pixels[rng.choice(len(pixels), labels, replace=False)]
+    centers = pixels[rng.choice(len(pixels), labels, replace=False)]
     for _ in range(8):
-        nearest = ((pixels[:, None] - centres) ** 2).sum(-1).argmin(1)
-        centres = np.stack(
-            [pixels[nearest == c].mean(0) if (nearest == c).any() else centres[c] for c in range(labels)]
+        nearest = ((pixels[:, None] - centers) ** 2).sum(-1).argmin(1)
+        centers = np.stack(
+            [pixels[nearest == c].mean(0) if (nearest == c).any() else centers[c] for c in range(labels)]
         )
     height, width = image.shape[:2]
     sampled = nearest.reshape(height, width)[4::8, 4::8]

@@ -335,8 +335,7 @@ def sums(lattice: HostLattice, form: str, valid: np.ndarray | None = None) -> tu
     """filter(1), or filter(valid), of one lattice at each point, float32 [N], and its greatest value at a vertex."""
     weights = lattice.weights if valid is None else lattice.weights * valid[:, None]
     grid = np.bincount(lattice.vertices.ravel(), weights.ravel(), lattice.count).astype(np.float32)
-    peak = grid.max()
-    grid = between(lattice, form, grid)
-    peak = max(float(peak), float(grid.max()))
-    total = np.einsum("nd,nd->n", grid[lattice.vertices], lattice.weights)
+    filtered = between(lattice, form, grid)
+    peak = float(max(grid.max(), filtered.max()))
+    total = np.einsum("nd,nd->n", filtered[lattice.vertices], lattice.weights)
     return total * np.float32(lattice_design.scale(form, lattice.vertices.shape[1] - 1)), peak

@@ -240,7 +240,7 @@ class _Start:
             np.negative(unary[part].T, out=log)
             np.maximum(log, np.float32(_SMALLEST), out=log)
             if valid is not None:
-                log *= valid[part] > 0
+                np.copyto(log, 0, where=valid[part] == 0)  # whatever is there, NaN included
             if prune:
                 log -= log.max(0)
                 share = np.exp(log, out=self.share[:, part])

@@ -164,6 +164,19 @@ def test_batch_mask_and_history():
     np.testing.assert_allclose(masked[30:], 0.2, atol=1e-6)
 
 
+@pytest.mark.parametrize("labels", [5, 12])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_under_the_mask_does_not_matter(value, labels):
+    unary, image = photograph(30, 40, labels)
+    mask = np.ones((30, 40), bool)
+    mask[:, 33:] = False
+    options = plain.Options(bilateral="permutohedral", iterations=3, radius=(9, 9))
+    run = lambda u: plain.image_marginals(u, image, PARAMS, None, mask, (), (), options)  # noqa: E731
+    spoiled = np.where(mask[..., None], unary, value).astype(np.float32)
+    plainly = np.where(mask[..., None], unary, 0).astype(np.float32)
+    np.testing.assert_array_equal(run(spoiled), run(plainly))
+
+
 def test_leaving_labels_out_changes_few_labels():
     unary, image = photograph(60, 60, labels=12)
     unary = unary.at[..., 5:].add(6.0)
