@@ -69,16 +69,13 @@ def check_params(params: CRFParams, where: str = "") -> None:
         except (TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"{where}{name}={str(value)[:60]} is not a number") from e
         low, high = WIDTHS if name.endswith("std") else WEIGHTS
+        shown = " ".join(str(value).split())[:60]  # of several rows, too, in one line
         with np.errstate(over="ignore"):
             used = array.astype(np.float32)
         if not np.isfinite(used).all():
-            raise ValueError(
-                f"{where}{name}={' '.join(str(value).split())[:60]} must be finite, and lie between {low:g} and {high:g}"
-            )
+            raise ValueError(f"{where}{name}={shown} must be finite, and lie between {low:g} and {high:g}")
         if name.endswith("std") and not (used > 0).all():
-            raise ValueError(
-                f"{where}{name}={' '.join(str(value).split())[:60]} must be greater than 0, from {low:g} to {high:g}"
-            )
+            raise ValueError(f"{where}{name}={shown} must be greater than 0, from {low:g} to {high:g}")
         if not ((used >= np.float32(low)) & (used <= np.float32(high))).all():
             raise ValueError(f"{where}{name}={str(value)[:60]} must lie between {low:g} and {high:g}")
         sizes = {"bilateral_xy_std": 2, "gaussian_xy_std": 2, "bilateral_rgb_std": 3}
