@@ -77,7 +77,7 @@ def check_params(params: CRFParams, where: str = "") -> None:
         if name.endswith("std") and not (used > 0).all():
             raise ValueError(f"{where}{name}={shown} must be greater than 0, from {low:g} to {high:g}")
         if not ((used >= np.float32(low)) & (used <= np.float32(high))).all():
-            raise ValueError(f"{where}{name}={str(value)[:60]} must lie between {low:g} and {high:g}")
+            raise ValueError(f"{where}{name}={shown} must lie between {low:g} and {high:g}")
         sizes = {"bilateral_xy_std": 2, "gaussian_xy_std": 2, "bilateral_rgb_std": 3}
         if name in sizes and array.shape not in ((), (sizes[name],)):
             raise ValueError(f"{where}{name} has shape {array.shape}; give one number or {sizes[name]}")
