@@ -66,12 +66,15 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
         form = _few(features)
     if form == "dense":
         return form, [_one(features, form, 0)]
-    if form == "auto":
-        few = FEW_OF_FEW if points <= FEW_POINTS else FEW
-        form = "direct" if _has_more_vertices(features, max(few * points, FEW_IN_ALL)) else "axes"
     count = lattices(points)
     with ThreadPoolExecutor(2) as pool:
-        started = [pool.submit(_one, features, form, n) for n in range(count)]
+        direct = [pool.submit(_embedded, features, "direct", n) for n in range(2 if form != "axes" else 0)]
+        if form == "auto":  # decided by the direct form's vertices, which are usually needed
+            few = FEW_OF_FEW if points <= FEW_POINTS else FEW
+            form = "direct" if direct[0].result()[2].size > max(few * points, FEW_IN_ALL) else "axes"
+        begun = [one.result() for one in direct] if form == "direct" else []
+        del direct  # its memory, where the form is another
+        started = [pool.submit(_one, features, form, n, *begun[n : n + 1]) for n in range(count)]
         if points > SMALL and started[0].result().count < THIRD * points:
             started.append(pool.submit(_one, features, form, count))
         return form, [one.result() for one in started]
@@ -90,23 +93,8 @@ def _few(features: np.ndarray) -> str:
     return "dense" if _embedded(features, "dense", 0)[2].size <= DENSE_UP_TO else "auto"
 
 
-def _has_more_vertices(features: np.ndarray, limit: float) -> bool:
-    """Whether the direct form has more vertices than `limit`.
-
-    Vertices are of D + 1 kinds, and each simplex has one of each kind: the first kind stands for all.
-    """
-    frame, kinds = _frame(features, "direct", 0), len(features) + 1
-    distinct = np.empty(0, np.int64)
-    for at in range(0, features.shape[1], BLOCK):
-        keys, _ = _simplices(features[:, at : at + BLOCK], *frame)
-        distinct = np.union1d(distinct, keys[keys % kinds == 0])
-        if distinct.size * kinds > limit:
-            return True
-    return False
-
-
-def _one(features: np.ndarray, form: str, lattice: int) -> HostLattice:
-    found = _joined(_embedded(features, form, lattice), form)
+def _one(features: np.ndarray, form: str, lattice: int, embedded: tuple | None = None) -> HostLattice:
+    found = _joined(embedded or _embedded(features, form, lattice), form)
     if form == "axes" and lattice % 2:
         backwards = found.neighbors.reshape(-1, 2, found.count)[::-1].reshape(-1, found.count)
         return dataclasses.replace(found, neighbors=backwards)
@@ -117,14 +105,22 @@ def _embedded(features: np.ndarray, form: str, lattice: int) -> tuple:
     """Of features [D, N]: vertices and weights [N, D + 1], the vertices' keys [M], the axes' key steps [D + 1]."""
     dimensions, points = features.shape
     matrix, shift, units, first = _frame(features, form, lattice)
-    keys = np.empty((points, dimensions + 1), np.int64)
+    vertices = np.empty((points, dimensions + 1), np.int32)
     weights = np.empty((points, dimensions + 1), np.float32)
+    found = []
+    # Numbered block by block first: neighboring points share vertices, and a block's table stays in the cache.
     for at in range(0, points, BLOCK):
         part = slice(at, at + BLOCK)
-        keys[part].T[:], weights[part].T[:] = _simplices(features[:, part], matrix, shift, units, first)
-    vertices, distinct = _numbered(keys.reshape(-1))
+        keys, weights[part].T[:] = _simplices(features[:, part], matrix, shift, units, first)
+        numbers, distinct = _numbered(np.ascontiguousarray(keys.T).reshape(-1))
+        vertices[part] = numbers.reshape(-1, dimensions + 1)
+        found.append(distinct)
+    numbers, distinct = _numbered(np.concatenate(found))
+    end = np.cumsum([len(own) for own in found])
+    for at, own in zip(range(0, points, BLOCK), np.split(numbers, end[:-1]), strict=True):
+        vertices[at : at + BLOCK] = own[vertices[at : at + BLOCK]]
     steps = units.sum() - (dimensions + 1) * units
-    return vertices.reshape(points, dimensions + 1), weights, distinct, steps, (units, matrix, first)
+    return vertices, weights, distinct, steps, (units, matrix, first)
 
 
 def _frame(features: np.ndarray, form: str, lattice: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

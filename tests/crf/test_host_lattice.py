@@ -139,11 +139,26 @@ def test_the_form_follows_the_number_of_vertices():
 
 
 @pytest.mark.parametrize("side", [3, 5])
-def test_one_kind_of_vertices_stands_for_all(side):
-    features = np.ascontiguousarray(cloud(5, 20000, side).T)
-    count = host_lattice._embedded(features, "direct", 0)[2].size
-    assert host_lattice._has_more_vertices(features, 0.9 * count)
-    assert not host_lattice._has_more_vertices(features, 1.1 * count)
+def test_the_direct_form_needs_more_vertices_than_the_limit(side, monkeypatch):
+    features = cloud(5, 20000, side)
+    shifted = np.ascontiguousarray((features - features.min(0)).T)
+    count = host_lattice._embedded(shifted, "direct", 0)[2].size
+    monkeypatch.setattr(host_lattice, "FEW_IN_ALL", count - 1)
+    monkeypatch.setattr(host_lattice, "FEW_OF_FEW", 0.0)
+    assert host_lattice.build(features)[0] == "direct"
+    monkeypatch.setattr(host_lattice, "FEW_IN_ALL", count)
+    assert host_lattice.build(features)[0] == "axes"
+
+
+def test_blocks_do_not_show(monkeypatch):
+    """Vertices have the same numbers, in order of use, however many points are looked at once."""
+    features = cloud(5, 3000, 6)
+    whole = host_lattice.build(features, "direct")[1]
+    monkeypatch.setattr(host_lattice, "BLOCK", 700)
+    for one, other in zip(host_lattice.build(features, "direct")[1], whole, strict=True):
+        np.testing.assert_array_equal(one.vertices, other.vertices)
+        np.testing.assert_array_equal(one.neighbors, other.neighbors)
+        assert np.unique(one.vertices.ravel(), return_index=True)[1].argsort().tolist() == list(range(one.count))
 
 
 def test_too_wide_features_are_refused():
