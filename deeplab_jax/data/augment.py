@@ -16,6 +16,9 @@ from deeplab_jax.imaging.palettes import VOID
 
 # R, G, B of the mean color that the networks subtract, rounded: padding is about zero after preprocessing.
 MEAN_COLOR = np.array([123, 117, 104], np.uint8)
+# Mean and deviation, over all pixels and channels, of photographs whose light was evened: as in `models.deeplab`.
+EVEN_MEAN, EVEN_DEVIATION = 115.0, 58.0
+_SAMPLE = 65_536  # pixels that tell a photograph's light
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Rows processed at a time: intermediate results stay in the cache, and are too small for the allocator to return to
 # the system and fault in again each time (otherwise two thirds of the cost).
@@ -24,7 +27,10 @@ _BAND = 32
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """The random choices for each example. See `configs/base.py`, `config.data`."""
+    """The random choices for each example. See `configs/base.py`, `config.data`.
+
+    `even` brings each photograph to the same light first, for networks that do so themselves in testing.
+    """
 
     crop: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
@@ -37,15 +43,16 @@ class Augmentation:
     gamma: float = 0.0
     color_cast: float = 0.0
     blur: float = 0.0
+    even: bool = False
 
     @classmethod
-    def from_config(cls, data) -> "Augmentation":
+    def from_config(cls, data, even: bool = False) -> "Augmentation":
         """From `config.data`."""
         return cls(
             cast("tuple[int, int]", tuple(int(n) for n in data.crop)), tuple(float(s) for s in data.scales),
             data.continuous_scale, data.mirror,
             tuple(tuple(pair) for pair in data.mirror_swaps), data.brightness, data.contrast, data.saturation,
-            data.gamma, data.color_cast, data.blur,
+            data.gamma, data.color_cast, data.blur, even,
         )  # fmt: skip
 
 
@@ -88,6 +95,9 @@ def augment(
     out_image[:height, :width] = resize_window(image, size, window)
     out_label[:height, :width] = resize_label_window(label, size, window)
     valid[:height, :width] = True
+    if spec.even:
+        part = out_image[:height, :width]
+        out_image[:height, :width] = even_light(image)[part]
     if spec.brightness or spec.contrast or spec.saturation:
         part = out_image[:height, :width]
         factors = 1 + (2 * uniform[4:7] - 1) * (spec.brightness, spec.contrast, spec.saturation)
@@ -105,6 +115,23 @@ def augment(
         if spec.mirror_swaps:
             out_label = swap_table(spec.mirror_swaps)[out_label]
     return out_image, out_label, valid
+
+
+def even_light(photograph: np.ndarray) -> np.ndarray:
+    """The table that brings a photograph to `EVEN_MEAN` and `EVEN_DEVIATION`.
+
+    Args:
+      photograph: uint8 `[H, W, 3]` RGB, the whole one: a part says less about the light.
+
+    Returns:
+      uint8 `[256]`, new values by old ones, the same for R, G and B.
+    """
+    step = max(1, int(np.sqrt(photograph.size / 3 / _SAMPLE)))
+    counts = np.bincount(photograph[::step, ::step].reshape(-1), minlength=256)
+    values = np.arange(256)
+    mean = np.average(values, weights=counts)
+    deviation = max(np.sqrt(np.average((values - mean) ** 2, weights=counts)), 1.0)
+    return np.clip((values - mean) * (EVEN_DEVIATION / deviation) + EVEN_MEAN + 0.5, 0, 255).astype(np.uint8)
 
 
 def resize_window(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:

@@ -32,7 +32,7 @@ class TrainBatches:
     def __init__(self, dataset: SegmentationDataset, config, *, first_step: int, rows: Sequence[int]):
         self.dataset, self.rows = dataset, rows
         self.batch_size, self.seed = config.batch_size, config.seed
-        spec = Augmentation.from_config(config.data)
+        spec = Augmentation.from_config(config.data, config.model.preprocessing == "own_rgb")
         self.stages = [
             (s.end, dataclasses.replace(spec, crop=(s.crop[0], s.crop[1]), scales=s.scales)) for s in stages(config)
         ]

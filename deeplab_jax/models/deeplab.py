@@ -19,6 +19,8 @@ from deeplab_jax.models.multiscale import fuse_scales
 CAFFE_MEAN_RGB = (122.675, 116.669, 104.008)
 TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
 TORCH_STD_RGB = (0.229, 0.224, 0.225)
+# Over all channels: where photographs of average light lie, and where "own_rgb" brings all others.
+OWN_MEAN, OWN_DEVIATION = 115.0, 58.0
 
 
 class DeepLab(nn.Module):
@@ -70,6 +72,7 @@ class DeepLab(nn.Module):
         a = self.architecture
         backbone = backbone_of(a)
         trunk, head = backbone.trunk(a, self.axis_name), backbone.head(a, self.num_classes, self.axis_name)
+        learns = train
         train = train and not a.freeze_network  # stored statistics, no dropout: the same scores as in testing
 
         def network(x: jax.Array, scale: int) -> jax.Array:
@@ -78,7 +81,7 @@ class DeepLab(nn.Module):
                 features = lax.stop_gradient(features)  # the backward pass ends here
             return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
 
-        prepared = preprocess(images, a.preprocessing, valid)
+        prepared = preprocess(images, a.preprocessing, valid, even=learns)
         with matmul_precision(a.matmul_precision):
             logits, maps = fuse_scales(network, prepared, a.scales, a.size_extra, a.resize)
         if a.freeze_network:
@@ -107,7 +110,7 @@ def matmul_precision(name: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
 
 
-def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> jax.Array:
+def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None, even: bool = False) -> jax.Array:
     """The network's input.
 
     "caffe_bgr" is BGR minus the mean, "torch_rgb" (RGB / 255 - mean) / std. "own_rgb" is RGB minus the image's own mean
@@ -118,6 +121,8 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> 
       images: [B, H, W, 3] RGB 0..255.
       kind: one of these names.
       valid: [B, H, W] bool; the result is exactly 0, the mean color, where it is False.
+      even: for "own_rgb", images are parts of photographs that have the same mean and deviation (training batches, see
+        `data.augment.even_light`): those are subtracted and divided by, not the part's own.
 
     Returns:
       [B, H, W, 3] float32.
@@ -126,16 +131,20 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None) -> 
     >>> print(np.asarray(preprocess(jnp.full((1, 1, 1, 3), 255), "torch_rgb")).round(2))
     [[[[2.25 2.43 2.64]]]]
     """
-    x = images.astype(jnp.float32)
+    x = jnp.asarray(images, jnp.float32)
     if kind == "caffe_bgr":
         x = (x - jnp.asarray(CAFFE_MEAN_RGB))[..., ::-1]
     elif kind == "torch_rgb":
         x = (x / 255 - jnp.asarray(TORCH_MEAN_RGB)) / jnp.asarray(TORCH_STD_RGB)
+    elif even:
+        x = (x - OWN_MEAN) / OWN_DEVIATION
     else:
         inside = None if valid is None else valid[..., None]
         x = x - x.mean((1, 2, 3), keepdims=True, where=inside)
         deviation = jnp.sqrt(jnp.square(x).mean((1, 2, 3), keepdims=True, where=inside))
         x = x / jnp.maximum(deviation, 1.0)  # of a uniform image, nothing is left
+        # What training saw: pixel values after the same change, which end at 0 and 255.
+        x = jnp.clip(x, -OWN_MEAN / OWN_DEVIATION, (255 - OWN_MEAN) / OWN_DEVIATION)
     return x if valid is None else jnp.where(valid[..., None], x, 0.0)
 
 

@@ -4,16 +4,20 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data.augment import (
+    EVEN_DEVIATION,
+    EVEN_MEAN,
     MEAN_COLOR,
     Augmentation,
     augment,
     blur,
+    even_light,
     jitter,
     relight,
     resize_label_window,
     resize_window,
     scaled_size,
 )
+from deeplab_jax.models.deeplab import OWN_DEVIATION, OWN_MEAN, preprocess
 
 
 def _slow_resize(image, size):
@@ -170,3 +174,29 @@ def test_other_light_leaves_labels_and_the_other_draws_alone():
         assert (second[~valid] == MEAN_COLOR).all()
         changed += (first != second).mean() > 0.5
     assert changed >= 19
+
+
+@pytest.mark.parametrize("light, offset", [(0.2, 10), (0.5, 120)])
+def test_light_is_evened_alike_in_training_and_in_testing(light, offset):
+    """What the network sees of a training example without random choices, and of the photograph in testing."""
+    image, label = _random(60, 80)
+    image = (image * light + offset).astype(np.uint8)
+    spec = Augmentation(crop=(60, 80), even=True)
+    even, _, valid = augment(image, label, spec, np.random.default_rng(0))
+    assert valid.all()
+    assert abs(even.mean() - EVEN_MEAN) < 1 and abs(even.std() - EVEN_DEVIATION) < 1
+    assert (EVEN_MEAN, EVEN_DEVIATION) == (OWN_MEAN, OWN_DEVIATION)
+    training = preprocess(even[None], "own_rgb", even=True)[0]
+    testing = preprocess(image[None], "own_rgb")[0]
+    np.testing.assert_allclose(training, testing, atol=0.6 / OWN_DEVIATION)
+
+
+def test_a_crop_is_evened_by_the_whole_photograph():
+    image = np.full((40, 60, 3), 20, np.uint8)
+    image[:, 30:] = 60
+    image[::2] += 4
+    whole = even_light(image)[image]
+    window = resize_window(image, (40, 60), (5, 31, 20, 20))
+    np.testing.assert_array_equal(even_light(image)[window], whole[5:25, 31:51])
+    assert (whole[:, 30:] > EVEN_MEAN).all() and (whole[:, :30] < EVEN_MEAN).all()
+    assert (even_light(np.full((9, 9, 3), 80, np.uint8))[80] == 115).all()

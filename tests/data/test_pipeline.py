@@ -1,8 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
@@ -48,6 +50,27 @@ def test_batches_do_not_depend_on_workers_cache_or_start(camvid):
     _assert_equal(_take(camvid, 2, first_step=3), reference[3:])
     camvid.seed = 1
     assert any((a["image"] != b["image"]).any() for a, b in zip(_take(camvid, 5), reference))
+
+
+def test_networks_that_take_each_images_own_light_learn_from_even_light(camvid):
+    """The photographs' darkness does not matter, and jitter comes after it."""
+    camvid.data.update(scales=(1.0,), continuous_scale=False, brightness=0.0)
+    raw = Path(camvid.data.dir)
+    camvid.model.preprocessing = "own_rgb"
+    bright = _take(camvid, 3)
+    camvid.data.brightness = 0.4
+    jittered = _take(camvid, 3)
+    means = lambda batches: np.array([image.mean() for batch in batches for image in batch["image"]])  # noqa: E731
+    assert means(bright).std() < means(jittered).std()
+    for path in (raw / "train").iterdir():
+        with Image.open(path) as image:
+            dark = np.asarray(image) // 2
+        Image.fromarray(dark).save(path)
+    camvid.data.brightness = 0.0
+    difference = lambda batches: np.abs(bright[0]["image"].astype(int) - batches[0]["image"]).mean()  # noqa: E731
+    assert difference(_take(camvid, 1)) < 3
+    camvid.model.preprocessing = "torch_rgb"
+    assert difference(_take(camvid, 1)) > 20
 
 
 def test_processes_split_the_batch(camvid):

@@ -5,6 +5,7 @@ import pytest
 
 from deeplab_jax.config import load_config
 from deeplab_jax.models import create_model, initial, is_classifier, is_frozen, output_size, preprocess
+from deeplab_jax.models.deeplab import TORCH_MEAN_RGB, TORCH_STD_RGB
 from deeplab_jax.models.layers import resize_bilinear
 from tests.models import thin
 
@@ -43,6 +44,23 @@ def test_own_preprocessing_takes_each_images_own_light():
     pair = preprocess(jnp.concatenate([image, image * 0.5]), "own_rgb", jnp.concatenate([inside, inside]))
     np.testing.assert_allclose(pair[1], pair[0], atol=1e-5)  # not the batch's
     assert (preprocess(jnp.full((1, 4, 4, 3), 80), "own_rgb") == 0).all()
+    spot = jnp.zeros((1, 20, 20, 3)).at[0, 0, 0].set(255)  # 20 deviations from the mean, which training never shows
+    assert float(preprocess(spot, "own_rgb").max()) == pytest.approx((255 - 115) / 58)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_training_takes_the_light_as_even(freeze):
+    config = small()
+    config.model.update(preprocessing="own_rgb", freeze_network=freeze, batch_norm="trained")
+    model, x = create_model(config.model, 3), photographs() * 0.2
+    variables = thin.variables(model)
+    config.model.preprocessing = "torch_rgb"
+    other = create_model(config.model, 3)
+    scaled = ((x - 115) / 58 * jnp.asarray(TORCH_STD_RGB) + jnp.asarray(TORCH_MEAN_RGB)) * 255
+    run = lambda m, images: m.apply(  # noqa: E731
+        variables, images, train=True, dropout_keys=jax.random.split(jax.random.key(0), 1), mutable=["batch_stats"]
+    )[0][0]
+    thin.assert_close(run(model, x), run(other, scaled))
 
 
 def test_padding_is_the_mean_color():
