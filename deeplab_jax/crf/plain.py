@@ -7,6 +7,7 @@ runs a program compiled for the given shapes.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -81,7 +82,7 @@ def image_marginals(
     # The batch axis follows the axis of iterations, if all are requested.
     out = np.stack(results, -3) if len(results) > 1 else results[0][..., None, :, :]
     out = out.reshape(*out.shape[:-3], *unary.shape)
-    return jax.device_put(out.astype(unary.dtype), device)
+    return jax.device_put(out.astype(unary.dtype, copy=False), device)
 
 
 def point_marginals(
@@ -99,7 +100,7 @@ def point_marginals(
         return None
     start = built.start(np.asarray(unary), compatibility is None and _simple(weights))
     q = built.marginals(start, weights, compatibility)
-    return jax.device_put(q.astype(unary.dtype), device)
+    return jax.device_put(q.astype(unary.dtype, copy=False), device)
 
 
 def for_weights(
@@ -231,26 +232,27 @@ class _Start:
         self.kept = np.ones(self.labels, bool)
         self.size = buffers.lanes(self.labels)
         prune = prune and self.size > buffers.PRUNED
-        if prune:
-            self.share = np.empty_like(self.log)
-            wins, reached = np.zeros(self.labels, bool), np.zeros(self.labels, np.float32)
-        for at in range(0, len(unary), _BLOCK):
-            part = slice(at, at + _BLOCK)
+        self.share = np.empty_like(self.log) if prune else None
+
+        def prepare(part: slice) -> tuple[np.ndarray, np.ndarray] | None:
             log = self.log[:, part]
             np.negative(unary[part].T, out=log)
             np.maximum(log, np.float32(_SMALLEST), out=log)
             if valid is not None:
                 np.copyto(log, 0, where=valid[part] == 0)  # whatever is there, NaN included
-            if prune:
-                log -= log.max(0)
-                share = np.exp(log, out=self.share[:, part])
-                total = share.sum(0)
-                share /= total
-                log -= np.log(total)
-                won, greatest = pruning.reached(share, log, None if valid is None else valid[part])
-                wins, reached = wins | won, np.maximum(reached, greatest)
+            if not prune:
+                return None
+            log -= log.max(0)
+            share = np.exp(log, out=self.share[:, part])
+            total = share.sum(0)
+            share /= total
+            log -= np.log(total)
+            return pruning.reached(share, log, None if valid is None else valid[part])
+
+        found = _for_blocks(prepare, len(unary))
         if prune:
-            self.kept = pruning.kept(wins, reached)
+            wins, reached = zip(*found, strict=True)
+            self.kept = pruning.kept(np.any(wins, 0), np.max(reached, 0))
         pruned = buffers.lanes(int(self.kept.sum()) + 1, buffers.PRUNED)
         if pruned >= self.size:
             self.kept[:] = True
@@ -270,11 +272,21 @@ class _Start:
     def all_labels(self, q: np.ndarray) -> np.ndarray:
         if self.kept.all():
             return q[:, : self.labels]
-        count = int(self.kept.sum())
-        out = np.empty((len(q), self.labels), np.float32)
-        out[:, self.kept] = q[:, :count]
-        out[:, ~self.kept] = (self.share * (q[:, count] / self.rest)).T
+        kept, merged = np.flatnonzero(self.kept), np.flatnonzero(~self.kept)
+        out = buffers.zeros((len(q), self.labels), np.float32)
+
+        def divide(part: slice) -> None:
+            out[part, kept] = q[part, : kept.size]
+            out[part, merged] = (self.share[:, part] * (q[part, kept.size] / self.rest[part])).T
+
+        _for_blocks(divide, len(q))
         return out
+
+
+def _for_blocks(task: Callable[[slice], Any], points: int) -> list[Any]:
+    """The results of a task for one block of points after another, in two threads."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(task, [slice(at, at + _BLOCK) for at in range(0, points, _BLOCK)]))
 
 
 def _weight(weight: Value, compatibility: jax.Array | None, start: _Start) -> np.ndarray:

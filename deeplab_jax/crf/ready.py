@@ -152,7 +152,7 @@ def _cleared(grid: jax.Array, kernel: LatticeKernel, turn: jax.Array) -> jax.Arr
         return jnp.zeros_like(grid)
     size = min(POINTS, grid.shape[0])
     zeros = jnp.zeros((size, grid.shape[1]), grid.dtype)
-    blocks = (kernel.counts[turn] + size - 1) // size
+    blocks = kernel.counts[turn] // size + 1  # also the vertex after those in use
     return lax.fori_loop(0, blocks, lambda b, g: lax.dynamic_update_slice_in_dim(g, zeros, b * size, 0), grid)
 
 
@@ -170,7 +170,7 @@ def _between(grids: tuple, kernel: LatticeKernel, turn: jax.Array) -> tuple:
         return sums, jnp.matmul(kernel.matrix, sums, precision=lax.Precision.HIGHEST)
     order = kernel.vertices.shape[2]
     side = lattice_design.constants(kernel.form, order - 1)[1]
-    blocks = (kernel.counts[turn] + POINTS - 1) // POINTS
+    blocks = kernel.counts[turn] // POINTS + 1
 
     def halved(b: jax.Array, half: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice_in_dim(half, _half(_rows(sums, b * POINTS)), b * POINTS, 0)

@@ -21,12 +21,13 @@ TAPS = 14  # taps of the smoothness kernel on each side that are added at once: 
 class LatticeKernel:
     """A kernel on at most L lattices around N points (padded), with M vertices each (padded).
 
-    The last vertex is always 0. Buffers for more lattices than are used are never touched and take no memory.
+    The vertex after those in use is always 0. Buffers for more lattices than are used are never touched and take no
+    memory.
 
     Attributes:
       vertices: int32 [L, N, D + 1]: with a point's together, XLA splats and slices in two thirds of the time.
       weights: float32 [L, N, D + 1].
-      neighbors: int32 [L, 2 (D + 1), M]; [L, 0, M] when dense.
+      neighbors: int32 [L, 2 (D + 1), M], the number of vertices in use where there is none; [L, 0, M] when dense.
       matrix: float32 [M, M] or None.
       counts: int32 [L], vertices in use.
       used: int32 [], lattices in use, which come first.
@@ -108,11 +109,8 @@ def lattice_kernel(
         lattice = lattices[n]
         put(lattice.vertices, vertices[n], points)
         put(lattice.weights, weights[n], points)
-        part = neighbors[n, :, : lattice.count]
-        np.copyto(part, lattice.neighbors)
-        part[part == lattice.count] = size - 1
-        neighbors[n, :, lattice.count : lattice.count + POINTS] = size - 1  # up to the end of the last block in use
-        neighbors[n, :, -1] = size - 1
+        neighbors[n, :, : lattice.count] = lattice.neighbors
+        neighbors[n, :, lattice.count : lattice.count + POINTS] = lattice.count  # up to the end of the last block
         return host_lattice.sums(lattice, form, valid)
 
     with ThreadPoolExecutor(2) as pool:

@@ -1,5 +1,7 @@
 """The plain call compared with the sum over all pairs, and pruning compared with no pruning."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from deeplab_jax.crf import (
     CRFParams,
+    buffers,
     host_lattice,
     mean_field,
     mean_field_features,
@@ -219,6 +222,25 @@ def test_every_lattice_counts_alike_where_kernels_have_different_numbers_of_them
             heard, sums = heard + splat.T @ between @ splat @ q, sums + (splat.T @ between @ splat).sum(1)
         logits = logits + weight * heard / sums[:, None]
     np.testing.assert_allclose(ours, jax.nn.softmax(logits), atol=2e-4)
+
+
+def test_vertices_may_fill_their_blocks(monkeypatch):
+    """The vertex that stands for none is then in a block of its own, where a larger lattice had values before."""
+    rng = np.random.default_rng(4)
+    unary = rng.normal(size=(3000, 3)).astype(np.float32)
+    features = rng.uniform(0, 20, (3000, 3)).astype(np.float32)
+    larger = host_lattice.build(features, "direct")[1][0]
+    smaller = host_lattice.build(features / 4, "direct")[1][1]
+    assert larger.count > buffers.POINTS > smaller.count
+
+    def with_idle_vertices(count):
+        neighbors = np.full((len(smaller.neighbors), count), count, np.int32)
+        neighbors[:, : smaller.count] = np.where(smaller.neighbors == smaller.count, count, smaller.neighbors)
+        idle = dataclasses.replace(smaller, neighbors=neighbors, count=count)
+        monkeypatch.setattr(host_lattice, "build", lambda features, points=None: ("direct", [larger, idle]))
+        return mean_field_features(unary, [(features, 2.0)], 4, bilateral="permutohedral")
+
+    np.testing.assert_array_equal(with_idle_vertices(buffers.POINTS), with_idle_vertices(buffers.POINTS - 5))
 
 
 @pytest.mark.parametrize("labels", [2, 8, 16])
