@@ -232,7 +232,7 @@ class _Start:
         self.kept = np.ones(self.labels, bool)
         self.size = buffers.lanes(self.labels)
         prune = prune and self.size > buffers.PRUNED
-        self.share = np.empty_like(self.log) if prune else None
+        self.share = np.empty_like(self.log if prune else self.log[:0])
 
         def prepare(part: slice) -> tuple[np.ndarray, np.ndarray] | None:
             log = self.log[:, part]

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageFilter
 
+from deeplab_jax.imaging.light import mean_and_deviation
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.imaging.palettes import VOID
 
@@ -18,7 +19,6 @@ from deeplab_jax.imaging.palettes import VOID
 MEAN_COLOR = np.array([123, 117, 104], np.uint8)
 # Mean and deviation, over all pixels and channels, of photographs whose light was evened: as in `models.deeplab`.
 EVEN_MEAN, EVEN_DEVIATION = 115.0, 58.0
-_SAMPLE = 65_536  # pixels that tell a photograph's light
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Rows processed at a time: intermediate results stay in the cache, and are too small for the allocator to return to
 # the system and fault in again each time (otherwise two thirds of the cost).
@@ -126,12 +126,8 @@ def even_light(photograph: np.ndarray) -> np.ndarray:
     Returns:
       uint8 `[256]`, new values by old ones, the same for R, G and B.
     """
-    step = max(1, int(np.sqrt(photograph.size / 3 / _SAMPLE)))
-    counts = np.bincount(photograph[::step, ::step].reshape(-1), minlength=256)
-    values = np.arange(256)
-    mean = np.average(values, weights=counts)
-    deviation = max(np.sqrt(np.average((values - mean) ** 2, weights=counts)), 1.0)
-    return np.clip((values - mean) * (EVEN_DEVIATION / deviation) + EVEN_MEAN + 0.5, 0, 255).astype(np.uint8)
+    mean, deviation = mean_and_deviation(photograph)
+    return np.clip((np.arange(256) - mean) * (EVEN_DEVIATION / deviation) + EVEN_MEAN + 0.5, 0, 255).astype(np.uint8)
 
 
 def resize_window(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:

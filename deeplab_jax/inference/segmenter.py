@@ -13,6 +13,7 @@ import numpy as np
 
 from deeplab_jax import crf
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.light import mean_and_deviation
 from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference import buckets, tiling
@@ -220,8 +221,13 @@ class Segmenter:
                     result[i] = scores
         return result
 
-    def _network(self, images: Sequence[np.ndarray], shape: tuple[int, int], device: int) -> list[jax.Array]:
-        """At most `batch_size` images, padded to `shape`, through the network; empty images fill a short batch."""
+    def _network(
+        self, images: Sequence[np.ndarray], shape: tuple[int, int], device: int, light: np.ndarray | None = None
+    ) -> list[jax.Array]:
+        """At most `batch_size` images, padded to `shape`, through the network; empty images fill a short batch.
+
+        `light` [1, 2] is that of the photograph of which the images are tiles; None = each has its own.
+        """
         batch = np.zeros((self.batch_size, *shape, 3), np.uint8)
         sizes = np.ones((self.batch_size, 2), np.int32)
         for i, image in enumerate(images):
@@ -237,7 +243,7 @@ class Segmenter:
             extra=self.size_extra,
             resize=self.resize,
         )
-        return list(self._run(kind, device, run, self._variables[device], batch, sizes))[: len(images)]
+        return list(self._run(kind, device, run, self._variables[device], batch, sizes, light))[: len(images)]
 
     def _tiled_scores(self, image: np.ndarray, device: int) -> np.ndarray:
         """The same for a large image, in overlapping tiles whose probabilities are blended."""
@@ -246,11 +252,15 @@ class Segmenter:
         windows = [(r, c) for r in rows for c in columns]
         height, width = self.padded_shape(size)
         shape = min(self.tile, height), min(self.tile, width)
+        own = getattr(self.model, "architecture", None)
+        light = None
+        if own is not None and own.preprocessing == "own_rgb":
+            light = np.array([mean_and_deviation(image)], np.float32)
         total = None
         for start in range(0, len(windows), self.batch_size):
             batch = windows[start : start + self.batch_size]
             tiles = [image[r.start : r.stop, c.start : c.stop] for r, c in batch]
-            for (r, c), tile, scores in zip(batch, tiles, self._network(tiles, shape, device), strict=True):
+            for (r, c), tile, scores in zip(batch, tiles, self._network(tiles, shape, device, light), strict=True):
                 probs = np.exp(np.asarray(scores)[: tile.shape[0], : tile.shape[1]])
                 weight = tiling.blend_weights(r, size[0], overlap)[:, None]
                 weight = weight * tiling.blend_weights(c, size[1], overlap)[None]
@@ -326,6 +336,7 @@ def network_scores(
     variables: dict,
     images: jax.Array,
     sizes: jax.Array,
+    light: jax.Array | None = None,
     *,
     scales: tuple[float, ...],
     mirror: bool,
@@ -338,6 +349,7 @@ def network_scores(
     Args:
       images: [B, H, W, 3] uint8, padded with the border's own colours, so that resizing blends in no other colour.
       sizes: [B, 2] int32, the size of each photograph within the padding.
+      light: [1, 2] of the photograph that the images are tiles of, for networks that take each image's own light.
       scales: see `Segmenter`.
       mirror: whether to average with the mirrored images.
       swaps: pairs of classes that are exchanged in the mirrored images.
@@ -360,6 +372,7 @@ def network_scores(
         images = jnp.concatenate([images, jnp.take_along_axis(images, flipped[:, None, :, None], axis=2)])
         valid = jnp.concatenate([valid, valid])
     views = []
+    lit = {} if light is None else {"light": light}
     for scale in scales:
         target = tuple(round((n - extra) * scale / tiling.STRIDE) * tiling.STRIDE + extra for n in size)
         scaled, inside = images, valid
@@ -367,7 +380,7 @@ def network_scores(
             scaled = resize_bilinear(images, target, resize)
             rows, columns = (_nearest(n, m, resize) for n, m in zip(size, target))
             inside = valid[:, rows][:, :, columns]
-        logits, _ = model.apply(variables, scaled, train=False, valid=inside)
+        logits, _ = model.apply(variables, scaled, train=False, valid=inside, **lit)
         log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size, resize))
         views.append(log_probs[:count])
         if mirror:

@@ -55,6 +55,7 @@ class DeepLab(nn.Module):
         train: bool = False,
         valid: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
+        light: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Runs the network.
 
@@ -63,6 +64,8 @@ class DeepLab(nn.Module):
           train: dropout on, trained batch norm on the batch's statistics.
           valid: [B, H, W] bool, False where the image is padding; the network then sees the mean color.
           dropout_keys: [B] keys, one for each example; without them the "dropout" generator is used.
+          light: [B, 2], see `preprocess`. In training, photographs have had `OWN_MEAN` and `OWN_DEVIATION` before the
+            random changes (`data.augment.even_light`).
 
         Returns:
           Scores [B, h, w, num_classes] float32 at the output stride, and a dict: with several scales "scales", the
@@ -72,7 +75,8 @@ class DeepLab(nn.Module):
         a = self.architecture
         backbone = backbone_of(a)
         trunk, head = backbone.trunk(a, self.axis_name), backbone.head(a, self.num_classes, self.axis_name)
-        learns = train
+        if train:
+            light = jnp.asarray([[OWN_MEAN, OWN_DEVIATION]])
         train = train and not a.freeze_network  # stored statistics, no dropout: the same scores as in testing
 
         def network(x: jax.Array, scale: int) -> jax.Array:
@@ -81,7 +85,7 @@ class DeepLab(nn.Module):
                 features = lax.stop_gradient(features)  # the backward pass ends here
             return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
 
-        prepared = preprocess(images, a.preprocessing, valid, even=learns)
+        prepared = preprocess(images, a.preprocessing, valid, light)
         with matmul_precision(a.matmul_precision):
             logits, maps = fuse_scales(network, prepared, a.scales, a.size_extra, a.resize)
         if a.freeze_network:
@@ -110,7 +114,9 @@ def matmul_precision(name: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
 
 
-def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None, even: bool = False) -> jax.Array:
+def preprocess(
+    images: jax.Array, kind: str, valid: jax.Array | None = None, light: jax.Array | None = None
+) -> jax.Array:
     """The network's input.
 
     "caffe_bgr" is BGR minus the mean, "torch_rgb" (RGB / 255 - mean) / std. "own_rgb" is RGB minus the image's own mean
@@ -121,8 +127,8 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None, eve
       images: [B, H, W, 3] RGB 0..255.
       kind: one of these names.
       valid: [B, H, W] bool; the result is exactly 0, the mean color, where it is False.
-      even: for "own_rgb", images are parts of photographs that have the same mean and deviation (training batches, see
-        `data.augment.even_light`): those are subtracted and divided by, not the part's own.
+      light: [B, 2], for "own_rgb" the mean and deviation of the photographs that the images are parts of; None = of
+        the images themselves.
 
     Returns:
       [B, H, W, 3] float32.
@@ -136,12 +142,14 @@ def preprocess(images: jax.Array, kind: str, valid: jax.Array | None = None, eve
         x = (x - jnp.asarray(CAFFE_MEAN_RGB))[..., ::-1]
     elif kind == "torch_rgb":
         x = (x / 255 - jnp.asarray(TORCH_MEAN_RGB)) / jnp.asarray(TORCH_STD_RGB)
-    elif even:
-        x = (x - OWN_MEAN) / OWN_DEVIATION
     else:
         inside = None if valid is None else valid[..., None]
-        x = x - x.mean((1, 2, 3), keepdims=True, where=inside)
-        deviation = jnp.sqrt(jnp.square(x).mean((1, 2, 3), keepdims=True, where=inside))
+        mean = x.mean((1, 2, 3), keepdims=True, where=inside) if light is None else light[:, 0, None, None, None]
+        x = x - mean
+        if light is None:
+            deviation = jnp.sqrt(jnp.square(x).mean((1, 2, 3), keepdims=True, where=inside))
+        else:
+            deviation = light[:, 1, None, None, None]
         x = x / jnp.maximum(deviation, 1.0)  # of a uniform image, nothing is left
         # What training saw: pixel values after the same change, which end at 0 and 255.
         x = jnp.clip(x, -OWN_MEAN / OWN_DEVIATION, (255 - OWN_MEAN) / OWN_DEVIATION)

@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -186,7 +187,7 @@ def test_light_is_evened_alike_in_training_and_in_testing(light, offset):
     assert valid.all()
     assert abs(even.mean() - EVEN_MEAN) < 1 and abs(even.std() - EVEN_DEVIATION) < 1
     assert (EVEN_MEAN, EVEN_DEVIATION) == (OWN_MEAN, OWN_DEVIATION)
-    training = preprocess(even[None], "own_rgb", even=True)[0]
+    training = preprocess(even[None], "own_rgb", light=jnp.array([[OWN_MEAN, OWN_DEVIATION]]))[0]
     testing = preprocess(image[None], "own_rgb")[0]
     np.testing.assert_allclose(training, testing, atol=0.6 / OWN_DEVIATION)
 
