@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.model.batch_norm = "frozen"  # frozen (stored statistics and affine) or trained (synchronised)
     config.model.allow_random_frozen = False  # frozen batch norm without init_from is a mistake; True allows it
     config.model.stride_on = "1x1"  # where a bottleneck's stride sits: 1x1 (Caffe) or 3x3 (torchvision)
-    # caffe_bgr (mean subtraction), torch_rgb (/255, mean, std), or own_rgb (each image's own mean and deviation)
+    # caffe_bgr (mean subtraction), torch_rgb (/255, mean, std), or own_rgb (each photograph's own mean and deviation)
     config.model.preprocessing = "caffe_bgr"
     config.model.resize = "corners"  # bilinear resize: corners (Caffe, the papers) or half_pixel (deeplab-pytorch)
     config.model.dropout = 0.5  # VGG's fc6 and fc7

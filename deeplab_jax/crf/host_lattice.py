@@ -216,24 +216,24 @@ def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A hash decides where to look; all keys are compared, and those that collided look elsewhere.
     """
-    entries = len(keys)
-    owner, left, turn = None, None, 0
-    while left is None or left.size:
-        index = np.arange(entries, dtype=np.int32) if left is None else left
-        mine = keys if left is None else keys[left]
-        bits = max(8, int(np.ceil(np.log2(len(index) + 1))))
+    entries = np.arange(len(keys), dtype=np.int32)
+    owner, left, turn = entries, entries, 0
+    while left.size:
+        mine = keys if turn == 0 else keys[left]
+        bits = max(8, int(np.ceil(np.log2(len(left) + 1))))
         slots = _slots(mine, bits, turn)
         table = np.empty(1 << bits, np.int32)
-        table[slots[::-1]] = index[::-1]  # the first of several is kept
+        table[slots[::-1]] = left[::-1]  # the first of several is kept
         found = table[slots]
-        same = keys[found] == mine
-        if owner is None:
+        elsewhere = np.flatnonzero(keys[found] != mine)
+        if turn == 0:
             owner = found
         else:
             owner[left] = found
-        left, turn = index[~same], turn + 1
-    first = owner == np.arange(entries, dtype=np.int32)
-    numbers = np.cumsum(first, dtype=np.int32) - 1
+        left, turn = left[elsewhere], turn + 1
+    first = np.flatnonzero(owner == entries)
+    numbers = np.empty(len(keys), np.int32)
+    numbers[first] = entries[: first.size]
     return numbers[owner], keys[first]
 
 
@@ -250,22 +250,23 @@ class _Lookup:
             slots = _slots(keys[left], bits, len(self.tables))
             table[slots] = left
             self.tables.append((bits, table))
-            left = left[table[slots] != left]
+            left = left[np.flatnonzero(table[slots] != left)]
 
     def __call__(self, wanted: np.ndarray) -> np.ndarray:
         """int32, len(keys) for a key that is absent."""
-        found = np.full(len(wanted), len(self.keys), np.int32)
-        left, mine = None, wanted
+        absent = np.int32(len(self.keys))
+        found, left, mine = np.empty(0, np.int32), None, wanted
         for turn, (bits, table) in enumerate(self.tables):
             at = table[_slots(mine, bits, turn)]
             same = self.keys[at] == mine  # -1 compares with the last key: corrected below
-            same &= at >= 0
+            there = at >= 0
+            same &= there
             if left is None:
-                found[same] = at[same]
-                left = np.flatnonzero(~same & (at >= 0))
+                found = np.where(same, at, absent)
+                left = np.flatnonzero(there & ~same)
             else:
                 found[left[same]] = at[same]
-                left = left[~same & (at >= 0)]
+                left = left[there & ~same]
             if not left.size:
                 break
             mine = wanted[left]
@@ -320,10 +321,10 @@ def between(lattice: HostLattice, form: str, values: np.ndarray) -> np.ndarray:
     side = lattice_design.constants(form, lattice.vertices.shape[1] - 1)[1]
     padded = np.append(values, np.float32(0))
     if form == "direct":
-        return values + side * sum(padded[n] for n in lattice.neighbors)
+        return values + side * sum(np.take(padded, n) for n in lattice.neighbors)
     for j in range(lattice.vertices.shape[1]):
         n, p = lattice.neighbors[2 * j], lattice.neighbors[2 * j + 1]
-        padded[:-1] = (1 - 2 * side) * padded[:-1] + side * (padded[n] + padded[p])
+        padded[:-1] = (1 - 2 * side) * padded[:-1] + side * (np.take(padded, n) + np.take(padded, p))
     return padded[:-1]
 
 
@@ -333,5 +334,5 @@ def sums(lattice: HostLattice, form: str, valid: np.ndarray | None = None) -> tu
     grid = np.bincount(lattice.vertices.ravel(), weights.ravel(), lattice.count).astype(np.float32)
     filtered = between(lattice, form, grid)
     peak = float(max(grid.max(), filtered.max()))
-    total = np.einsum("nd,nd->n", filtered[lattice.vertices], lattice.weights)
+    total = np.einsum("nd,nd->n", np.take(filtered, lattice.vertices), lattice.weights)
     return total * np.float32(lattice_design.scale(form, lattice.vertices.shape[1] - 1)), peak
