@@ -11,11 +11,12 @@ from deeplab_jax.crf import lattice_design
 BLOCK = 16384  # points whose simplices are found at once; this many stay in the cache
 # All pairs of so few vertices cost less than blurs along the axes. Timed on two CPU cores, like the next three limits.
 DENSE_UP_TO = 1024
-# Vertices of the direct form up to which the axes form is taken: for any number of points, and per point, for few
-# and for many points. It is two to four times as accurate there and touches ten times the vertices.
+# Vertices of the direct form up to which the axes form is taken: for any number of points, and per point, for up to so
+# many points. It is two to four times as accurate there and touches ten times the vertices, which takes the longer the
+# less of them fits into the cache.
 FEW_IN_ALL = 4096
-FEW_OF_FEW, FEW = 0.3, 0.2
-FEW_POINTS = 65_536
+FEW = {65_536: 0.3, 1 << 20: 0.2}
+FEW_OF_MORE = 0.05
 # Lattices that are averaged: MOST up to SMALL points, above that 2, and a third where there are few vertices per point,
 # so that each takes less time.
 MOST = 4
@@ -70,7 +71,7 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
     with ThreadPoolExecutor(2) as pool:
         direct = [pool.submit(_embedded, features, "direct", n) for n in range(2 if form != "axes" else 0)]
         if form == "auto":  # decided by the direct form's vertices, which are usually needed
-            few = FEW_OF_FEW if points <= FEW_POINTS else FEW
+            few = next((share for most, share in FEW.items() if points <= most), FEW_OF_MORE)
             form = "direct" if direct[0].result()[2].size > max(few * points, FEW_IN_ALL) else "axes"
         begun = [one.result() for one in direct] if form == "direct" else []
         del direct  # its memory, where the form is another

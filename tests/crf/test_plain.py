@@ -137,10 +137,10 @@ def test_padding_does_not_choose_the_form(monkeypatch):
     monkeypatch.setattr(host_lattice, "DENSE_UP_TO", 1)
     monkeypatch.setattr(host_lattice, "FEW_IN_ALL", 1)
     run = lambda u, i, **options: mean_field(u, i, PARAMS, 3, bilateral="permutohedral", **options)  # noqa: E731
-    monkeypatch.setattr(host_lattice, "FEW_OF_FEW", 0.0)
+    monkeypatch.setitem(host_lattice.FEW, 65_536, 0.0)
     run(unary, image)
-    monkeypatch.setattr(
-        host_lattice, "FEW_OF_FEW", 0.9 * forms.pop()[1]
+    monkeypatch.setitem(
+        host_lattice.FEW, 65_536, 0.9 * forms.pop()[1]
     )  # below the photograph's number, above half of it
     mask = np.zeros((100, 100), bool)
     mask[:60, :70] = True
