@@ -233,7 +233,7 @@ class Segmenter:
         for i, image in enumerate(images):
             batch[i] = tiling.pad(image, shape, mode="edge")
             sizes[i] = image.shape[:2]
-        kind = ("network", *batch.shape)
+        kind = ("network", *batch.shape, light is not None)
         run = partial(
             network_scores,
             self.model,
