@@ -69,13 +69,13 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
         return form, [_one(features, form, 0)]
     count = lattices(points)
     with ThreadPoolExecutor(2) as pool:
-        direct = [pool.submit(_embedded, features, "direct", n) for n in range(2 if form != "axes" else 0)]
+        begun = [] if form == "axes" else [pool.submit(_embedded, features, "direct", n) for n in range(2)]
         if form == "auto":  # decided by the direct form's vertices, which are usually needed
             few = next((share for most, share in FEW.items() if points <= most), FEW_OF_MORE)
-            form = "direct" if direct[0].result()[2].size > max(few * points, FEW_IN_ALL) else "axes"
-        begun = [one.result() for one in direct] if form == "direct" else []
-        del direct  # its memory, where the form is another
-        started = [pool.submit(_one, features, form, n, *begun[n : n + 1]) for n in range(count)]
+            form = "direct" if begun[0].result()[2].size > max(few * points, FEW_IN_ALL) else "axes"
+        if form == "axes":
+            begun = []  # and its memory
+        started = [pool.submit(_one, features, form, n, *(e.result() for e in begun[n : n + 1])) for n in range(count)]
         if points > SMALL and started[0].result().count < THIRD * points:
             started.append(pool.submit(_one, features, form, count))
         return form, [one.result() for one in started]

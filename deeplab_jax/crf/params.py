@@ -64,12 +64,12 @@ def check_params(params: CRFParams, where: str = "") -> None:
         value = getattr(params, name)
         if is_traced(value):
             continue
+        shown = " ".join(str(value).split())[:60]  # of several rows, too, in one line
         try:
             array = np.asarray(jax.device_get(value), np.float64)
         except (TypeError, ValueError, OverflowError) as e:
-            raise ValueError(f"{where}{name}={str(value)[:60]} is not a number") from e
+            raise ValueError(f"{where}{name}={shown} is not a number") from e
         low, high = WIDTHS if name.endswith("std") else WEIGHTS
-        shown = " ".join(str(value).split())[:60]  # of several rows, too, in one line
         with np.errstate(over="ignore"):
             used = array.astype(np.float32)
         if not np.isfinite(used).all():

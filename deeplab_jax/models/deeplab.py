@@ -121,7 +121,8 @@ def preprocess(
 
     "caffe_bgr" is BGR minus the mean, "torch_rgb" (RGB / 255 - mean) / std. "own_rgb" is RGB minus the image's own mean
     over its own standard deviation, one number each for all of its pixels and channels: the same scene in other light
-    looks the same, and colors keep their relation.
+    looks the same, and colors keep their relation. It is clipped where 0 and 255 are in a photograph of `OWN_MEAN` and
+    `OWN_DEVIATION`.
 
     Args:
       images: [B, H, W, 3] RGB 0..255.
@@ -151,7 +152,7 @@ def preprocess(
         else:
             deviation = light[:, 1, None, None, None]
         x = x / jnp.maximum(deviation, 1.0)  # of a uniform image, nothing is left
-        # What training saw: pixel values after the same change, which end at 0 and 255.
+        # As in training, where photographs are stored in 0..255 after the same change.
         x = jnp.clip(x, -OWN_MEAN / OWN_DEVIATION, (255 - OWN_MEAN) / OWN_DEVIATION)
     return x if valid is None else jnp.where(valid[..., None], x, 0.0)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.crf import PRESETS, CRFParams, Setting, read_preset, setting_from_config, write_preset
+from deeplab_jax.crf.params import check_params
 
 
 def values(params):
@@ -104,3 +105,10 @@ def test_setting_from_config(tmp_path):
 
 def test_at_stride_divides_positions_only():
     assert values(CRFParams(4.0, 64.0, 3.0, 3.0, (8.0, 4.0)).at_stride(8)) == (4, 8, 3, 3, (1, 0.5))
+
+
+@pytest.mark.parametrize("value", [np.full((3, 2), "wide", object), np.full((3, 2), np.nan), np.full((3, 2), -1.0)])
+def test_a_parameter_of_several_rows_is_named_in_one_line(value):
+    with pytest.raises(ValueError, match="bilateral_rgb_std=") as caught:
+        check_params(CRFParams(1.0, 1.0, value, 1.0, 1.0))
+    assert "\n" not in str(caught.value)
