@@ -30,7 +30,7 @@ PLACES = ("data.dir", "data.cache_dir", "data.images", "data.masks", "data.class
 CARD = """# Street scenes in 11 classes, by a small atrous ResNet with ASPP and a fully connected CRF
 
 - Classes: {classes}.
-- Input: photographs from a car's or a pedestrian's height, by day, 0.1 to 0.5 megapixels best; {views}.
+- Input: photographs from a car's or a pedestrian's height, by day, 0.1 to 0.5 megapixels best; averaged: {views}.
 - Weights: {parameters:,} parameters, kernels in half precision, {megabytes:.1f} MB.
 - Data: the training split of CamVid (Brostow, Fauqueur and Cipolla 2009), {images} photographs, 480 x 360 pixels,
   labels of 11 classes. CamVid is for non-commercial research; so are these weights.
@@ -147,7 +147,10 @@ def write_card(out: Path) -> None:
     boxed = box.read(out)
     config = recorded_config(boxed.config)
     about = json.loads((out / "recipe.json").read_text())
-    views = f"{len(config.eval.scales)} scale(s) {'and their mirror images ' if config.eval.mirror else ''}are averaged"
+    views = " and ".join(
+        [f"scale{'s' * (len(config.eval.scales) > 1)} {', '.join(f'{s:g}' for s in config.eval.scales)}"]
+        + ["mirror images"] * config.eval.mirror
+    )
     preset = boxed.preset
     values = [
         f"{name} {np.round(getattr(preset.params, name), 3).tolist()}" for name in preset.params.__dataclass_fields__

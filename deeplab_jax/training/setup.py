@@ -37,7 +37,7 @@ class Setup:
     """A run that is ready to begin.
 
     Attributes:
-      config: the caller's, with the settings recorded with `init_from`.
+      config: the caller's, with the settings recorded with the weights that it begins with.
       dataset: of the training split.
       state: host arrays after the finished steps.
       done: the number of finished steps.
@@ -72,7 +72,8 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
     require_two_classes(dataset)
     thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is reported now, not after the training
-    config = with_recorded_settings(config)
+    begun = None if restart else run_so_far(workdir)
+    config = with_recorded_settings(config, begun or config.init_from)
     model = build_model(config, dataset.num_classes)
     schedule = create_schedule(config)
     optimizer = create_optimizer(config, schedule)
@@ -126,12 +127,28 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def with_recorded_settings(config: ConfigDict) -> ConfigDict:
-    """A copy of the config with the preprocessing and stride placement that were recorded with `config.init_from`."""
+def run_so_far(workdir: Path) -> str | None:
+    """The workdir, if a run that can be continued is there with its settings."""
+    if not Checkpoints(workdir, read_only=True).present():
+        return None
+    try:
+        recorded_settings(workdir)
+    except UserError:  # a damaged config.json is replaced by the checkpoint's, see `runs.provenance`
+        return None
+    return str(workdir)
+
+
+def with_recorded_settings(config: ConfigDict, weights: str) -> ConfigDict:
+    """A copy of the config with the preprocessing, resizing and stride placement that `weights` were trained with.
+
+    Args:
+      config: see configs/base.py.
+      weights: what training begins with or continues: `config.init_from`, or the run's folder. "" = nothing.
+    """
     config = copy.deepcopy(config)
-    for name, value in recorded_settings(config.init_from).items() if config.init_from else ():
+    for name, value in recorded_settings(weights).items() if weights else ():
         if name in config.model and config.model[name] != value:
-            say(f"config.model.{name} = {value}, as recorded with {config.init_from}")
+            say(f"config.model.{name} = {value}, as recorded with {weights}")
             config.model[name] = value
     return config
 

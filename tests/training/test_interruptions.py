@@ -18,6 +18,7 @@ from deeplab_jax.evaluation import workdir as evaluation
 from deeplab_jax.runs import checkpoints, reporting
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.flat import flatten_state
+from deeplab_jax.runs.provenance import read_config
 from deeplab_jax.runs.record import read_record
 from deeplab_jax.training import loop, setup
 from deeplab_jax.training.observation import Pictures
@@ -215,6 +216,23 @@ def test_a_finished_run_with_other_data_is_an_error(tmp_path):
     assert setup.resume(tmp_path, state, SimpleNamespace(fingerprint="same"), 4)[0] == 4
     with pytest.raises(UserError, match=r"nothing would be trained: give another --workdir .* --mode eval"):
         setup.resume(tmp_path, state, SimpleNamespace(fingerprint="another"), 4)
+
+
+def test_a_run_keeps_its_preprocessing(runs, tmp_path, capfd):
+    """A shipped config may get another one; weights are wrong with it."""
+    config = runs.config(*SHORT, "eval.every=0")
+    other = {"torch_rgb": "own_rgb", "own_rgb": "torch_rgb"}[config.model.preprocessing]
+    loop.train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    capfd.readouterr()
+    loop.train(runs.config(*SHORT, "eval.every=0", f"model.preprocessing={other}"), tmp_path / "run")
+    said = f"config.model.preprocessing = {config.model.preprocessing}, as recorded with {tmp_path / 'run'}"
+    assert said in capfd.readouterr().err
+    assert read_config(tmp_path / "run").model.preprocessing == config.model.preprocessing
+    assert Checkpoints(tmp_path / "run").steps()[-1] == 4
+    assert setup.run_so_far(tmp_path / "none") is None
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert setup.run_so_far(tmp_path / "run") is None
 
 
 def test_resume_from_a_moved_data_folder(runs, tmp_path, capfd):
