@@ -11,11 +11,13 @@ Columns: labels that the CRF changes, wrong labels and mean |dQ| of ours and of 
 crf_accuracy.json and crf_accuracy.md to --out, and the table to stdout.
 """
 
+import functools
 import json
 import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -32,6 +34,7 @@ flags.DEFINE_list("sizes", ["96x72", "160x120", "250x188", "own"], "width x heig
 flags.DEFINE_list("normalizations", ["symmetric", "after"], "normalizations")
 flags.DEFINE_list("params", [], "names of the settings to run; default all")
 flags.DEFINE_integer("each", 3, "photographs of each folder")
+flags.DEFINE_bool("traced", False, "the lattice of programs for one size, as inside a jit, not the plain call's")
 flags.DEFINE_bool("quick", False, "one photograph of each folder, two small sizes")
 
 FOLDERS = ("camvid/val", "voc_sample/VOCdevkit/VOC2012/JPEGImages", "densecrf_examples")
@@ -83,7 +86,11 @@ def compare(unary: np.ndarray, image: np.ndarray, name: str, normalization: str)
     exact = np.asarray(
         mean_field(unary, image, params, 10, bilateral="exact", normalization=normalization, cutoff=cutoff)
     )
-    ours = np.asarray(mean_field(unary, image, params, 10, normalization=normalization))
+    if FLAGS.traced:
+        run = jax.jit(lambda u, i: mean_field(u, i, params, 10, normalization=normalization, bilateral="permutohedral"))
+    else:
+        run = functools.partial(mean_field, params=params, iterations=10, normalization=normalization)
+    ours = np.asarray(run(unary, image))
     row = {"changed": _wrong(-unary, exact), "ours": _wrong(ours, exact), "ours_dq": _dq(ours, exact)}
     theirs = peer(unary, image, params, normalization)
     return row if theirs is None else row | {"theirs": _wrong(theirs, exact), "theirs_dq": _dq(theirs, exact)}
