@@ -5,7 +5,7 @@
 DIR holds `camvid/val`, `voc_sample/VOCdevkit/VOC2012/JPEGImages` or `densecrf_examples`; whichever exist are used.
 Scores: clusters of colours as labels, sampled at stride 8, upsampled and disturbed; wrong near edges, as a network's
 are. The reference is `exact`, all pairs up to 8,000 pixels, above that with a cutoff of 1e-3. --quick uses one
-photograph of each folder at 96 x 72 and 160 x 120.
+photograph of each folder at 96 x 72 and 160 x 120. --traced measures the lattice of programs compiled for one size.
 
 Columns: labels that the CRF changes, wrong labels and mean |dQ| of ours and of pydensecrf2, in percent. Writes
 crf_accuracy.json and crf_accuracy.md to --out, and the table to stdout.
@@ -86,10 +86,9 @@ def compare(unary: np.ndarray, image: np.ndarray, name: str, normalization: str)
     exact = np.asarray(
         mean_field(unary, image, params, 10, bilateral="exact", normalization=normalization, cutoff=cutoff)
     )
+    run = functools.partial(mean_field, params=params, iterations=10, normalization=normalization)
     if FLAGS.traced:
-        run = jax.jit(lambda u, i: mean_field(u, i, params, 10, normalization=normalization, bilateral="permutohedral"))
-    else:
-        run = functools.partial(mean_field, params=params, iterations=10, normalization=normalization)
+        run = jax.jit(functools.partial(run, bilateral="permutohedral"))
     ours = np.asarray(run(unary, image))
     row = {"changed": _wrong(-unary, exact), "ours": _wrong(ours, exact), "ours_dq": _dq(ours, exact)}
     theirs = peer(unary, image, params, normalization)

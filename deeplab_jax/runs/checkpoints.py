@@ -272,6 +272,18 @@ class Checkpoints:
         restored = manager.restore(step, args=args)
         return dict(restored.state), dict(restored.meta)
 
+    def meta(self, step: int) -> dict:
+        """The values stored beside a committed checkpoint's arrays, without reading those.
+
+        Raises:
+          UserError: they cannot be read.
+        """
+        manager = self._manager or _manager(self._folder, read_only=True)
+        try:
+            return dict(manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
+        except Exception as e:  # damaged files raise what orbax and JSON raise
+            raise UserError(f"{self._folder / str(step)}: cannot be read ({reason(e)})") from e
+
     def _delete(self, step: int) -> None:
         """Deletes one so that a kill at any moment leaves a complete one, or remains that the next writer removes."""
         (self._digests / f"{step}.json").unlink(missing_ok=True)  # uncommit it first

@@ -22,14 +22,14 @@ from deeplab_jax.models import BACKBONES, create_model, initial
 from deeplab_jax.runs import processes, schema
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.flat import unflatten_state
-from deeplab_jax.runs.provenance import read_config
+from deeplab_jax.runs.provenance import config_of, read_config
 from deeplab_jax.runs.record import read_record
 from deeplab_jax.search.grid import OBJECTIVES, thin_flags
 from deeplab_jax.training.crops import check_crop
 from deeplab_jax.training.optimizer import create_optimizer, create_schedule
 from deeplab_jax.training.state import TrainState, create_state
 from deeplab_jax.training.step import AXIS, create_train_step
-from deeplab_jax.weights.initial import load_initial, recorded_settings
+from deeplab_jax.weights.initial import load_initial, recorded_settings, settings_of
 
 
 @dataclasses.dataclass
@@ -72,8 +72,7 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
     require_two_classes(dataset)
     thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is reported now, not after the training
-    begun = None if restart else run_so_far(workdir)
-    config = with_recorded_settings(config, begun or config.init_from)
+    config = with_recorded_settings(config, None if restart else workdir)
     model = build_model(config, dataset.num_classes)
     schedule = create_schedule(config)
     optimizer = create_optimizer(config, schedule)
@@ -127,30 +126,37 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def run_so_far(workdir: Path) -> str | None:
-    """The workdir, if a run that can be continued is there with its settings."""
-    if not Checkpoints(workdir, read_only=True).present():
-        return None
-    try:
-        recorded_settings(workdir)
-    except UserError:  # a damaged config.json is replaced by the checkpoint's, see `runs.provenance`
-        return None
-    return str(workdir)
-
-
-def with_recorded_settings(config: ConfigDict, weights: str) -> ConfigDict:
-    """A copy of the config with the preprocessing, resizing and stride placement that `weights` were trained with.
+def with_recorded_settings(config: ConfigDict, workdir: Path | None) -> ConfigDict:
+    """A copy of the config with the preprocessing, resizing and stride placement that its weights were trained with.
 
     Args:
       config: see configs/base.py.
-      weights: what training begins with or continues: `config.init_from`, or the run's folder. "" = nothing.
+      workdir: the run's folder; what its newest checkpoint was trained with comes before what was recorded with
+        `config.init_from`. None = the run begins again.
+
+    Raises:
+      UserError: `config.init_from` cannot be read.
     """
     config = copy.deepcopy(config)
-    for name, value in recorded_settings(weights).items() if weights else ():
+    source, settings = workdir, settings_so_far(workdir) if workdir else {}
+    if not settings and config.init_from:
+        source, settings = config.init_from, recorded_settings(config.init_from)
+    for name, value in settings.items():
         if name in config.model and config.model[name] != value:
-            say(f"config.model.{name} = {value}, as recorded with {weights}")
+            say(f"config.model.{name} = {value}, as recorded with {source}")
             config.model[name] = value
     return config
+
+
+def settings_so_far(workdir: Path) -> dict[str, str]:
+    """The fields of `config.model` that a run's newest readable checkpoint needs; {} if there is none."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    for step in reversed(checkpoints.steps()):
+        try:
+            return settings_of(config_of(workdir, step, checkpoints.meta(step)).model)
+        except (UserError, ValueError):  # `resume` says what is wrong with it, and uses the one before
+            continue
+    return {}
 
 
 def build_model(config: ConfigDict, num_classes: int):

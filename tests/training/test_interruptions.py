@@ -230,9 +230,11 @@ def test_a_run_keeps_its_preprocessing(runs, tmp_path, capfd):
     assert said in capfd.readouterr().err
     assert read_config(tmp_path / "run").model.preprocessing == config.model.preprocessing
     assert Checkpoints(tmp_path / "run").steps()[-1] == 4
-    assert setup.run_so_far(tmp_path / "none") is None
+    kept = setup.settings_so_far(tmp_path / "run")
+    assert kept["preprocessing"] == config.model.preprocessing
     (tmp_path / "run" / "config.json").write_text("{")
-    assert setup.run_so_far(tmp_path / "run") is None
+    assert setup.settings_so_far(tmp_path / "run") == kept  # the checkpoint knows
+    assert setup.settings_so_far(tmp_path / "none") == {}
 
 
 def test_resume_from_a_moved_data_folder(runs, tmp_path, capfd):
