@@ -23,19 +23,22 @@ class Filter:
       grid: whether `build` takes `grid=(H, W)`: points must be the pixels of an image, row by row.
       cutoff: whether `build` takes `cutoff`, below which kernel values may be skipped.
       width_gradient: whether marginals have a gradient in the features, and so in the kernel's widths.
+      turns: whether it is the mean of several filters: `apply` takes `turn`, and a structure has `lattices`.
     """
 
     module: ModuleType
     grid: bool = False
     cutoff: bool = False
     width_gradient: bool = True
+    turns: bool = False
 
 
 FILTERS: dict[str, Filter] = {
-    "permutohedral": Filter(permutohedral, width_gradient=False),
+    "permutohedral": Filter(permutohedral, width_gradient=False, turns=True),
     "exact": Filter(exact, cutoff=True),
     "separable": Filter(separable, grid=True),
 }
+Turn = int | jax.Array | None
 SMOOTHNESS = "gaussian"  # the filter of the smoothness kernel, which depends on position only
 
 
@@ -54,8 +57,14 @@ def build(name: str, features: jax.Array, grid: tuple[int, int] | None, cutoff: 
     return chosen.module.build(features, **options)
 
 
-def apply(name: str, structure: Any, values: jax.Array) -> jax.Array:
-    """The sums of a built filter, the smoothness kernel's included; [N, C]."""
+def apply(name: str, structure: Any, values: jax.Array, turn: Turn = None) -> jax.Array:
+    """The sums of a built filter, the smoothness kernel's included; [N, C].
+
+    `turn` n: of a filter that is the mean of several, such as lattices, only the one whose turn it is, n modulo their
+    number. None: the mean of all.
+    """
+    if name != SMOOTHNESS and FILTERS[name].turns and turn is not None:
+        return FILTERS[name].module.apply(structure, values, turn % structure.lattices)
     module = gaussian if name == SMOOTHNESS else FILTERS[name].module
     return module.apply(structure, values)
 

@@ -11,17 +11,7 @@ from deeplab_jax.crf import lattice_design
 BLOCK = 16384  # points whose simplices are found at once; this many stay in the cache
 # All pairs of so few vertices cost less than blurs along the axes. Timed on two CPU cores, like the next three limits.
 DENSE_UP_TO = 1024
-# Vertices of the direct form up to which the axes form is taken: for any number of points, and per point, for up to so
-# many points. It is two to four times as accurate there and touches ten times the vertices, which takes the longer the
-# less of them fits into the cache.
-FEW_IN_ALL = 4096
-FEW = {65_536: 0.3, 1 << 20: 0.2}
-FEW_OF_MORE = 0.05
-# Lattices that are averaged: MOST up to SMALL points, above that 2, and a third where there are few vertices per point,
-# so that each takes less time.
-MOST = 4
-SMALL = 24_576
-THIRD = 0.5
+THIRD = 0.5  # vertices per point up to which more than SMALL points have a third lattice: each takes less time
 _ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 
@@ -67,23 +57,17 @@ def build(features: np.ndarray, form: str = "auto", points: int | None = None) -
         form = _few(features)
     if form == "dense":
         return form, [_one(features, form, 0)]
-    count = lattices(points)
+    count = lattice_design.lattices(points)
     with ThreadPoolExecutor(2) as pool:
         begun = [] if form == "axes" else [pool.submit(_embedded, features, "direct", n) for n in range(2)]
         if form == "auto":  # decided by the direct form's vertices, which are usually needed
-            few = next((share for most, share in FEW.items() if points <= most), FEW_OF_MORE)
-            form = "direct" if begun[0].result()[2].size > max(few * points, FEW_IN_ALL) else "axes"
+            form = "direct" if begun[0].result()[2].size > lattice_design.few(points) else "axes"
         if form == "axes":
             begun = []  # and its memory
         started = [pool.submit(_one, features, form, n, *(e.result() for e in begun[n : n + 1])) for n in range(count)]
-        if points > SMALL and started[0].result().count < THIRD * points:
+        if points > lattice_design.SMALL and started[0].result().count < THIRD * points:
             started.append(pool.submit(_one, features, form, count))
         return form, [one.result() for one in started]
-
-
-def lattices(points: int) -> int:
-    """The least number of lattices for this many points: the error falls as more lattices are averaged."""
-    return MOST if points <= SMALL else 2
 
 
 def _few(features: np.ndarray) -> str:

@@ -13,6 +13,7 @@ Where gradients are taken, and in cases that this module does not cover, `iterat
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ def iterate(
     mean of all lattices, as if it were the last.
     """
     labels = negative_unary.shape[1]
-    lattices = [kernel.structure for kernel in kernels if kernel.filter == "permutohedral"]
+    structures = [kernel.structure for kernel in kernels if kernel.filter == "permutohedral"]
+    count = structures[0].lattices  # of all, which are around the same points
 
     def logits_of(total: jax.Array) -> jax.Array:
         return negative_unary + (total if compatibility is None else -weighted(compatibility, total))
@@ -51,7 +53,7 @@ def iterate(
         """An update by one lattice."""
         logits, sent = state
         q = jax.nn.softmax(logits, axis=-1)
-        total, sent = _send(kernels, sent, q, n % permutohedral.LATTICES)
+        total, sent = _send(kernels, sent, q, n % count)
         return logits_of(_other_messages(kernels, q) + total), sent
 
     def full_step(n: int | jax.Array, state: tuple[jax.Array, list]) -> tuple[jax.Array, jax.Array, list]:
@@ -62,16 +64,14 @@ def iterate(
         def add(lattice: jax.Array, state: tuple) -> tuple:
             total, alone, sent = state
             out, sent = _send(kernels, sent, q, lattice)
-            return total + out, jnp.where(lattice == n % permutohedral.LATTICES, out, alone), sent
+            return total + out, jnp.where(lattice == n % count, out, alone), sent
 
         zeros, others = jnp.zeros_like(q), _other_messages(kernels, q)
-        total, alone, sent = lax.fori_loop(0, permutohedral.LATTICES, add, (zeros, zeros, sent))
-        return logits_of(others + total / permutohedral.LATTICES), logits_of(others + alone), sent
+        total, alone, sent = lax.fori_loop(0, count, add, (zeros, zeros, sent))
+        return logits_of(others + total / count), logits_of(others + alone), sent
 
-    def with_capacity(capacity: float) -> tuple[jax.Array, jax.Array | None]:
-        sent = [
-            permutohedral.start(k.structure, labels, capacity) if k.filter == "permutohedral" else None for k in kernels
-        ]
+    def with_room(n: int) -> tuple[jax.Array, jax.Array | None]:
+        sent = [_start(kernel, labels, n) for kernel in kernels]
         if return_all:
 
             def recorded(state: tuple[jax.Array, list], n: jax.Array) -> tuple[tuple[jax.Array, list], jax.Array]:
@@ -83,12 +83,17 @@ def iterate(
         state = lax.fori_loop(0, iterations - 1, step, (negative_unary, sent))
         return lax.cond(iterations > 0, lambda: full_step(0, state)[0], lambda: negative_unary), None
 
-    sizes = permutohedral.capacities()
-    too_small = (
-        jnp.max(jnp.stack([lattice.count > permutohedral.size(lattice, c) for lattice in lattices])).astype(jnp.int32)
-        for c in sizes[:-1]
-    )
-    return lax.switch(sum(too_small, jnp.int32(0)), [lambda c=c: with_capacity(c) for c in sizes])
+    branch = jnp.max(jnp.stack([structure.which_room() for structure in structures]))
+    most = max(len(structure.rooms) for structure in structures)
+    return lax.switch(branch, [partial(with_room, n) for n in range(most)])
+
+
+def _start(kernel: Kernel, labels: int, room: int) -> permutohedral.Splatted | None:
+    """The empty state with the room of this index, or the last one, in `Lattice.rooms`."""
+    if kernel.filter != "permutohedral":
+        return None
+    rooms = kernel.structure.rooms
+    return permutohedral.start(kernel.structure, labels, rooms[min(room, len(rooms) - 1)])
 
 
 def _other_messages(kernels: Sequence[Kernel], q: jax.Array) -> jax.Array:

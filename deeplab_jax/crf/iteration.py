@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deeplab_jax.crf import convergent, frank_wolfe, incremental
+from deeplab_jax.crf.filters import Turn
 from deeplab_jax.crf.kernels import Kernel, attraction
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
@@ -38,7 +39,7 @@ def iterate(
 def _iterate_incrementally(
     negative_unary: jax.Array, kernels: list[Kernel], compatibility: jax.Array | None, options: Options
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The result of `incremental.iterate`; gradients are those of recomputing everything."""
+    """The result of `incremental.iterate`; gradients are those of the same updates with every message recomputed."""
 
     @jax.custom_vjp
     def run(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -62,18 +63,26 @@ def _iterate_anew(
     """Like `iterate`; every message is recomputed."""
     step = update_function(negative_unary, kernels, compatibility, options)
     store = options.storage_dtype or negative_unary.dtype
+    in_turn = incremental.covers(kernels, options)
 
-    def body(q: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-        logits = step(q.astype(negative_unary.dtype))
-        return jax.nn.softmax(logits, axis=-1).astype(store), logits if options.return_all else None
+    def body(q: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        q = q.astype(negative_unary.dtype)
+        logits = step(q, n if in_turn else None)
+        shown = (step(q, None) if in_turn else logits) if options.return_all else None
+        return jax.nn.softmax(logits, axis=-1).astype(store), shown
 
     if is_traced(options.iterations):  # one program for any number of iterations; without a history
-        return lax.fori_loop(0, options.iterations, lambda _, x: step(jax.nn.softmax(x, axis=-1)), negative_unary), None
+        times = options.iterations - 1 if in_turn else options.iterations
+        one = lambda n, x: step(jax.nn.softmax(x, axis=-1), n if in_turn else None)  # noqa: E731
+        logits = lax.fori_loop(0, times, one, negative_unary)
+        if in_turn:
+            logits = lax.cond(times >= 0, lambda x: one(None, x), lambda x: x, logits)
+        return logits, None
     if options.iterations == 0:
         return negative_unary, negative_unary[None] if options.return_all else None
     times = int(options.iterations) - 1
-    q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), length=times)
-    logits = step(q.astype(negative_unary.dtype))
+    q, history = lax.scan(body, jax.nn.softmax(negative_unary, axis=-1).astype(store), jnp.arange(times))
+    logits = step(q.astype(negative_unary.dtype), None)
     if history is not None:
         history = jnp.concatenate([negative_unary[None], history, logits[None]])
     return logits, history
@@ -81,13 +90,13 @@ def _iterate_anew(
 
 def update_function(
     negative_unary: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, options: Options
-) -> Callable[[jax.Array], jax.Array]:
-    """The function from marginals q [N, C] to the logits of the next ones."""
+) -> Callable[[jax.Array, Turn], jax.Array]:
+    """The function from marginals q [N, C] and a turn (see `filters.apply`) to the logits of the next ones."""
 
-    def parallel(q: jax.Array) -> jax.Array:
-        return negative_unary + attraction(q, kernels, compatibility)
+    def parallel(q: jax.Array, turn: Turn) -> jax.Array:
+        return negative_unary + attraction(q, kernels, compatibility, turn)
 
     if options.update == "parallel":
         return parallel
     curvature = convergent.curvature(kernels, compatibility, negative_unary.shape[-1])
-    return lambda q: convergent.solve(parallel(q) + curvature * q, curvature)
+    return lambda q, turn: convergent.solve(parallel(q, turn) + curvature * q, curvature)

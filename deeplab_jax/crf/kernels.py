@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from deeplab_jax import target
 from deeplab_jax.crf import filters, gaussian
+from deeplab_jax.crf.filters import Turn
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import CRFParams, Value, components
 
@@ -148,21 +149,23 @@ def _column(mask: jax.Array | None, points: int, dtype: Any) -> jax.Array:
     return jnp.ones((points, 1), dtype) if mask is None else mask.astype(dtype)[:, None]
 
 
-def filtered(kernel: Kernel, q: jax.Array) -> jax.Array:
-    """The normalized filter of q [N, C], unweighted; [N, C]."""
+def filtered(kernel: Kernel, q: jax.Array, turn: Turn = None) -> jax.Array:
+    """The normalized filter of q [N, C], unweighted; [N, C]. `turn` as in `filters.apply`."""
     values = kernel.before * q
-    out = filters.apply(kernel.filter, kernel.structure, values)
+    out = filters.apply(kernel.filter, kernel.structure, values, turn)
     return kernel.after * (out if kernel.include_self else out - values)
 
 
-def message(kernel: Kernel, q: jax.Array) -> jax.Array:
+def message(kernel: Kernel, q: jax.Array, turn: Turn = None) -> jax.Array:
     """The weighted, normalized filter of q [N, C], which attracts each pixel to each label; [N, C]."""
-    return weighted(kernel.weight, filtered(kernel, q))
+    return weighted(kernel.weight, filtered(kernel, q, turn))
 
 
-def attraction(q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None) -> jax.Array:
+def attraction(
+    q: jax.Array, kernels: Sequence[Kernel], compatibility: jax.Array | None, turn: Turn = None
+) -> jax.Array:
     """The contribution of all kernels to the logits: -mu sum_m w_m norm(filter_m(q)), [N, C]."""
-    total = sum((message(kernel, q) for kernel in kernels), jnp.zeros_like(q))
+    total = sum((message(kernel, q, turn) for kernel in kernels), jnp.zeros_like(q))
     return total if compatibility is None else -weighted(compatibility, total)
 
 

@@ -36,7 +36,27 @@ AXES = 2.13  # alpha of the axes form
 # in the full space: by Monte Carlo over sheets in five dimensions, 5 % more in the axes form and 2 to 8 % in the direct
 # form, depending on the sheet's direction.
 SHEET = {"direct": 1.03, "axes": 1.05}
+# Lattices that are averaged: the error falls as more are.
+MOST = 4
+SMALL = 24_576  # points up to which there are MOST
+# Vertices of the direct form up to which the axes form is taken: for any number of points, and per point, for up to so
+# many points. It is two to four times as accurate there and touches ten times the vertices, which takes the longer the
+# less of them fits into the cache.
+FEW_IN_ALL = 4096
+FEW = {65_536: 0.3, 1 << 20: 0.2}
+FEW_OF_MORE = 0.05
 DENSE = 2.5  # alpha of the dense form: 1 / alpha^2 of the variance is splat and slice's
+
+
+def few(points: int) -> float:
+    """Vertices of the direct form up to which the axes form is taken."""
+    share = next((share for most, share in FEW.items() if points <= most), FEW_OF_MORE)
+    return max(share * points, FEW_IN_ALL)
+
+
+def lattices(points: int) -> int:
+    """The least number of lattices for this many points."""
+    return MOST if points <= SMALL else 2
 
 
 def constants(form: str, dimensions: int) -> tuple[float, float]:

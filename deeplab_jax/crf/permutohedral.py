@@ -1,24 +1,13 @@
-"""Gaussian filtering of scattered points on shifted permutohedral lattices (Adams, Baek and Davis 2010), without blur.
+"""Gaussian filtering of scattered points on permutohedral lattices (Adams, Baek and Davis 2010), in compiled programs.
 
-Adams et al. splat each point onto the D + 1 vertices of the lattice simplex around it, blur along the D + 1 lattice
-axes, and slice with the weights of the splat. Splat and slice alone already smooth: on a lattice coarse enough for
-their variance (two times 1/12 of a squared cell) to be that of the kernel, there is nothing left to blur. The lattice
-then has a fifth of the vertices, no neighbors need to be found, and no value is lost on the way through vertices that
-do not exist, as happens where points are sparse. How the result depends on where a point lies in its simplex is
-averaged over `LATTICES` lattices, shifted relative to each other. The filter is K = scale sum_l S_l S_l^T / L: linear,
-symmetric, positive semi-definite, and its own transpose.
-
-Scale: for densely spread points filter(1) tends to that of the definition with (2 pi)^(D/2) / (volume of a cell).
-Photographs are thin in a space of position and color; `THIN` and `OCCUPIED` correct for that, from `THIN_FROM`
-dimensions on, so that the median over pixels of filter(1) / exact filter(1) is within 2 % with the published widths
-(67, 3) and (121, 5). An isolated point gets 0.86 of its own value on average (the definition: 1; Adams et al.'s lattice
-with the usual blur: about 0.5).
+The filter is the mean of several lattices, rotated and shifted relative to each other, each of which sums the values at
+the vertices of the simplices around the points (splat), applies an operator between the vertices, and interpolates
+(slice). `lattice_design` has the operator's forms and constants, `traced_lattice` builds the lattices.
 """
 
 import functools
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -26,117 +15,92 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deeplab_jax.crf.lattice_design import basis
-from deeplab_jax.crf.vertices import number
+from deeplab_jax.crf import lattice_design
+from deeplab_jax.crf.traced_lattice import Lattice, at_once, block_size, build
 from deeplab_jax.target import platform
 
-LATTICES = 2
-# The factor on the scale for dense points, fitted on photographs: it falls with vertices per point and lattice.
-THIN, OCCUPIED = 1.138, -0.139
-THIN_FROM = 5
-CAPACITIES = (1 / 12, 1)  # of (D + 1) * L * N vertices, the maximum possible
+__all__ = ["Lattice", "advance", "apply", "build", "start", "transpose"]
+
 LANES = 8  # rows of vertex values are whole multiples of this: others are added up several times slower (XLA on CPU)
 CHUNK = 32768  # values splatted at once, of one vertex of each point; this many stay in the cache
+GROUP = 8  # channels filtered at once where memory matters more than time
 TOLERANCE = 0.002  # change of a value below which `advance` does not splat it again
 
+Number = int | jax.Array
 
-@flax.struct.dataclass
-class Lattice:
-    """The vertices that each point touches, and their weights.
 
-    Attributes:
-      vertices: int32, D + 1 arrays [L, N], numbered from 0.
-      weights: D + 1 arrays [L, N], barycentric: their sum is 1. (XLA would compute one large array many times over.)
-      count: int32 [], the vertices in use.
-      scale: [], the factor of the filter.
+def apply(structure: Lattice, values: jax.Array, turn: Number | None = None) -> jax.Array:
+    """Filters values [N, C] on all lattices, or on lattice `turn` alone; returns [N, C].
+
+    The mean of the results of all lattices is the filter. The cost depends on the vertices (see `Lattice.rooms`).
     """
-
-    vertices: tuple[jax.Array, ...]
-    weights: tuple[jax.Array, ...]
-    count: jax.Array
-    scale: jax.Array
+    return _apply(False, structure, values, turn)
 
 
-def build(features: jax.Array) -> Lattice:
-    """Finds the lattices' vertices around features [N, D], already divided by their standard deviations.
-
-    Works inside jit; memory is linear in N. Gradients do not reach the features. Keys are compared exactly, so distinct
-    vertices are never merged, whatever the range of the features (as far as float32 distinguishes points).
-    """
-    features = lax.stop_gradient(features)
-    features = features - features.min(axis=0)
-    points, dimensions = features.shape
-    base, rank, weights = lax.optimization_barrier(_simplex(features))
-    vertices, count = number(base, rank)
-    scale = (2 * math.pi) ** (dimensions / 2) / _cell_volume(dimensions) / LATTICES
-    if dimensions >= THIN_FROM:
-        scale = scale * (THIN + OCCUPIED * count / (points * LATTICES))
-    return Lattice(tuple(vertices), tuple(weights), count, jnp.asarray(scale, features.dtype))
+def transpose(structure: Lattice, values: jax.Array, turn: Number | None = None) -> jax.Array:
+    """The transposed filter: blurs along axes are in reverse order."""
+    return _apply(True, structure, values, turn)
 
 
-@flax.struct.dataclass
-class Splatted:
-    """The state of `advance` between calls.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _apply(backwards: bool, structure: Lattice, values: jax.Array, turn: Number | None) -> jax.Array:
+    def with_room(room: int, values: jax.Array) -> jax.Array:
+        def alone(lattice: Number) -> jax.Array:
+            return _alone(structure, values, lattice, room, backwards)
 
-    Attributes:
-      grid: [M, C'], the sums at the vertices; C' >= C, see `LANES`.
-      values: [L, N, C], the values in the sums of each lattice; [L, 0, C] where all are splatted each time.
-    """
+        if turn is not None:
+            return alone(turn)
+        total = lax.fori_loop(0, structure.lattices, lambda n, t: t + alone(n), jnp.zeros_like(values))
+        return total / structure.lattices
 
-    grid: jax.Array
-    values: jax.Array
-
-
-@jax.custom_vjp
-def apply(structure: Lattice, values: jax.Array) -> jax.Array:
-    """Filters values [N, C]; returns [N, C]. The cost depends on the vertices in use (one of `capacities`)."""
-    sizes = capacities()
-    branch = sum(((structure.count > size(structure, c)).astype(jnp.int32) for c in sizes[:-1]), jnp.int32(0))
-    return lax.switch(branch, [lambda v, c=c: _splat_and_slice(structure, v, c) for c in sizes], values)
+    return lax.switch(structure.which_room(), [functools.partial(with_room, n) for n in structure.rooms], values)
 
 
-def capacities() -> tuple[float, ...]:
-    """Those of `CAPACITIES` that a program has a branch for: off CPUs, clearing room that is not used is cheap."""
-    return CAPACITIES[-1:] if _at_once() else CAPACITIES
+def _apply_forward(backwards: bool, structure: Lattice, values: jax.Array, turn: Number | None) -> tuple:
+    return _apply(backwards, structure, values, turn), (structure, turn)
 
 
-def transpose(structure: Lattice, values: jax.Array) -> jax.Array:
-    """The transposed filter, which is the filter itself."""
-    return apply(structure, values)
+def _apply_backward(backwards: bool, kept: tuple, gradient: jax.Array) -> tuple[Lattice, jax.Array, None]:
+    structure, turn = kept
 
-
-def _apply_forward(structure: Lattice, values: jax.Array) -> tuple[jax.Array, Lattice]:
-    return apply(structure, values), structure
-
-
-def _apply_backward(structure: Lattice, gradient: jax.Array) -> tuple[Lattice, jax.Array]:
     def zero(leaf: jax.Array) -> jax.Array | np.ndarray:
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros_like(leaf)
         return np.zeros(leaf.shape, jax.dtypes.float0)
 
-    return jax.tree.map(zero, structure), transpose(structure, gradient)
+    return jax.tree.map(zero, structure), _apply(not backwards, structure, gradient, turn), None
 
 
-apply.defvjp(_apply_forward, _apply_backward)
+_apply.defvjp(_apply_forward, _apply_backward)
 
 
-def size(structure: Lattice, capacity: float) -> int:
-    """The number of vertices that fit into a capacity."""
-    most = len(structure.vertices) * structure.vertices[0].size
-    return min(most, math.ceil(most * capacity / 64) * 64)
+@flax.struct.dataclass
+class Splatted:
+    """The state of `advance` between calls, with room for R vertices of each lattice.
+
+    Attributes:
+      grid: [L * R, C'], the sums at the vertices, one lattice after another; C' >= C, see `LANES`.
+      buffers: two [R, C'], for what the operator makes of those of one lattice.
+      values: [L, N, C], the values in the sums of each lattice; [L, 0, C] where all are splatted each time.
+    """
+
+    grid: jax.Array
+    buffers: tuple[jax.Array, jax.Array]
+    values: jax.Array
 
 
-def start(structure: Lattice, channels: int, capacity: float) -> Splatted:
-    """The empty state, with room for `size(structure, capacity)` vertices, which must be at least `structure.count`."""
-    dtype = structure.weights[0].dtype
-    grid = jnp.zeros((size(structure, capacity), _width(channels)), dtype)
-    lattices, points = structure.vertices[0].shape
-    return Splatted(grid, jnp.zeros((lattices, 0 if _at_once() else points, channels), dtype))
+def start(structure: Lattice, channels: int, room: int) -> Splatted:
+    """The empty state; `room` is one of `Lattice.rooms`."""
+    lattices, _, points = structure.vertices.shape
+    grid, *buffers = (
+        jnp.zeros((n * room, 0 if at_once() else _width(channels)), structure.weights.dtype) for n in (lattices, 1, 1)
+    )
+    values = jnp.zeros((lattices, 0 if at_once() else points, channels), structure.weights.dtype)
+    return Splatted(grid, tuple(buffers), values)
 
 
 def advance(
-    structure: Lattice, splatted: Splatted, values: jax.Array, factor: jax.Array, lattice: int | jax.Array
+    structure: Lattice, splatted: Splatted, values: jax.Array, factor: jax.Array, lattice: Number
 ) -> tuple[Splatted, jax.Array]:
     """Filters factor * values, [N, 1] and [N, C], on one lattice, splatting only what changed by more than `TOLERANCE`.
 
@@ -146,85 +110,160 @@ def advance(
     Returns:
       The new state, and the filtered values [N, C], of values each at most `TOLERANCE` off. Not differentiable.
     """
-    if _at_once():
-        near, shares = (jnp.stack([x[lattice] for x in xs]) for xs in (structure.vertices, structure.weights))
-        out = _scatter_and_gather(near, shares, jnp.zeros_like(splatted.grid), values * factor)
-        return splatted, LATTICES * structure.scale * out
+    room = splatted.buffers[0].shape[0]
+    if at_once():
+        return splatted, _alone(structure, values * factor, lattice, room)
     points = values.shape[0]
     chunk = _chunk(points, values.shape[1])
     before = splatted.values[lattice]
     changed = (jnp.abs(values - before) > TOLERANCE).any(axis=1)
     place = jnp.cumsum(changed.astype(jnp.int32)) - 1
-    room = -(-points // chunk) * chunk
-    index = jnp.full(room, points, jnp.int32)  # of the points that changed; the rest: a row of zeros at the end
-    index = index.at[jnp.where(changed, place, room)].set(jnp.arange(points, dtype=jnp.int32), mode="drop")
+    most = -(-points // chunk) * chunk
+    index = jnp.full(most, points, jnp.int32)  # of the points that changed; the rest: a row of zeros at the end
+    index = index.at[jnp.where(changed, place, most)].set(jnp.arange(points, dtype=jnp.int32), mode="drop")
     change = (values - before) * factor
     change = jnp.pad(change, ((0, 1), (0, _width(values.shape[1]) - values.shape[1])))
+    first = lattice * room
 
     def splat(n: jax.Array, grid: jax.Array) -> jax.Array:
         at = lax.dynamic_slice_in_dim(index, n * chunk, chunk)
-        take = lambda x: x.at[lattice, jnp.minimum(at, points - 1)].get(mode="promise_in_bounds")  # noqa: E731
-        return _add(grid, structure, take, change.at[at].get(mode="promise_in_bounds"))
+        take = lambda x: x.at[lattice, :, jnp.minimum(at, points - 1)].get(mode="promise_in_bounds").T  # noqa: E731
+        return _add(grid, structure, take, change.at[at].get(mode="promise_in_bounds"), first)
 
     grid = lax.fori_loop(0, (place[-1] + chunk) // chunk, splat, splatted.grid)
+    buffers = _between(structure, grid, lattice, first, splatted.buffers, False)
     sent = splatted.values.at[lattice].set(jnp.where(changed[:, None], values, before))
-    near, shares = jax.tree.map(lambda x: x[lattice][None], (structure.vertices, structure.weights))
-    return Splatted(grid, sent), _slice(near, shares, LATTICES * structure.scale, grid, values.shape[1])
+    out = structure.scale * _sum_of(buffers[0], structure.vertices[lattice], structure.weights[lattice])
+    return Splatted(grid, buffers, sent), out[:, : values.shape[1]]
 
 
-def _splat_and_slice(structure: Lattice, values: jax.Array, capacity: float) -> jax.Array:
+def _alone(structure: Lattice, values: jax.Array, lattice: Number, room: int, backwards: bool = False) -> jax.Array:
+    """Filters values [N, C] on one lattice."""
     points, channels = values.shape
-    if _at_once():
-        near, shares = (jnp.stack(xs) for xs in (structure.vertices, structure.weights))
-        grid = start(structure, channels, capacity).grid.astype(values.dtype)
-        return structure.scale * _scatter_and_gather(near, shares, grid, values)
+    if at_once():
+        alone = functools.partial(_alone_at_once, structure, lattice=lattice, room=room, backwards=backwards)
+        if room == structure.rooms[0] or channels <= GROUP:
+            return alone(values)
+        # The largest room is for a few programs only: a part of the channels after another, for less memory.
+        groups = -(-channels // GROUP)
+        padded = jnp.pad(values, ((0, 0), (0, groups * GROUP - channels))).reshape(points, groups, GROUP)
+        return lax.map(alone, padded.swapaxes(0, 1)).swapaxes(0, 1).reshape(points, -1)[:, :channels]
     chunk = _chunk(points, channels)
     padded = jnp.pad(values, ((0, 0), (0, _width(channels) - channels)))
 
     def splat(n: jax.Array, grid: jax.Array) -> jax.Array:
         # The last chunk is moved back to end with the points; points done by the previous chunk are not repeated.
         at = jnp.minimum(n * chunk, points - chunk)
-        take = lambda x: lax.dynamic_slice_in_dim(x, at, chunk, axis=1)  # noqa: E731
+        take = lambda x: lax.dynamic_slice(x, (lattice, 0, at), (1, x.shape[1], chunk))[0]  # noqa: E731
         rows = lax.dynamic_slice_in_dim(padded, at, chunk)
-        return _add(grid, structure, take, jnp.where((at + jnp.arange(chunk) >= n * chunk)[:, None], rows, 0))
+        return _add(grid, structure, take, jnp.where((at + jnp.arange(chunk) >= n * chunk)[:, None], rows, 0), 0)
 
     # In chunks, so that the products are still in the cache when they are added up: three times as fast.
-    grid = lax.fori_loop(0, -(-points // chunk), splat, start(structure, channels, capacity).grid.astype(values.dtype))
-    return _slice(structure.vertices, structure.weights, structure.scale, grid, channels)
+    empty = jnp.zeros((room, _width(channels)), values.dtype)
+    grid = lax.fori_loop(0, -(-points // chunk), splat, empty)
+    buffers = _between(structure, grid, lattice, 0, (empty, grid), backwards)
+    out = structure.scale * _sum_of(buffers[0], structure.vertices[lattice], structure.weights[lattice])
+    return out[:, :channels]
 
 
-def _at_once() -> bool:
-    """Whether a lattice is filtered by one scatter and one gather, not in chunks made for a CPU's cache."""
-    return platform() in ("gpu", "tpu")
+def _between(
+    structure: Lattice,
+    grid: jax.Array,
+    lattice: Number,
+    first: Number,
+    buffers: tuple[jax.Array, jax.Array],
+    backwards: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Applies the operator to the sums from row `first` of `grid`; the result is in the first buffer.
+
+    The second one may be `grid`, whose sums are then lost.
+    """
+    order = structure.vertices.shape[1]
+    block = block_size(structure.vertices[0].size)
+    blocks = (structure.counts[lattice] + block - 1) // block
+
+    def step(to: jax.Array, source: jax.Array, first: Number, rows: tuple, own: Number, side: Number, blocks: Number):
+        """Each vertex and its neighbors of the rows (first, how many) of `neighbors`."""
+
+        def one(b: jax.Array, to: jax.Array) -> jax.Array:
+            near = lax.dynamic_slice(structure.neighbors, (lattice, rows[0], b * block), (1, rows[1], block))[0]
+            total = own * lax.dynamic_slice_in_dim(source, first + b * block, block)
+            if rows[1]:
+                total += side * _sum_of(source, first + near)
+            return lax.dynamic_update_slice_in_dim(to, total, b * block, 0)
+
+        return lax.fori_loop(0, blocks, one, to)
+
+    # Loops of no steps instead of a branch, which would copy the buffers.
+    one, other = buffers
+    side = lattice_design.constants("direct", order - 1)[1]
+    one = step(one, grid, first, (0, 2 * order), 1.0, side, jnp.where(structure.axes, 0, blocks))
+    if one.shape[0] > structure.rooms[0]:  # no lattice of the form "axes" needs that much
+        return one, other
+    one = step(one, grid, first, (0, 0), 1.0, 0.0, jnp.where(structure.axes, blocks, 0))
+
+    def pair(n: jax.Array, both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        one, other = both
+        other = along(other, one, 2 * n)
+        return along(one, other, 2 * n + 1), other
+
+    def along(to: jax.Array, source: jax.Array, n: jax.Array) -> jax.Array:
+        side = jnp.where(n < order, lattice_design.constants("axes", order - 1)[1], 0)
+        axis = jnp.minimum(n, order - 1)
+        axis = jnp.where(_reversed(lattice, backwards), order - 1 - axis, axis)
+        return step(to, source, 0, (2 * axis, 2), 1 - 2 * side, side, blocks)
+
+    return lax.fori_loop(0, jnp.where(structure.axes, (order + 1) // 2, 0), pair, (one, other))
 
 
-def _scatter_and_gather(vertices: jax.Array, weights: jax.Array, grid: jax.Array, values: jax.Array) -> jax.Array:
-    """Splats values [N, C] onto an empty grid [M, C] and slices, by vertices and weights [..., N]; [N, C]."""
-    shares = weights[..., None]
-    at = vertices.reshape(-1)
-    grid = grid.at[at].add((shares * values).reshape(-1, values.shape[1]), mode="promise_in_bounds")
-    sliced = grid.at[at].get(mode="promise_in_bounds").reshape(*vertices.shape, -1) * shares
-    return sliced.sum(tuple(range(vertices.ndim - 1)))
+def _alone_at_once(structure: Lattice, values: jax.Array, lattice: Number, room: int, backwards: bool) -> jax.Array:
+    """As `_alone`, by operations on whole arrays."""
+    vertices, weights, near = structure.vertices[lattice], structure.weights[lattice], structure.neighbors[lattice]
+    near, order = near[:, :room], len(vertices)
+    grid = jnp.zeros((room, values.shape[1]), values.dtype)
+    shares = (weights[..., None] * values).reshape(-1, values.shape[1])
+    grid = grid.at[vertices.reshape(-1)].add(shares, mode="promise_in_bounds")
+
+    def direct() -> jax.Array:
+        return grid + lattice_design.constants("direct", order - 1)[1] * _sum_of(grid, near)
+
+    def axes() -> jax.Array:
+        side, mixed = lattice_design.constants("axes", order - 1)[1], grid
+        for n in range(order):
+            axis = jnp.where(_reversed(lattice, backwards), order - 1 - n, n)
+            mixed = (1 - 2 * side) * mixed + side * _sum_of(mixed, lax.dynamic_slice_in_dim(near, 2 * axis, 2))
+        return mixed
+
+    mixed = lax.cond(structure.axes, axes, direct) if room == structure.rooms[0] else direct()
+    return structure.scale * _sum_of(mixed, vertices, weights)
 
 
-def _add(grid: jax.Array, structure: Lattice, take: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
-    """Splats values [n, C'] of the points that `take` picks from [L, N], of one lattice [n] or of all [L, n]."""
-    vertices, weights = (jnp.stack([take(x) for x in xs]) for xs in (structure.vertices, structure.weights))
-    added = (values * weights[..., None]).reshape(-1, grid.shape[1])
-    return grid.at[vertices.reshape(-1)].add(added, mode="promise_in_bounds")
+def _reversed(lattice: Number, backwards: bool) -> Number:
+    """Whether the last axis comes first: for every other lattice, so that their mean is nearly symmetric."""
+    return (lattice % 2 == 1) != backwards
 
 
-def _slice(
-    vertices: Sequence[jax.Array], weights: Sequence[jax.Array], scale: jax.Array, grid: jax.Array, channels: int
+def _sum_of(grid: jax.Array, rows: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """The sum of rows [k, n] of grid [M, C], weighted by [k, n]; [n, C]. Nothing of size [k, n, C] is stored."""
+
+    def part(k: int | jax.Array) -> jax.Array:
+        found = grid.at[rows[k]].get(mode="promise_in_bounds")
+        return found if weights is None else found * weights[k][:, None]
+
+    if platform() == "tpu":  # gathers and sums are not fused there
+        return lax.fori_loop(0, len(rows), lambda k, total: total + part(k), jnp.zeros((rows.shape[1], grid.shape[1])))
+    if at_once():
+        found = grid.at[rows].get(mode="promise_in_bounds")
+        return (found if weights is None else found * weights[..., None]).sum(0)
+    return functools.reduce(operator.add, map(part, range(len(rows))))
+
+
+def _add(
+    grid: jax.Array, structure: Lattice, take: Callable[[jax.Array], jax.Array], values: jax.Array, first: Number
 ) -> jax.Array:
-    # One vertex of each point at a time: nothing of size [N, D + 1, C] is stored.
-    parts = (
-        grid.at[v[n]].get(mode="promise_in_bounds") * w[n, :, None]
-        for v, w in zip(vertices, weights, strict=True)
-        for n in range(v.shape[0])
-    )
-    total = functools.reduce(operator.add, parts)
-    return scale * total[:, :channels]
+    """Splats values [n, C'] of the points that `take` picks, as [D + 1, n], onto the lattice from row `first` on."""
+    added = (values * take(structure.weights)[..., None]).reshape(-1, grid.shape[1])
+    return grid.at[first + take(structure.vertices).reshape(-1)].add(added, mode="promise_in_bounds")
 
 
 def _chunk(points: int, channels: int) -> int:
@@ -232,49 +271,4 @@ def _chunk(points: int, channels: int) -> int:
 
 
 def _width(channels: int) -> int:
-    return channels if channels <= 4 or _at_once() else -(-channels // LANES) * LANES
-
-
-def _cell_volume(dimensions: int) -> float:
-    """Volume per vertex in feature space: that of (D + 1) A*_D over the D-th power of the scale in `_simplex`."""
-    return (dimensions + 1) ** -0.5 * 6 ** (dimensions / 2)
-
-
-def _simplex(features: jax.Array) -> tuple[list[jax.Array], ...]:
-    """The simplices around each point (Adams et al., section 3.1), as lists of D + 1 arrays [L, N].
-
-    Returns:
-      base: int32, the remainder-0 vertex divided by D + 1.
-      rank: int32, 0 for the coordinate that is furthest above the base.
-      weights: of the vertex with remainder k = 0, ..., D.
-    """
-    dimensions = features.shape[1]
-    order = dimensions + 1
-    rotation = basis(dimensions)
-    # A full shift is to the deepest hole of the lattice: the middle of a simplex.
-    shift = 2 * jnp.arange(LATTICES, dtype=features.dtype)[:, None] / LATTICES
-    elevated = [
-        sum(float(rotation[i, j]) * features[:, j] for j in range(max(i - 1, 0), dimensions))
-        + (dimensions / 2 - i) * shift
-        for i in range(order)
-    ]
-    # Each barrier keeps XLA from recomputing the operations before it for everything after it.
-    elevated = lax.optimization_barrier(elevated)
-    nearest = [jnp.round(e / order) for e in elevated]
-    above = lax.optimization_barrier([e - n * order for e, n in zip(elevated, nearest, strict=True)])
-    total = functools.reduce(operator.add, (n.astype(jnp.int32) for n in nearest))
-    rank = [total] * order
-    for i in range(order):
-        for j in range(i):
-            j_first = above[j] >= above[i]
-            rank[i] += j_first
-            rank[j] += ~j_first
-    step = [(r < 0).astype(jnp.int32) - (r > dimensions).astype(jnp.int32) for r in rank]
-    base = [n.astype(jnp.int32) + s for n, s in zip(nearest, step, strict=True)]
-    rank = [r + s * order for r, s in zip(rank, step, strict=True)]
-    above = [(a / order - s.astype(a.dtype)) for a, s in zip(above, step, strict=True)]
-    base, rank, above = lax.optimization_barrier((base, rank, above))
-    by_rank = [sum(jnp.where(rank[i] == r, above[i], 0) for i in range(order)) for r in range(order)]
-    by_rank = lax.optimization_barrier(by_rank)
-    weights = [1 + by_rank[-1] - by_rank[0]] + [by_rank[-1 - k] - by_rank[order - k] for k in range(1, order)]
-    return base, rank, weights
+    return channels if channels <= 4 or at_once() else -(-channels // LANES) * LANES

@@ -99,7 +99,7 @@ def lattice_kernel(
     """
     form, lattices = host_lattice.build(features, points=None if valid is None else int(valid.sum()))
     used, order = len(lattices), features.shape[1] + 1
-    slots = host_lattice.MOST if points.room <= SHARED else used
+    slots = lattice_design.MOST if points.room <= SHARED else used
     most = max(lattice.count for lattice in lattices) + 1
     size = math.ceil(most / 1024) * 1024 if form == "dense" else max(min(points.room, 128 * POINTS), room(most))
     vertices, weights = (zeros((slots, points.room, order), dtype) for dtype in (np.int32, np.float32))

@@ -141,9 +141,9 @@ def test_the_form_follows_the_number_of_vertices():
 def test_of_very_many_points_the_axes_form_is_for_fewer_vertices(monkeypatch):
     features = cloud(5, 150000, 7)
     share = host_lattice.build(features, "direct")[1][0].count / 150000
-    assert host_lattice.FEW_OF_MORE < share < host_lattice.FEW[1 << 20]
+    assert lattice_design.FEW_OF_MORE < share < lattice_design.FEW[1 << 20]
     assert host_lattice.build(features)[0] == "axes"
-    monkeypatch.setattr(host_lattice, "FEW", {65_536: 0.3, 100_000: 0.2})
+    monkeypatch.setattr(lattice_design, "FEW", {65_536: 0.3, 100_000: 0.2})
     assert host_lattice.build(features)[0] == "direct"
 
 
@@ -152,10 +152,10 @@ def test_the_direct_form_needs_more_vertices_than_the_limit(side, monkeypatch):
     features = cloud(5, 20000, side)
     shifted = np.ascontiguousarray((features - features.min(0)).T)
     count = host_lattice._embedded(shifted, "direct", 0)[2].size
-    monkeypatch.setattr(host_lattice, "FEW_IN_ALL", count - 1)
-    monkeypatch.setitem(host_lattice.FEW, 65_536, 0.0)
+    monkeypatch.setattr(lattice_design, "FEW_IN_ALL", count - 1)
+    monkeypatch.setitem(lattice_design.FEW, 65_536, 0.0)
     assert host_lattice.build(features)[0] == "direct"
-    monkeypatch.setattr(host_lattice, "FEW_IN_ALL", count)
+    monkeypatch.setattr(lattice_design, "FEW_IN_ALL", count)
     assert host_lattice.build(features)[0] == "axes"
 
 

@@ -18,23 +18,23 @@ def lattice(scene):
 @pytest.fixture(scope="module")
 def reference(scene, definition, lattice):
     """Marginals after 0..6 iterations: a lattice each in turn and all for the last; and all of them each time."""
-    alone = [one_lattice(lattice, n) for n in range(permutohedral.LATTICES)]
     unary = scene.unary.reshape(-1, 4)
+    count = lattice.lattices
     apply = jax.jit(permutohedral.apply)
     norm = apply(lattice, np.ones((len(unary), 1), np.float32)) ** -0.5
     _, spatial = definition.image_kernels(scene.image, PARAMS)
     spatial = definition.normalized(spatial, "symmetric")
 
-    def update(q, filters):
-        bilateral = norm * np.mean([apply(f, norm * q) for f in filters], axis=0)
+    def update(q, turn):
+        bilateral = norm * apply(lattice, norm * q, turn)
         return definition.softmax(-unary + PARAMS.bilateral_weight * bilateral + PARAMS.gaussian_weight * spatial @ q)
 
     q = everything = definition.softmax(-unary)
     turns = [q]
     for n in range(6):
-        turns.append(update(q, alone))
-        q = update(q, [alone[n % permutohedral.LATTICES]])
-        everything = update(everything, alone)
+        turns.append(update(q, None))
+        q = update(q, n % count)
+        everything = update(everything, None)
     return [t.reshape(scene.unary.shape) for t in turns], everything.reshape(scene.unary.shape)
 
 
@@ -97,23 +97,16 @@ def test_only_changes_beyond_the_tolerance_are_splatted(scene, lattice):
     rng = np.random.default_rng(0)
     count = scene.unary[..., 0].size
     factor = rng.uniform(size=(count, 1)).astype(np.float32)
-    state = permutohedral.start(lattice, 4, 1)
+    state = permutohedral.start(lattice, 4, lattice.rooms[0])
     advance, apply = jax.jit(permutohedral.advance), jax.jit(permutohedral.apply)
-    for n in range(permutohedral.LATTICES):
-        alone = one_lattice(lattice, n)
+    for n in range(lattice.lattices):
         values = rng.uniform(0.1, 1, (count, 4)).astype(np.float32)
         state, out = advance(lattice, state, values, factor, n)
-        np.testing.assert_allclose(out, apply(alone, values * factor), rtol=1e-4)
+        np.testing.assert_allclose(out, apply(lattice, values * factor, n), rtol=1e-4)
         moved = values.copy()
         moved[::3] += permutohedral.TOLERANCE / 2
         moved[1::7] += 1
         state, out = advance(lattice, state, moved, factor, n)
         sent = np.where((np.abs(moved - values) > permutohedral.TOLERANCE).any(1, keepdims=True), moved, values)
         np.testing.assert_allclose(state.values[n], sent, rtol=1e-6)
-        np.testing.assert_allclose(out, apply(alone, sent * factor), rtol=1e-4)
-
-
-def one_lattice(both, n):
-    """One of the lattices, as a filter of its own."""
-    vertices, weights = jax.tree.map(lambda x: x[n][None], (both.vertices, both.weights))
-    return both.replace(vertices=vertices, weights=weights, count=both.count, scale=permutohedral.LATTICES * both.scale)
+        np.testing.assert_allclose(out, apply(lattice, sent * factor, n), rtol=1e-4)

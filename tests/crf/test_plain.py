@@ -11,6 +11,7 @@ from deeplab_jax.crf import (
     CRFParams,
     buffers,
     host_lattice,
+    lattice_design,
     mean_field,
     mean_field_features,
     plain,
@@ -100,7 +101,7 @@ def test_a_crowded_vertex_neither_overflows_nor_hides_a_lonely_one(form, normali
     """Values between vertices are float16, which ends at 65504: 60,000 equal points beside four scattered ones."""
     build = host_lattice.build
     monkeypatch.setattr(host_lattice, "build", lambda features, points=None: build(features, form))
-    monkeypatch.setattr(host_lattice, "SMALL", 0)  # two lattices for either number of points
+    monkeypatch.setattr(lattice_design, "SMALL", 0)  # two lattices for either number of points
     monkeypatch.setattr(host_lattice, "THIRD", 0)
     rng = np.random.default_rng(2)
     unary = rng.normal(size=(60_004, 3)).astype(np.float32)
@@ -135,12 +136,12 @@ def test_padding_does_not_choose_the_form(monkeypatch):
 
     monkeypatch.setattr(host_lattice, "build", noted)
     monkeypatch.setattr(host_lattice, "DENSE_UP_TO", 1)
-    monkeypatch.setattr(host_lattice, "FEW_IN_ALL", 1)
+    monkeypatch.setattr(lattice_design, "FEW_IN_ALL", 1)
     run = lambda u, i, **options: mean_field(u, i, PARAMS, 3, bilateral="permutohedral", **options)  # noqa: E731
-    monkeypatch.setitem(host_lattice.FEW, 65_536, 0.0)
+    monkeypatch.setitem(lattice_design.FEW, 65_536, 0.0)
     run(unary, image)
     monkeypatch.setitem(
-        host_lattice.FEW, 65_536, 0.9 * forms.pop()[1]
+        lattice_design.FEW, 65_536, 0.9 * forms.pop()[1]
     )  # below the photograph's number, above half of it
     mask = np.zeros((100, 100), bool)
     mask[:60, :70] = True

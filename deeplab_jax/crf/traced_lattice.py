@@ -1,0 +1,190 @@
+"""Builds permutohedral lattices in compiled programs: the counterpart of `host_lattice`.
+
+As there, the form "axes" is taken where the first lattice of the form "direct" has few vertices. (The forms are in
+`lattice_design`.) One loop builds one lattice after another, so that a program has the code once.
+"""
+
+import functools
+import operator
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.crf import lattice_design, vertices
+from deeplab_jax.target import platform
+
+BLOCK = 4096  # vertices, or points to be numbered, processed at once: these stay in a CPU's cache
+LARGE_BLOCK = 1 << 16  # elsewhere, so that there are few steps
+USUAL = 1 / 4  # of the most vertices that points can touch: hardly a photograph has more
+LEAST = 16384  # room for vertices around few points, which have many neighbors that no point touches
+
+
+@flax.struct.dataclass
+class Lattice:
+    """L lattices around N points.
+
+    Attributes:
+      vertices: int32 [L, D + 1, N], that each point touches, numbered from 0 in each lattice.
+      weights: [L, D + 1, N], barycentric: their sum is 1.
+      neighbors: int32 [L, 2 (D + 1), M], of each vertex, next and previous along each axis; where there is none, the
+        lattice's count.
+      counts: int32 [L], the vertices.
+      axes: bool [], whether the form is "axes", not "direct".
+    """
+
+    vertices: jax.Array
+    weights: jax.Array
+    neighbors: jax.Array
+    counts: jax.Array
+    axes: jax.Array
+
+    @property
+    def lattices(self) -> int:
+        """L."""
+        return self.vertices.shape[0]
+
+    @property
+    def rooms(self) -> list[int]:
+        """The numbers of vertices for which a program has a branch, more than a lattice has; "axes" has the first."""
+        return rooms(self.vertices[0].size)
+
+    def which_room(self) -> jax.Array:
+        """The index of the least room that suffices; int32 []."""
+        return (self.counts.max() >= self.rooms[0]).astype(jnp.int32)
+
+    @property
+    def scale(self) -> jax.Array:
+        """The factor of the filter; see `lattice_design.scale`."""
+        axes, direct = (lattice_design.scale(form, self.vertices.shape[1] - 1) for form in ("axes", "direct"))
+        return jnp.where(self.axes, axes, direct).astype(self.weights.dtype)
+
+
+def build(features: jax.Array) -> Lattice:
+    """Finds the lattices around features [N, D], already divided by their standard deviations.
+
+    Works inside jit; memory is linear in N. Gradients do not reach the features.
+    """
+    features = lax.stop_gradient(features)
+    features = features - features.min(axis=0)
+    points, dimensions = features.shape
+    order, lattices = dimensions + 1, lattice_design.lattices(points)
+    room, block = rooms(order * points)[-1], block_size(order * points)
+    few = lattice_design.few(points)
+    embeddings = {
+        form: [lattice_design.embedding(form, dimensions, n) for n in range(lattices)] for form in ("direct", "axes")
+    }
+    matrices, shifts = (
+        jnp.asarray([[e[part] for e in embeddings[form]] for form in ("direct", "axes")], features.dtype)
+        for part in range(2)
+    )
+
+    def one(state: tuple[jax.Array, Lattice]) -> tuple[jax.Array, Lattice]:
+        n, built = state
+        form = built.axes.astype(jnp.int32)
+        found, weights, table, steps = _one(features, matrices[form, n], shifts[form, n], built.axes)
+        again = (n == 0) & ~built.axes & (table.count <= few)  # few vertices: all lattices have the other form
+        put = lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, n, 0)  # noqa: E731
+        near = vertices.join(table, steps, block, built.neighbors, n)
+        built = Lattice(
+            put(built.vertices, found), put(built.weights, weights), near, put(built.counts, table.count),
+            built.axes | again,
+        )  # fmt: skip
+        return jnp.where(again, 0, n + 1), built
+
+    shape = lattices, order, points
+    start = Lattice(
+        jnp.zeros(shape, jnp.int32),
+        jnp.zeros(shape, features.dtype),
+        jnp.zeros((lattices, 2 * order, room), jnp.int32),
+        jnp.zeros(lattices, jnp.int32),
+        jnp.bool_(False),
+    )
+    return lax.while_loop(lambda state: state[0] < lattices, one, (jnp.int32(0), start))[1]
+
+
+def _one(
+    features: jax.Array, matrix: jax.Array, shift: jax.Array, axes: jax.Array
+) -> tuple[jax.Array, jax.Array, vertices.Table, vertices.Words]:
+    """One lattice: vertices and weights [D + 1, N], all vertices, and the steps along its axes."""
+    points, order = len(features), features.shape[1] + 1
+    sizes, block = rooms(order * points), block_size(order * points)
+    base, rank, weights = lax.optimization_barrier(_simplices(features, matrix, shift))
+    units, steps = vertices.axis_steps(base)
+    size = points if at_once() else min(points, BLOCK)
+
+    def some(n: jax.Array, state: tuple[vertices.Table, jax.Array]) -> tuple[vertices.Table, jax.Array]:
+        table, found = state
+        at = jnp.minimum(n * size, points - size)  # some twice, which changes nothing
+        here = [[lax.dynamic_slice_in_dim(x, at, size) for x in xs] for xs in (base, rank)]
+        keys = vertices.corners(*here, units, steps)
+        keys = tuple(jnp.concatenate(words) for words in zip(*keys, strict=True))
+        table, numbers = vertices.number(table, keys, jnp.ones(len(keys[0]), bool))
+        return table, lax.dynamic_update_slice_in_dim(found, numbers.reshape(-1, size), at, 1)
+
+    state = vertices.empty(sizes[-1]), jnp.zeros((order, points), jnp.int32)
+    table, found = lax.fori_loop(0, -(-points // size), some, state)
+    smaller = block if sizes[0] >= 8 * block else block // 8  # it ends when there might be no room for a block
+    table = lax.cond(axes, lambda t: vertices.widened(t, steps, smaller, sizes[0]), lambda t: t, table)
+    return found, jnp.stack(weights), table, steps
+
+
+def rooms(most: int) -> list[int]:
+    """Numbers of vertices, whole blocks, for which a program has a branch, if points touch at most `most`."""
+    block = block_size(most)
+    return sorted({(n // block + 1) * block for n in (_usual(most), max(most, _usual(most)))})
+
+
+def block_size(most: int) -> int:
+    """Vertices processed at once, if points touch at most `most`."""
+    if not at_once():
+        return BLOCK
+    return LARGE_BLOCK if _usual(most) >= LARGE_BLOCK else LEAST
+
+
+def _usual(most: int) -> int:
+    return max(int(most * USUAL), LEAST - 1)
+
+
+def at_once() -> bool:
+    """Whether whole arrays are processed, not blocks made for a CPU's cache."""
+    return platform() in ("gpu", "tpu")
+
+
+def _simplices(features: jax.Array, matrix: jax.Array, shift: jax.Array) -> tuple[list[jax.Array], ...]:
+    """The simplices around each point (Adams et al., section 3.1), as lists of D + 1 arrays [N].
+
+    Args:
+      features: [N, D].
+      matrix: [D, D + 1]; see `lattice_design.embedding`.
+      shift: [D + 1].
+
+    Returns:
+      base: int32, the remainder-0 vertex divided by D + 1.
+      rank: int32, 0 for the coordinate that is furthest above the base.
+      weights: of the vertex with remainder k = 0, ..., D.
+    """
+    dimensions = features.shape[1]
+    order = dimensions + 1
+    elevated = [sum(features[:, j] * matrix[j, i] for j in range(dimensions)) + shift[i] for i in range(order)]
+    # Each barrier keeps XLA from recomputing the operations before it for everything after it.
+    elevated = lax.optimization_barrier(elevated)
+    nearest = [jnp.round(e / order) for e in elevated]
+    above = lax.optimization_barrier([e - n * order for e, n in zip(elevated, nearest, strict=True)])
+    total = functools.reduce(operator.add, (n.astype(jnp.int32) for n in nearest))
+    rank = [total] * order
+    for i in range(order):
+        for j in range(i):
+            j_first = above[j] >= above[i]
+            rank[i] += j_first
+            rank[j] += ~j_first
+    step = [(r < 0).astype(jnp.int32) - (r > dimensions).astype(jnp.int32) for r in rank]
+    base = [n.astype(jnp.int32) + s for n, s in zip(nearest, step, strict=True)]
+    rank = [r + s * order for r, s in zip(rank, step, strict=True)]
+    above = [(a / order - s.astype(a.dtype)) for a, s in zip(above, step, strict=True)]
+    base, rank, above = lax.optimization_barrier((base, rank, above))
+    by_rank = [sum(jnp.where(rank[i] == r, above[i], 0) for i in range(order)) for r in range(order)]
+    by_rank = lax.optimization_barrier(by_rank)
+    weights = [1 + by_rank[-1] - by_rank[0]] + [by_rank[-1 - k] - by_rank[order - k] for k in range(1, order)]
+    return base, rank, weights
