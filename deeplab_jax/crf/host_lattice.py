@@ -9,7 +9,8 @@ import numpy as np
 from deeplab_jax.crf import lattice_design
 
 BLOCK = 16384  # points whose simplices are found at once; this many stay in the cache
-# All pairs of so few vertices cost less than blurs along the axes. Timed on two CPU cores, like the next three limits.
+# All pairs of so few vertices cost less than blurs along the axes. Timed on two CPU cores, like the limits of
+# `lattice_design` and the next one.
 DENSE_UP_TO = 1024
 THIRD = 0.5  # vertices per point up to which more than SMALL points have a third lattice: each takes less time
 _ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)

@@ -92,11 +92,9 @@ class Splatted:
 def start(structure: Lattice, channels: int, room: int) -> Splatted:
     """The empty state; `room` is one of `Lattice.rooms`."""
     lattices, _, points = structure.vertices.shape
-    grid, *buffers = (
-        jnp.zeros((n * room, 0 if at_once() else _width(channels)), structure.weights.dtype) for n in (lattices, 1, 1)
-    )
-    values = jnp.zeros((lattices, 0 if at_once() else points, channels), structure.weights.dtype)
-    return Splatted(grid, tuple(buffers), values)
+    width, kept = (0, 0) if at_once() else (_width(channels), points)
+    grid, one, other = (jnp.zeros((n * room, width), structure.weights.dtype) for n in (lattices, 1, 1))
+    return Splatted(grid, (one, other), jnp.zeros((lattices, kept, channels), structure.weights.dtype))
 
 
 def advance(
@@ -144,7 +142,7 @@ def _alone(structure: Lattice, values: jax.Array, lattice: Number, room: int, ba
         alone = functools.partial(_alone_at_once, structure, lattice=lattice, room=room, backwards=backwards)
         if room == structure.rooms[0] or channels <= GROUP:
             return alone(values)
-        # The largest room is for a few programs only: a part of the channels after another, for less memory.
+        # Hardly a photograph needs the largest room: there, some channels after others, for less memory.
         groups = -(-channels // GROUP)
         padded = jnp.pad(values, ((0, 0), (0, groups * GROUP - channels))).reshape(points, groups, GROUP)
         return lax.map(alone, padded.swapaxes(0, 1)).swapaxes(0, 1).reshape(points, -1)[:, :channels]
@@ -180,27 +178,27 @@ def _between(
     """
     order = structure.vertices.shape[1]
     block = block_size(structure.vertices[0].size)
-    blocks = (structure.counts[lattice] + block - 1) // block
+    blocks = structure.counts[lattice] // block + 1  # also the row of zeros after the vertices in use
 
-    def step(to: jax.Array, source: jax.Array, first: Number, rows: tuple, own: Number, side: Number, blocks: Number):
-        """Each vertex and its neighbors of the rows (first, how many) of `neighbors`."""
+    def rows(source: jax.Array, first: Number, b: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(source, first + b * block, block)
 
-        def one(b: jax.Array, to: jax.Array) -> jax.Array:
-            near = lax.dynamic_slice(structure.neighbors, (lattice, rows[0], b * block), (1, rows[1], block))[0]
-            total = own * lax.dynamic_slice_in_dim(source, first + b * block, block)
-            if rows[1]:
-                total += side * _sum_of(source, first + near)
-            return lax.dynamic_update_slice_in_dim(to, total, b * block, 0)
+    def near(b: jax.Array, first: Number, count: int) -> jax.Array:
+        return lax.dynamic_slice(structure.neighbors, (lattice, first, b * block), (1, count, block))[0]
 
-        return lax.fori_loop(0, blocks, one, to)
+    def write(to: jax.Array, one: Callable[[jax.Array], jax.Array], blocks: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, blocks, lambda b, t: lax.dynamic_update_slice_in_dim(t, one(b), b * block, 0), to)
+
+    def direct(b: jax.Array) -> jax.Array:
+        side = lattice_design.constants("direct", order - 1)[1]
+        return rows(grid, first, b) + side * _sum_of(grid, first + near(b, 0, 2 * order))
 
     # Loops of no steps instead of a branch, which would copy the buffers.
     one, other = buffers
-    side = lattice_design.constants("direct", order - 1)[1]
-    one = step(one, grid, first, (0, 2 * order), 1.0, side, jnp.where(structure.axes, 0, blocks))
+    one = write(one, direct, jnp.where(structure.axes, 0, blocks))
     if one.shape[0] > structure.rooms[0]:  # no lattice of the form "axes" needs that much
         return one, other
-    one = step(one, grid, first, (0, 0), 1.0, 0.0, jnp.where(structure.axes, blocks, 0))
+    one = write(one, lambda b: rows(grid, first, b), jnp.where(structure.axes, blocks, 0))
 
     def pair(n: jax.Array, both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         one, other = both
@@ -208,10 +206,11 @@ def _between(
         return along(one, other, 2 * n + 1), other
 
     def along(to: jax.Array, source: jax.Array, n: jax.Array) -> jax.Array:
-        side = jnp.where(n < order, lattice_design.constants("axes", order - 1)[1], 0)
+        side = jnp.where(n < order, lattice_design.constants("axes", order - 1)[1], 0)  # with an odd number, a copy
         axis = jnp.minimum(n, order - 1)
         axis = jnp.where(_reversed(lattice, backwards), order - 1 - axis, axis)
-        return step(to, source, 0, (2 * axis, 2), 1 - 2 * side, side, blocks)
+        both = lambda b: _sum_of(source, near(b, 2 * axis, 2))  # noqa: E731
+        return write(to, lambda b: (1 - 2 * side) * rows(source, 0, b) + side * both(b), blocks)
 
     return lax.fori_loop(0, jnp.where(structure.axes, (order + 1) // 2, 0), pair, (one, other))
 

@@ -117,9 +117,8 @@ def _one(
     def some(n: jax.Array, state: tuple[vertices.Table, jax.Array]) -> tuple[vertices.Table, jax.Array]:
         table, found = state
         at = jnp.minimum(n * size, points - size)  # some twice, which changes nothing
-        here = [[lax.dynamic_slice_in_dim(x, at, size) for x in xs] for xs in (base, rank)]
-        keys = vertices.corners(*here, units, steps)
-        keys = tuple(jnp.concatenate(words) for words in zip(*keys, strict=True))
+        cells, ranks = ([lax.dynamic_slice_in_dim(x, at, size) for x in xs] for xs in (base, rank))
+        keys = vertices.corners(cells, ranks, units, steps)
         table, numbers = vertices.number(table, keys, jnp.ones(len(keys[0]), bool))
         return table, lax.dynamic_update_slice_in_dim(found, numbers.reshape(-1, size), at, 1)
 

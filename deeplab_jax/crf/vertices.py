@@ -70,11 +70,11 @@ def axis_steps(base: Sequence[jax.Array]) -> tuple[Words, Words]:
     random = np.random.RandomState(1).randint(0, 2**32, (2, order - 1), np.uint32) | np.uint32(1)
     units = [jnp.append(jnp.where(fits, jnp.stack(e), r), jnp.uint32(0)) for e, r in zip(exact, random, strict=True)]
     steps = [u.sum(dtype=jnp.uint32) - order * u for u in units]
-    return tuple(units), tuple(steps)
+    return (units[0], units[1]), (steps[0], steps[1])
 
 
-def corners(base: Sequence[jax.Array], rank: Sequence[jax.Array], units: Words, steps: Words) -> list[Words]:
-    """The keys of the D + 1 vertices of the simplices around points, from remainder 0 to D.
+def corners(base: Sequence[jax.Array], rank: Sequence[jax.Array], units: Words, steps: Words) -> Words:
+    """The keys of the D + 1 vertices of the simplices around points, [(D + 1) n], all of remainder 0 first.
 
     Args:
       base: D + 1 arrays int32 [n]: the remainder-0 vertex, divided by D + 1.
@@ -83,14 +83,18 @@ def corners(base: Sequence[jax.Array], rank: Sequence[jax.Array], units: Words, 
       steps: likewise.
     """
     order = len(base)
-    own = [order * sum(b.astype(jnp.uint32) * u for b, u in zip(base[:-1], word, strict=False)) for word in units]
-    return [
-        tuple(
-            o + sum(jnp.where(r >= order - k, s, 0) for r, s in zip(rank, word, strict=True))
-            for o, word in zip(own, steps, strict=True)
-        )
-        for k in range(order)
-    ]
+    first, second = (
+        _corners(order * sum(b.astype(jnp.uint32) * u for b, u in zip(base[:-1], word, strict=False)), rank, step)
+        for word, step in zip(units, steps, strict=True)
+    )
+    return first, second
+
+
+def _corners(own: jax.Array, rank: Sequence[jax.Array], steps: jax.Array) -> jax.Array:
+    """One word of the keys, from that of the vertices of remainder 0."""
+    order = len(rank)
+    ways = (sum(jnp.where(r >= order - k, s, 0) for r, s in zip(rank, steps, strict=True)) for k in range(1, order))
+    return jnp.concatenate([own, *(own + way for way in ways)])
 
 
 def number(table: Table, keys: Words, wanted: jax.Array) -> tuple[Table, jax.Array]:
@@ -146,7 +150,7 @@ def _process(table: Table, keys: Words, wanted: jax.Array, add: bool) -> tuple[T
         table, found, left = state
         lane = jnp.nonzero(left, size=part, fill_value=entries)[0].astype(jnp.int32)
         here = jnp.minimum(lane, entries - 1)
-        own = tuple(k[here] for k in keys)
+        own = keys[0][here], keys[1][here]
         start = table, first[here], jnp.full(part, NONE), lane < entries
         table, _, ours, _ = lax.while_loop(lambda s: s[3].any(), partial(step, own), start)
         return table, found.at[lane].set(ours, mode="drop"), left.at[lane].set(False, mode="drop")
@@ -203,7 +207,7 @@ def join(table: Table, steps: Words, block: int, near: jax.Array, lattice: jax.A
       `near` with each vertex's next and previous one along each axis; where there is none, the table's count.
     """
     room, count, order = near.shape[2], table.count, len(steps[0])
-    blocks = (count + block - 1) // block
+    blocks = count // block + 1  # also the place after the vertices in use, which stands for none
 
     def clear(b: jax.Array, near: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice(near, jnp.broadcast_to(count, (1, 2 * order, block)), (lattice, 0, b * block))
@@ -225,8 +229,8 @@ def _stepped(
 ) -> tuple[Words, jax.Array]:
     """The keys of vertices from `at` after a step along an axis (2 j) or back (2 j + 1); whether they were in use."""
     axis, back = jnp.divmod(direction, 2)
-    keys = [
+    first, second = (
         lax.dynamic_slice_in_dim(k, at, block) + jnp.where(back == 1, -s[axis], s[axis])
         for k, s in zip(table.keys, steps, strict=True)
-    ]
-    return tuple(keys), at + jnp.arange(block, dtype=jnp.int32) < count
+    )
+    return (first, second), at + jnp.arange(block, dtype=jnp.int32) < count

@@ -101,6 +101,24 @@ def test_a_lattice_is_widened_as_far_as_there_is_room(monkeypatch):
     assert sums.min() > 0.3
 
 
+def test_a_lattice_that_ends_with_a_block_hears_nothing_of_another(monkeypatch):
+    """The row after its vertices stands for those that do not exist, and holds zeros, whatever was there before."""
+    rng = np.random.default_rng(4)
+    features, values = rng.uniform(0, 4, (400, 3)).astype(np.float32), rng.uniform(size=(400, 4)).astype(np.float32)
+    ones = np.ones((400, 1), np.float32)
+    before = _built(features, "axes")
+    order = np.argsort(-before.counts)
+    wanted = [permutohedral.apply(before, values, n) for n in order]
+    assert before.counts[order[0]] > before.counts[order[-1]]
+    monkeypatch.setattr(traced_lattice, "BLOCK", int(before.counts[order[-1]]))
+    lattice = _built(features, "axes")
+    np.testing.assert_array_equal(lattice.counts, before.counts)
+    state = permutohedral.start(lattice, 4, lattice.rooms[0])
+    for n, one in zip(order, wanted, strict=True):
+        state, out = jax.jit(lambda *x: permutohedral.advance(*x))(lattice, state, values, ones, n)
+        np.testing.assert_allclose(out, one, rtol=1e-4)
+
+
 def test_close_to_all_pairs(case):
     features, values, lattice = case
     pairs, apply = _pairs(features), jax.jit(permutohedral.apply)
