@@ -32,7 +32,8 @@ def get_config():
         stages=((0.6429, (161, 209), (0.47, 1.0)),),  # 5400 steps, each at half the cost
         brightness=0.25,
         contrast=0.25,
-        saturation=0.25,
+        saturation=0.6,
+        color_cast=0.15,  # with the wide saturation: other cameras and weather, docs/ablations.md
     )
     config.loss.class_weights = ("fourth_root",)
     config.optimizer.update(
