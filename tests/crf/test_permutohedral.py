@@ -48,6 +48,13 @@ def _host(lattice, form, values):
     return sliced * lattice_design.scale(form, lattice.vertices.shape[1] - 1)
 
 
+def _own(lattice):
+    """What a point hears of itself, not scaled: its simplex's vertices, and of each the next and the previous one."""
+    weights = np.asarray(lattice.weights)
+    side = lattice_design.constants("direct", weights.shape[1] - 1)[1]
+    return (weights * (weights + side * (np.roll(weights, 1, 1) + np.roll(weights, -1, 1)))).sum(1).mean(0)
+
+
 @pytest.fixture
 def optimized():
     """The photograph's lattice too takes longer to compile than to run."""
@@ -65,8 +72,9 @@ def case(request):
 def test_lattices_are_those_that_the_host_builds(dimensions, form):
     """With as many vertices, neighbors included, and the same results."""
     rng = np.random.default_rng(dimensions)
-    features = rng.uniform(0, 5, (500, dimensions)).astype(np.float32)
-    values = rng.uniform(size=(500, 3)).astype(np.float32)
+    points = 500 if dimensions < 6 else 60  # there is room for the neighbors of so many
+    features = rng.uniform(0, 5, (points, dimensions)).astype(np.float32)
+    values = rng.uniform(size=(points, 3)).astype(np.float32)
     ours, (_, host) = _built(features, form), host_lattice.build(features, form)
     assert ours.counts.tolist() == [lattice.count for lattice in host]
     apply = jax.jit(permutohedral.apply)
@@ -226,11 +234,8 @@ def test_every_room_gives_the_same(form, monkeypatch):
     assert int(lattice.which_room()) == 0
     spread = _built(features * 1e3, "direct")  # hardly a vertex is shared: the largest room is needed
     assert int(spread.which_room()) == 1 and spread.counts.min() > small
-    # A point hears itself: each vertex of its simplex, and the next and the previous one, which are its neighbors.
-    weights, side = np.asarray(spread.weights), lattice_design.constants("direct", 3)[1]
-    own = (weights * (weights + side * (np.roll(weights, 1, 1) + np.roll(weights, -1, 1)))).sum(1).mean(0)
     alone = np.asarray(permutohedral.apply(spread, values))
-    assert (np.abs(alone / (spread.scale * own[:, None] * values) - 1) < 1e-3).mean() > 0.98
+    assert (np.abs(alone / (spread.scale * _own(spread)[:, None] * values) - 1) < 1e-3).mean() > 0.98
     if not lattice.axes:
         alone = jax.jit(permutohedral._alone, static_argnums=3)
         np.testing.assert_allclose(alone(lattice, values, 1, large), alone(lattice, values, 1, small), rtol=1e-5)
@@ -260,9 +265,9 @@ def test_the_form_for_other_platforms_is_the_same_filter(case, platform):
         np.testing.assert_allclose(wide, np.tile(alone, (1, 5)), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("platform", "gathers", "scatters"), [("gpu", 90, 40), ("tpu", 90, 40)])
+@pytest.mark.parametrize(("platform", "gathers", "scatters"), [("gpu", 62, 21), ("tpu", 62, 21)])
 def test_mean_field_gathers_and_scatters_little_on_other_platforms(platform, gathers, scatters):
-    """In the traced program; the CPU's, in chunks, has more."""
+    """In the traced program; the CPU's, in chunks, has 110 and 25."""
     params, image = CRFParams(4.0, 8.0, 20.0, 3.0, 2.0), np.zeros((8, 9, 3), np.float32)
 
     def text(platform):
@@ -322,5 +327,4 @@ def test_scale_on_a_photograph(test_data, xy_std, rgb_std):
     at = np.random.default_rng(0).choice(len(features), 300, replace=False)
     exact = np.array([np.exp(-0.5 * ((features - features[i]) ** 2).sum(1)).sum() for i in at])
     assert abs(np.median(out[at] / exact) - 1) < 0.02
-    own = np.asarray(lattice.weights**2).sum(1).mean()  # that of vertices alone; neighbors of a simplex add to it
-    assert 0.8 < float(lattice.scale) * own < 1.2
+    assert 0.9 < float(lattice.scale) * _own(lattice).mean() < 1.2
