@@ -186,7 +186,7 @@ def test_exact_filter_on_gpus_has_few_sequential_steps():
 
 
 def test_lattice_on_gpus_has_no_chunks_and_few_kernels():
-    """With the dearer branch, the room that hardly a photograph needs, in which channels are filtered in three parts."""
+    """Of the room that hardly a photograph needs, in which channels are filtered in three parts: the dearer branch."""
     found = compiled("h100:1", "crf.permutohedral")
     assert found["kernels"] <= 66 * 10
     # 24 loops that number vertices and find neighbors; 9 iterations in three parts; lattices, the last iteration's.
