@@ -131,8 +131,7 @@ def advance(
     grid = lax.fori_loop(0, (place[-1] + chunk) // chunk, splat, splatted.grid)
     buffers = _between(structure, grid, lattice, first, splatted.buffers, False)
     sent = splatted.values.at[lattice].set(jnp.where(changed[:, None], values, before))
-    out = structure.scale * _sum_of(buffers[0], structure.vertices[lattice], structure.weights[lattice])
-    return Splatted(grid, buffers, sent), out[:, : values.shape[1]]
+    return Splatted(grid, buffers, sent), _slice(structure, lattice, buffers[0])[:, : values.shape[1]]
 
 
 def _alone(structure: Lattice, values: jax.Array, lattice: Number, room: int, backwards: bool = False) -> jax.Array:
@@ -160,8 +159,7 @@ def _alone(structure: Lattice, values: jax.Array, lattice: Number, room: int, ba
     empty = jnp.zeros((room, _width(channels)), values.dtype)
     grid = lax.fori_loop(0, -(-points // chunk), splat, empty)
     buffers = _between(structure, grid, lattice, 0, (empty, grid), backwards)
-    out = structure.scale * _sum_of(buffers[0], structure.vertices[lattice], structure.weights[lattice])
-    return out[:, :channels]
+    return _slice(structure, lattice, buffers[0])[:, :channels]
 
 
 def _between(
@@ -234,7 +232,7 @@ def _alone_at_once(structure: Lattice, values: jax.Array, lattice: Number, room:
         return mixed
 
     mixed = lax.cond(structure.axes, axes, direct) if room == structure.rooms[0] else direct()
-    return structure.scale * _sum_of(mixed, vertices, weights)
+    return _slice(structure, lattice, mixed)
 
 
 def _reversed(lattice: Number, backwards: bool) -> Number:
@@ -263,6 +261,11 @@ def _add(
     """Splats values [n, C'] of the points that `take` picks, as [D + 1, n], onto the lattice from row `first` on."""
     added = (values * take(structure.weights)[..., None]).reshape(-1, grid.shape[1])
     return grid.at[first + take(structure.vertices).reshape(-1)].add(added, mode="promise_in_bounds")
+
+
+def _slice(structure: Lattice, lattice: Number, sums: jax.Array) -> jax.Array:
+    """Interpolates a lattice's sums [M, C] at the points; [N, C]."""
+    return structure.scale * _sum_of(sums, structure.vertices[lattice], structure.weights[lattice])
 
 
 def _chunk(points: int, channels: int) -> int:

@@ -62,9 +62,15 @@ class Lattice:
 
 
 def build(features: jax.Array) -> Lattice:
-    """Finds the lattices around features [N, D], already divided by their standard deviations.
+    """Finds the lattices (Adams et al. 2010, section 3) around points.
 
     Works inside jit; memory is linear in N. Gradients do not reach the features.
+
+    Args:
+      features: [N, D], already divided by their standard deviations.
+
+    Returns:
+      As many lattices as `lattice_design.lattices` says, of the form that their number of vertices suggests.
     """
     features = lax.stop_gradient(features)
     features = features - features.min(axis=0)
