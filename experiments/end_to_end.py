@@ -11,7 +11,7 @@ All rows start from the same network, trained piecewise, and from the CRF parame
   c        both are learned
 In training b and c use the searched weights divided by --softer: a CRF as strong as the search finds it leaves
 marginals of 0 and 1, and a loss that a few wrong pixels make up. Rows are tested with the parameters that they learned,
-and with those that the search found for the start ("start's"); a and c also with a search of their own.
+and with those that the search found for the start ("start's"); those of a and c also with a search of their own.
 
 A variation changes one thing of b or c: c_sharp (the searched weights as they are), c_stride2 (the map on which the CRF
 runs in training; also 8 and 1), c_pixels (the loss at every pixel), c_one_weight, c_no_compatibility, c_iterations10,
@@ -271,7 +271,7 @@ def plot(found: Sequence[Mapping]):
     after = summary(found, counts[-1])
     for letter in "bc":
         at = {8: f"{letter}_stride8", WITH_CRF["crf.stride"]: letter, 2: f"{letter}_stride2", 1: f"{letter}_stride1"}
-        kind = "start's" if letter == "c" else "learned"
+        kind = "searched" if letter == "c" else "learned"
         points = {stride: after[row, kind] for stride, row in at.items() if (row, kind) in after}
         for name, style in (("gain", "o-"), ("trimap_gain", "s--")):
             if points:

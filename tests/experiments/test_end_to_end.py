@@ -59,7 +59,7 @@ def test_rows_take_equal_time_from_one_start(recorded, tmp_path):
     assert kinds == [
         ("start", "start's", 0), ("a", "start's", 40), ("a", "searched", 40), ("b", "learned", 10),
         ("c", "learned", 10), ("c", "start's", 10), ("c", "searched", 10),
-        ("c_sharp", "learned", 10), ("c_sharp", "start's", 10),
+        ("c_sharp", "learned", 10), ("c_sharp", "start's", 10), ("c_sharp", "searched", 10),
     ]  # fmt: skip
     end_to_end.experiment(config, tmp_path, rows=("c",), seeds=(2,), steps=40, equal="steps")
     assert "seed_2/c_40" in recorded
