@@ -139,9 +139,12 @@ def _over_pairs(structure: Structure, tiled: jax.Array, tile: Callable[..., jax.
 
 
 def _kernel(a: jax.Array, b: jax.Array) -> jax.Array:
-    """exp(-|a_i - b_j|^2 / 2) of two tiles [T, D]; [T, T]."""
-    half = 0.5 * ((a**2).sum(1)[:, None] + (b**2).sum(1)[None])
-    return jnp.exp(jnp.minimum(_product(a, b.T) - half, 0))
+    """exp(-|a_i - b_j|^2 / 2) of two tiles [T, D]; [T, T].
+
+    By differences: in |a|^2 + |b|^2 - 2 a b, features of thousands of standard deviations leave only rounding errors.
+    """
+    squares = [(x[:, None] - y[None]) ** 2 for x, y in zip(a.T, b.T, strict=True)]
+    return jnp.exp(-0.5 * sum(squares))
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

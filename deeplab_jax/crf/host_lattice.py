@@ -13,6 +13,7 @@ BLOCK = 16384  # points whose simplices are found at once; this many stay in the
 # `lattice_design` and the next one.
 DENSE_UP_TO = 1024
 THIRD = 0.5  # vertices per point up to which more than SMALL points have a third lattice: each takes less time
+_FARTHEST = 2.0**30  # lattice coordinates: there float32 no longer tells cells apart
 _ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 
@@ -118,6 +119,8 @@ def _frame(features: np.ndarray, form: str, lattice: int) -> tuple[np.ndarray, n
     end = np.maximum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
     start = np.minimum(matrix * low[:, None], matrix * high[:, None]).sum(0) + shift
     order = dimensions + 1
+    if not np.abs([start, end]).max() < _FARTHEST:
+        raise TooWide("the features span too many cells of the lattice")
     return matrix, shift, *_units(np.floor(start / order).astype(int) - 4, np.ceil(end / order).astype(int) + 4)
 
 
@@ -295,9 +298,10 @@ def _gaussian_between(keys, units, matrix, first) -> np.ndarray:
     coordinates[-1] = -coordinates[:-1].sum(0)
     alpha = lattice_design.constants("dense", order - 1)[0]
     unit = order / np.sqrt(6) * alpha  # lattice coordinates per feature
-    at = ((coordinates - coordinates.mean(1, keepdims=True)) / unit).astype(np.float32)
+    at = (coordinates - coordinates.mean(1, keepdims=True)) / unit  # in float64: squares of far ones are subtracted
     half = 0.5 * (at**2).sum(0)
-    return np.exp(np.minimum(at.T @ at - half[:, None] - half, 0) / np.float32(1 - 1 / alpha**2))
+    exponent = np.minimum(at.T @ at - half[:, None] - half, 0) / (1 - 1 / alpha**2)
+    return np.exp(exponent.astype(np.float32))
 
 
 def between(lattice: HostLattice, form: str, values: np.ndarray) -> np.ndarray:

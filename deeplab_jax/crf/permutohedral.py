@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 
 from deeplab_jax.crf import lattice_design
-from deeplab_jax.crf.traced_lattice import Lattice, at_once, block_size, build
+from deeplab_jax.crf.traced_lattice import Lattice, block_size, build
+from deeplab_jax.crf.vertices import at_once, indices
 from deeplab_jax.target import platform
 
 __all__ = ["Lattice", "advance", "apply", "build", "start", "transpose"]
@@ -151,7 +152,7 @@ def _alone(structure: Lattice, values: jax.Array, lattice: Number, room: int, ba
     def splat(n: jax.Array, grid: jax.Array) -> jax.Array:
         # The last chunk is moved back to end with the points; points done by the previous chunk are not repeated.
         at = jnp.minimum(n * chunk, points - chunk)
-        take = lambda x: lax.dynamic_slice(x, (lattice, 0, at), (1, x.shape[1], chunk))[0]  # noqa: E731
+        take = lambda x: lax.dynamic_slice(x, indices(lattice, 0, at), (1, x.shape[1], chunk))[0]  # noqa: E731
         rows = lax.dynamic_slice_in_dim(padded, at, chunk)
         return _add(grid, structure, take, jnp.where((at + jnp.arange(chunk) >= n * chunk)[:, None], rows, 0), 0)
 
@@ -182,7 +183,7 @@ def _between(
         return lax.dynamic_slice_in_dim(source, first + b * block, block)
 
     def near(b: jax.Array, first: Number, count: int) -> jax.Array:
-        return lax.dynamic_slice(structure.neighbors, (lattice, first, b * block), (1, count, block))[0]
+        return lax.dynamic_slice(structure.neighbors, indices(lattice, first, b * block), (1, count, block))[0]
 
     def write(to: jax.Array, one: Callable[[jax.Array], jax.Array], blocks: jax.Array) -> jax.Array:
         return lax.fori_loop(0, blocks, lambda b, t: lax.dynamic_update_slice_in_dim(t, one(b), b * block, 0), to)
@@ -248,7 +249,9 @@ def _sum_of(grid: jax.Array, rows: jax.Array, weights: jax.Array | None = None) 
         return found if weights is None else found * weights[k][:, None]
 
     if platform() == "tpu":  # gathers and sums are not fused there
-        return lax.fori_loop(0, len(rows), lambda k, total: total + part(k), jnp.zeros((rows.shape[1], grid.shape[1])))
+        return lax.fori_loop(
+            0, len(rows), lambda k, total: total + part(k), jnp.zeros((rows.shape[1], grid.shape[1]), grid.dtype)
+        )
     if at_once():
         found = grid.at[rows].get(mode="promise_in_bounds")
         return (found if weights is None else found * weights[..., None]).sum(0)

@@ -47,15 +47,15 @@ def run(
     most = functools.reduce(jnp.maximum, [k.used for k in lattices], jnp.int32(1))
     size = _at_once(labels)
     blocks = (count + size - 1) // size
-    q0 = jnp.zeros((rows, labels))
+    q0 = jnp.zeros((rows, labels), jnp.float32)
     # What points send, 0 in the margins. In one dimension, where shifts by rows and columns are slices.
-    smooth0 = None if spatial is None else jnp.zeros((rows + 2 * margin) * labels)
+    smooth0 = None if spatial is None else jnp.zeros((rows + 2 * margin) * labels, jnp.float32)
     grids = []
     for kernel in lattices:
         vertices = kernel.neighbors.shape[2]
         buffers = 1 if kernel.matrix is not None else 2
         results = [jnp.zeros((vertices, labels), jnp.float16 if buffers == 2 else jnp.float32)] * buffers
-        grids.append((jnp.zeros((vertices, labels)), *results))
+        grids.append((jnp.zeros((vertices, labels), jnp.float32), *results))
 
     def one_pass(n: jax.Array, state: tuple) -> tuple:
         q, smooth, logits, grids = state
@@ -139,7 +139,7 @@ def _rows(values: jax.Array, at: jax.Array | int, size: int = POINTS) -> jax.Arr
 
 def _of(values: jax.Array, n: jax.Array, at: jax.Array, size: int) -> jax.Array:
     """values [L, N, ...] of lattice n and the block of points from `at`."""
-    start: list[jax.Array | int] = [n, at, *(0 for _ in values.shape[2:])]
+    start = [jnp.int32(i) for i in (n, at, *(0 for _ in values.shape[2:]))]  # of one type, also under `jax_enable_x64`
     return lax.dynamic_slice(values, start, (1, size, *values.shape[2:]))[0]
 
 
@@ -180,7 +180,7 @@ def _between(grids: tuple, kernel: LatticeKernel, turn: jax.Array) -> tuple:
     def step(to: jax.Array, source: jax.Array, axes: slice, own: float | jax.Array, side: float | jax.Array):
         def block(b: jax.Array, to: jax.Array) -> jax.Array:
             near = lax.dynamic_slice(
-                kernel.neighbors, (turn, axes.start, b * POINTS), (1, axes.stop - axes.start, POINTS)
+                kernel.neighbors, (turn, jnp.int32(axes.start), b * POINTS), (1, axes.stop - axes.start, POINTS)
             )[0]
             total = sum(source.at[n].get(mode="promise_in_bounds").astype(jnp.float32) for n in near)
             total = own * _rows(source, b * POINTS).astype(jnp.float32) + side * total

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deeplab_jax.crf import lattice_design, vertices
-from deeplab_jax.target import platform
+from deeplab_jax.crf.vertices import at_once
 
 BLOCK = 4096  # vertices, or points to be numbered, processed at once: these stay in a CPU's cache
 LARGE_BLOCK = 1 << 16  # elsewhere, so that there are few steps
@@ -86,18 +86,22 @@ def build(features: jax.Array) -> Lattice:
         for part in range(2)
     )
 
-    def one(state: tuple[jax.Array, Lattice]) -> tuple[jax.Array, Lattice]:
-        n, built = state
+    def one(state: tuple[jax.Array, jax.Array, Lattice]) -> tuple[jax.Array, jax.Array, Lattice]:
+        n, undecided, built = state
         form = built.axes.astype(jnp.int32)
-        found, weights, table, steps = _one(features, matrices[form, n], shifts[form, n], built.axes)
-        again = (n == 0) & ~built.axes & (table.count <= few)  # few vertices: all lattices have the other form
+        touched, found, weights, table, steps = _one(features, matrices[form, n], shifts[form, n], built.axes)
+        # All lattices have the other form: where the first has few vertices, and where one has too many to be blurred.
+        few_found = undecided & ~built.axes & (n == 0) & (touched <= few)
+        crowded = built.axes & (touched >= rooms(order * points)[0] - 1)
+        again = few_found | crowded
         put = lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, n, 0)  # noqa: E731
-        near = vertices.join(table, steps, block, built.neighbors, n)
-        built = Lattice(
-            put(built.vertices, found), put(built.weights, weights), near, put(built.counts, table.count),
-            built.axes | again,
-        )  # fmt: skip
-        return jnp.where(again, 0, n + 1), built
+        near = vertices.join(table, steps, block, built.neighbors, n, ~again)
+        kept = built.weights
+        for k, weight in enumerate(weights):  # stacked first, XLA would compute them anew for each: 35 times as long
+            kept = lax.dynamic_update_slice(kept, weight[None, None], vertices.indices(n, k, 0))
+        counts = put(built.counts, table.count)
+        built = Lattice(put(built.vertices, found), kept, near, counts, jnp.where(again, few_found, built.axes))
+        return jnp.where(again, 0, n + 1), undecided & ~crowded, built
 
     shape = lattices, order, points
     start = Lattice(
@@ -105,34 +109,38 @@ def build(features: jax.Array) -> Lattice:
         jnp.zeros(shape, features.dtype),
         jnp.zeros((lattices, 2 * order, room), jnp.int32),
         jnp.zeros(lattices, jnp.int32),
-        jnp.bool_(False),
+        jnp.bool_(order * points <= few),
     )
-    return lax.while_loop(lambda state: state[0] < lattices, one, (jnp.int32(0), start))[1]
+    state = jnp.int32(0), jnp.bool_(True), start
+    return lax.while_loop(lambda state: state[0] < lattices, one, state)[2]
 
 
 def _one(
     features: jax.Array, matrix: jax.Array, shift: jax.Array, axes: jax.Array
-) -> tuple[jax.Array, jax.Array, vertices.Table, vertices.Words]:
-    """One lattice: vertices and weights [D + 1, N], all vertices, and the steps along its axes."""
+) -> tuple[jax.Array, jax.Array, list[jax.Array], vertices.Table, vertices.Words]:
+    """One lattice: how many vertices points touch, which [D + 1, N], weights, all vertices, steps along its axes."""
     points, order = len(features), features.shape[1] + 1
     sizes, block = rooms(order * points), block_size(order * points)
     base, rank, weights = lax.optimization_barrier(_simplices(features, matrix, shift))
     units, steps = vertices.axis_steps(base)
-    size = points if at_once() else min(points, BLOCK)
+    size = points if at_once() else min(-(-points // 2), BLOCK)
 
-    def some(n: jax.Array, state: tuple[vertices.Table, jax.Array]) -> tuple[vertices.Table, jax.Array]:
-        table, found = state
-        at = jnp.minimum(n * size, points - size)  # some twice, which changes nothing
-        cells, ranks = ([lax.dynamic_slice_in_dim(x, at, size) for x in xs] for xs in (base, rank))
-        keys = vertices.corners(cells, ranks, units, steps)
-        table, numbers = vertices.number(table, keys, jnp.ones(len(keys[0]), bool))
-        return table, lax.dynamic_update_slice_in_dim(found, numbers.reshape(-1, size), at, 1)
+    def at(n: jax.Array) -> jax.Array:
+        return jnp.minimum(n * size, points - size)  # some twice, which changes nothing
+
+    def some(n: jax.Array, state: tuple) -> tuple[vertices.Words, jax.Array]:
+        cells, ranks = ([lax.dynamic_slice_in_dim(x, at(n), size) for x in xs] for xs in (base, rank))
+        return vertices.corners(cells, ranks, units, steps), jnp.ones(order * size, bool)
+
+    def number(n: jax.Array, keys: tuple[vertices.Words, jax.Array], state: tuple) -> tuple[vertices.Table, jax.Array]:
+        table, numbers = vertices.number(state[0], *keys)
+        return table, lax.dynamic_update_slice_in_dim(state[1], numbers.reshape(-1, size), at(n), 1)
 
     state = vertices.empty(sizes[-1]), jnp.zeros((order, points), jnp.int32)
-    table, found = lax.fori_loop(0, -(-points // size), some, state)
-    smaller = block if sizes[0] >= 8 * block else block // 8  # it ends when there might be no room for a block
-    table = lax.cond(axes, lambda t: vertices.widened(t, steps, smaller, sizes[0]), lambda t: t, table)
-    return found, jnp.stack(weights), table, steps
+    table, found = vertices.with_keys(some, number, -(-points // size), state)
+    touched = table.count
+    table = lax.cond(axes, lambda t: vertices.widened(t, steps, block // 4, sizes[0]), lambda t: t, table)
+    return touched, found, weights, table, steps
 
 
 def rooms(most: int) -> list[int]:
@@ -150,11 +158,6 @@ def block_size(most: int) -> int:
 
 def _usual(most: int) -> int:
     return max(int(most * USUAL), LEAST - 1)
-
-
-def at_once() -> bool:
-    """Whether whole arrays are processed, not blocks made for a CPU's cache."""
-    return platform() in ("gpu", "tpu")
 
 
 def _simplices(features: jax.Array, matrix: jax.Array, shift: jax.Array) -> tuple[list[jax.Array], ...]:

@@ -6,14 +6,16 @@ that has hashes of 64 bits for keys. A hash table decides only where to look: ke
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from deeplab_jax.target import platform
 
 EMPTY = np.int32(2**31 - 1)
 NONE = np.int32(-1)
@@ -22,6 +24,7 @@ _MARGIN = 4  # cells around those of the points: room for neighbors of neighbors
 _MIXERS = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 
 Words = tuple[jax.Array, jax.Array]
+State = TypeVar("State")
 
 
 @flax.struct.dataclass
@@ -42,7 +45,17 @@ class Table:
 def empty(room: int) -> Table:
     """A table for fewer than `room` vertices."""
     keys = jnp.zeros(room, jnp.uint32), jnp.zeros(room, jnp.uint32)
-    return Table(jnp.full(1 << math.ceil(math.log2(1.5 * room)), EMPTY), keys, jnp.int32(0))
+    return Table(jnp.full(1 << math.ceil(math.log2(max(1.5 * room, 1 << 17))), EMPTY), keys, jnp.int32(0))
+
+
+def at_once() -> bool:
+    """Whether whole arrays are processed, not blocks made for a CPU's cache."""
+    return platform() in ("gpu", "tpu")
+
+
+def indices(*several: int | jax.Array) -> list[jax.Array]:
+    """Indices of one type, which slices need, also where JAX's integers have 64 bits by default."""
+    return [jnp.asarray(index, jnp.int32) for index in several]
 
 
 def axis_steps(base: Sequence[jax.Array]) -> tuple[Words, Words]:
@@ -97,66 +110,121 @@ def _corners(own: jax.Array, rank: Sequence[jax.Array], steps: jax.Array) -> jax
     return jnp.concatenate([own, *(own + way for way in ways)])
 
 
-def number(table: Table, keys: Words, wanted: jax.Array) -> tuple[Table, jax.Array]:
-    """Numbers the keys [n] that are wanted, bool [n], adding those that are new; int32 [n], others `NONE`."""
-    return _process(table, keys, wanted, add=True)
+def with_keys(
+    prepare: Callable[[jax.Array, State], tuple[Words, jax.Array]],
+    use: Callable[[jax.Array, tuple[Words, jax.Array], State], State],
+    times: int | jax.Array,
+    state: State,
+) -> State:
+    """state = use(n, prepare(n, state), state) for n = 0, 1, ...; `prepare` returns keys and which are wanted.
+
+    Keys are made one step before they are used, since XLA computes what a loop carries once; else it would compute each
+    key again in each operation that uses it, and copy the table if the keys come from there. The first step has none.
+    """
+
+    def step(n: jax.Array, carried: tuple) -> tuple:
+        keys, state = carried
+        state = use(n - 1, keys, state)
+        return prepare(n, state), state
+
+    shapes = jax.eval_shape(prepare, jnp.int32(0), state)
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.fori_loop(0, times + 1, step, (none, state))[1]
+
+
+def number(table: Table, keys: Words, wanted: jax.Array, limit: int = 0) -> tuple[Table, jax.Array]:
+    """Numbers keys, adding those that are new, up to the last but one place of `limit`.
+
+    Args:
+      table: the vertices numbered so far.
+      keys: two words uint32 [n].
+      wanted: bool [n].
+      limit: 0 for the table's room.
+
+    Returns:
+      The table, and int32 [n], `NONE` for keys that are not wanted or found no place.
+    """
+    limit = limit or table.keys[0].shape[0]
+    slot = _slot(keys, table.slots.shape[0] - 1)
+    if at_once():
+        return _settle(table, keys, slot, wanted, limit)
+    # All at once first: then few are left, those whose slot has another key.
+    return _settle_few(_add(table, keys, slot, wanted, limit), keys, slot, wanted, limit)
 
 
 def find(table: Table, keys: Words, wanted: jax.Array) -> jax.Array:
     """The numbers of keys [n], int32, `NONE` where a key is not in use or not wanted."""
-    return _process(table, keys, wanted, add=False)[1]
+    settle = _settle if at_once() else _settle_few
+    return settle(table, keys, _slot(keys, table.slots.shape[0] - 1), wanted, None)[1]
 
 
-def _process(table: Table, keys: Words, wanted: jax.Array, add: bool) -> tuple[Table, jax.Array]:
-    """Looks at the first slot of each key; the few keys that are not done then go on, a fixed number at a time."""
-    entries, last, room = keys[0].shape[0], table.slots.shape[0] - 1, table.keys[0].shape[0]
-    first = _slot(keys, last)
-    entry, same = _look(table, first, keys)
-    found = jnp.where(same & wanted, entry, NONE)
-    left = wanted & ~same
-    if not add:
-        left &= entry != EMPTY
-    part = max(64, entries // 8)
-    claims = _CLAIMED + jnp.arange(part, dtype=jnp.int32)
-
-    def moved(table: Table, own: Words, slot: jax.Array, left: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The first slot, from `slot` on, that is a key's or empty; its entry, and whether it is the key's."""
-
-        def on(state: tuple) -> tuple:
-            slot, entry, same = state
-            slot = jnp.where(left & ~same & (entry != EMPTY), (slot + 1) & last, slot)
-            return slot, *_look(table, slot, own)
-
-        start = slot, *_look(table, slot, own)
-        return lax.while_loop(lambda s: (left & ~s[2] & (s[1] != EMPTY)).any(), on, start)
-
-    def step(own: Words, state: tuple) -> tuple:
-        table, slot, found, left = state
-        slot, entry, same = moved(table, own, slot, left)
-        same &= left
-        found, left = jnp.where(same, entry, found), left & ~same
-        if not add:
-            return table, slot, found, jnp.zeros_like(left)
-        # Each claims its slot; the others, of which some have the same key, look again.
-        slots = table.slots.at[jnp.where(left, slot, last + 1)].min(claims, mode="drop")
-        won = left & (slots[slot] == claims)
-        mine = table.count + jnp.cumsum(won.astype(jnp.int32)) - 1
-        slots = slots.at[jnp.where(won, slot, last + 1)].set(mine, mode="drop")
-        at = jnp.where(won, mine, room)
-        added = tuple(k.at[at].set(o, mode="drop") for k, o in zip(table.keys, own, strict=True))
-        return Table(slots, added, mine[-1] + 1), slot, jnp.where(won, mine, found), left & ~won
+def _settle_few(
+    table: Table, keys: Words, slot: jax.Array, wanted: jax.Array, limit: int | None
+) -> tuple[Table, jax.Array]:
+    """Like `_settle`, where most keys are in their first slot: the others go on by themselves, some at a time."""
+    entries = slot.shape[0]
+    entry, same = _look(table, slot, keys)
+    part = max(64, entries // 32)
 
     def some(state: tuple) -> tuple:
         table, found, left = state
-        lane = jnp.nonzero(left, size=part, fill_value=entries)[0].astype(jnp.int32)
+        place = _before(left)
+        lane = jnp.full(part, entries, jnp.int32)
+        lane = lane.at[jnp.where(left, place, part)].set(jnp.arange(entries, dtype=jnp.int32), mode="drop")
         here = jnp.minimum(lane, entries - 1)
-        own = keys[0][here], keys[1][here]
-        start = table, first[here], jnp.full(part, NONE), lane < entries
-        table, _, ours, _ = lax.while_loop(lambda s: s[3].any(), partial(step, own), start)
-        return table, found.at[lane].set(ours, mode="drop"), left.at[lane].set(False, mode="drop")
+        table, ours = _settle(table, (keys[0][here], keys[1][here]), slot[here], lane < entries, limit)
+        return table, found.at[lane].set(ours, mode="drop"), left & (place >= part)
 
-    table, found, _ = lax.while_loop(lambda s: s[2].any(), some, (table, found, left))
+    start = table, jnp.where(wanted & same, entry, NONE), wanted & ~same & (entry != EMPTY)
+    table, found, _ = lax.while_loop(lambda s: s[2].any(), some, start)
     return table, found
+
+
+def _settle(
+    table: Table, keys: Words, slot: jax.Array, wanted: jax.Array, limit: int | None
+) -> tuple[Table, jax.Array]:
+    """Each key goes on until it finds itself or an empty slot, to which it is added if there is a `limit`."""
+
+    def on(state: tuple) -> tuple:
+        table, slot, found, left = state
+        entry, same = _look(table, slot, keys)
+        found, left = jnp.where(left & same, entry, found), left & ~same
+        full: bool | jax.Array = True
+        if limit is not None:
+            table = _add(table, keys, slot, left, limit)
+            full = table.count == limit - 1
+        empty = entry == EMPTY  # then it looks again: another one may have been added there, or itself
+        return table, jnp.where(empty, slot, (slot + 1) & (table.slots.shape[0] - 1)), found, left & ~(empty & full)
+
+    start = table, slot, jnp.full(slot.shape, NONE), wanted
+    table, _, found, _ = lax.while_loop(lambda s: s[3].any(), on, start)
+    return table, found
+
+
+def _add(table: Table, keys: Words, slot: jax.Array, wanted: jax.Array, limit: int) -> Table:
+    """Adds those of the keys that are wanted whose slot is empty, of several the first, while there is room."""
+    last, room = table.slots.shape[0] - 1, table.keys[0].shape[0]
+    claims = _CLAIMED + jnp.arange(slot.shape[0], dtype=jnp.int32)
+    empty = wanted & (table.slots[slot] == EMPTY)
+    slots = table.slots.at[jnp.where(empty, slot, last + 1)].min(claims, mode="drop")
+    won = empty & (slots[slot] == claims)
+    number = table.count + _before(won)
+    fits = number < limit - 1
+    slots = slots.at[jnp.where(won, slot, last + 1)].set(jnp.where(fits, number, EMPTY), mode="drop")
+    at = jnp.where(won & fits, number, room)
+    added = tuple(k.at[at].set(own, mode="drop") for k, own in zip(table.keys, keys, strict=True))
+    return Table(slots, (added[0], added[1]), jnp.minimum(table.count + won.sum(dtype=jnp.int32), limit - 1))
+
+
+def _before(chosen: jax.Array) -> jax.Array:
+    """The place of each of the chosen, bool [n], among them; int32 [n]."""
+    if at_once():
+        return jnp.cumsum(chosen.astype(jnp.int32)) - 1
+    # Down columns first, another order: XLA's cumulative sums over all values take twice as long on CPUs.
+    entries = chosen.shape[0]
+    ones = jnp.pad(chosen, (0, -entries % 32)).reshape(32, -1).astype(jnp.int32)
+    sums, above = lax.scan(lambda total, row: (total + row, total), jnp.zeros_like(ones[0]), ones)
+    return (above + jnp.cumsum(sums) - sums).reshape(-1)[:entries]
 
 
 def _look(table: Table, slot: jax.Array, keys: Words) -> tuple[jax.Array, jax.Array]:
@@ -174,7 +242,7 @@ def _slot(keys: Words, last: int) -> jax.Array:
 
 
 def widened(table: Table, steps: Words, block: int, limit: int) -> Table:
-    """Adds the axis neighbors of the vertices in use, while there are fewer than `limit` vertices.
+    """Adds the axis neighbors of the vertices in use, up to the last but one place of `limit`.
 
     Args:
       table: the vertices in use.
@@ -182,19 +250,20 @@ def widened(table: Table, steps: Words, block: int, limit: int) -> Table:
       block: vertices processed at once; divides the table's room.
       limit: at most the table's room.
     """
-    count, order = table.count, len(steps[0])
+    count = table.count
+    both = [jnp.concatenate([step, -step]) for step in steps]
 
-    def one(n: jax.Array, table: Table) -> Table:
-        b, direction = jnp.divmod(n, 2 * order)
-        keys, used = _stepped(table, count, steps, b * block, block, direction)
-        used &= table.count + block < limit
-        return number(table, keys, used)[0]
+    def around(b: jax.Array, table: Table) -> tuple[Words, jax.Array]:
+        return _stepped(table, count, (both[0], both[1]), b * block, block)
 
-    return lax.fori_loop(0, (count + block - 1) // block * 2 * order, one, table)
+    def add(b: jax.Array, keys: tuple[Words, jax.Array], table: Table) -> Table:
+        return number(table, *keys, limit)[0]
+
+    return with_keys(around, add, (count + block - 1) // block, table)
 
 
-def join(table: Table, steps: Words, block: int, near: jax.Array, lattice: jax.Array) -> jax.Array:
-    """Writes the neighbors of the vertices in use.
+def join(table: Table, steps: Words, block: int, near: jax.Array, lattice: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Writes the neighbors of the vertices in use, if they are wanted, bool [].
 
     Args:
       table: the vertices.
@@ -202,35 +271,36 @@ def join(table: Table, steps: Words, block: int, near: jax.Array, lattice: jax.A
       block: vertices processed at once; divides M.
       near: int32 [L, 2 (D + 1), M].
       lattice: the index of the one whose part of `near` is written.
+      wanted: where False, `near` is returned as it is.
 
     Returns:
       `near` with each vertex's next and previous one along each axis; where there is none, the table's count.
     """
     room, count, order = near.shape[2], table.count, len(steps[0])
-    blocks = count // block + 1  # also the place after the vertices in use, which stands for none
+    blocks = jnp.where(wanted, count // block + 1, 0)  # also the place after the vertices in use, which stands for none
+    axes = jnp.arange(order)[:, None]
 
     def clear(b: jax.Array, near: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice(near, jnp.broadcast_to(count, (1, 2 * order, block)), (lattice, 0, b * block))
+        return lax.dynamic_update_slice(
+            near, jnp.broadcast_to(count, (1, 2 * order, block)), indices(lattice, 0, b * block)
+        )
 
-    def one(n: jax.Array, near: jax.Array) -> jax.Array:
-        b, axis = jnp.divmod(n, order)
-        keys, used = _stepped(table, count, steps, b * block, block, 2 * axis)
-        ahead = find(table, keys, used)
-        found = jnp.where(ahead == NONE, count, ahead)
-        near = lax.dynamic_update_slice(near, found[None, None], (lattice, 2 * axis, b * block))
+    def one(b: jax.Array, near: jax.Array) -> jax.Array:
+        ahead = find(table, *_stepped(table, count, steps, b * block, block)).reshape(order, block)
+        for axis, found in enumerate(jnp.where(ahead == NONE, count, ahead)):
+            near = lax.dynamic_update_slice(near, found[None, None], indices(lattice, 2 * axis, b * block))
         index = b * block + jnp.arange(block, dtype=jnp.int32)
-        return near.at[lattice, 2 * axis + 1, jnp.where(ahead == NONE, room, ahead)].set(index, mode="drop")
+        back = jnp.where(ahead == NONE, room, ahead)
+        return near.at[lattice, 2 * axes + 1, back].set(jnp.broadcast_to(index, back.shape), mode="drop")
 
-    return lax.fori_loop(0, blocks * order, one, lax.fori_loop(0, blocks, clear, near))
+    return lax.fori_loop(0, blocks, one, lax.fori_loop(0, blocks, clear, near))
 
 
-def _stepped(
-    table: Table, count: jax.Array, steps: Words, at: jax.Array, block: int, direction: jax.Array
-) -> tuple[Words, jax.Array]:
-    """The keys of vertices from `at` after a step along an axis (2 j) or back (2 j + 1); whether they were in use."""
-    axis, back = jnp.divmod(direction, 2)
+def _stepped(table: Table, count: jax.Array, steps: Words, at: jax.Array, block: int) -> tuple[Words, jax.Array]:
+    """The keys of `block` vertices from `at` after each step, [steps * block], and which of those were in use."""
     first, second = (
-        lax.dynamic_slice_in_dim(k, at, block) + jnp.where(back == 1, -s[axis], s[axis])
-        for k, s in zip(table.keys, steps, strict=True)
+        (lax.dynamic_slice_in_dim(k, at, block) + step[:, None]).reshape(-1)
+        for k, step in zip(table.keys, steps, strict=True)
     )
-    return (first, second), at + jnp.arange(block, dtype=jnp.int32) < count
+    used = at + jnp.arange(block, dtype=jnp.int32) < count
+    return (first, second), jnp.tile(used, len(steps[0]))
