@@ -29,6 +29,17 @@ def test_sums_over_all_pairs(definition, count, dimensions, tile):
     )
 
 
+def test_features_of_thousands_of_standard_deviations():
+    """Pairs at a distance of 1, far from each other: their squares leave nothing of the distance in float32."""
+    places = np.random.default_rng(0).uniform(-1e4, 1e4, (60, 2)).repeat(2, axis=0)
+    places[1::2, 0] += 1
+    features = places.astype(np.float32)
+    far = features.astype(np.float64)
+    expected = np.exp(-0.5 * ((far[:, None] - far[None]) ** 2).sum(-1)).sum(1)
+    assert np.abs(expected - 1.6).max() < 0.01
+    np.testing.assert_allclose(filtered(features, np.ones((120, 1), np.float32))[:, 0], expected, rtol=1e-5)
+
+
 def test_a_cutoff_keeps_every_pair_at_or_above_it(definition):
     features, values = points(600, 3, 2, spread=6)
     values = np.abs(values)

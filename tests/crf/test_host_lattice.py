@@ -170,6 +170,18 @@ def test_blocks_do_not_show(monkeypatch):
         assert np.unique(one.vertices.ravel(), return_index=True)[1].argsort().tolist() == list(range(one.count))
 
 
-def test_too_wide_features_are_refused():
+@pytest.mark.parametrize("spread", [1e4, 1e9, 1e30])
+def test_too_wide_features_are_refused(spread):
     with pytest.raises(host_lattice.TooWide):
-        host_lattice.build(cloud(8, 50, 1e4))
+        host_lattice.build(cloud(8, 50, spread))
+
+
+def test_far_from_each_other_vertices_of_the_dense_form_do_not_hear_each_other():
+    """Differences of their squares are rounding errors in float32."""
+    places = (np.arange(40.0)[:, None] * [250, 170]).astype(np.float32)
+    form, lattices = host_lattice.build(places)
+    assert form == "dense"
+    ones, _ = host_lattice.sums(lattices[0], form, None)
+    alone, _ = host_lattice.sums(host_lattice.build(places[:1])[1][0], form, None)
+    assert alone == pytest.approx(1, abs=0.1)
+    np.testing.assert_allclose(ones, 1, atol=0.15)

@@ -109,6 +109,47 @@ def test_a_lattice_is_widened_as_far_as_there_is_room(monkeypatch):
     assert sums.min() > 0.3
 
 
+@pytest.mark.parametrize(("usual", "room", "which"), [(1 / 4, 1808, 0), (2340 / 7200, 2352, 3)])
+def test_points_that_touch_more_vertices_than_can_be_blurred_have_the_other_form(usual, room, which, monkeypatch):
+    """Also where it shows only in the last lattice; the result is the filter, not zero."""
+    features = np.random.default_rng(2).normal(0, 0.6, (900, 7)).astype(np.float32)
+    ones = np.ones((900, 1), np.float32)
+    direct = _built(features, "direct")
+    assert direct.counts[0] <= lattice_design.few(900)
+    for name, value in {"LEAST": 256, "BLOCK": 16, "USUAL": usual}.items():
+        monkeypatch.setattr(traced_lattice, name, value)
+    found = jax.jit(lambda f: traced_lattice.build(f))(features)
+    touched = np.array(_distinct_vertices(features, "axes"))
+    assert found.rooms[0] == room and np.argmax(touched >= room) == which
+    assert not found.axes
+    np.testing.assert_array_equal(found.counts, direct.counts)
+    sums = np.asarray(permutohedral.apply(found, ones))
+    np.testing.assert_allclose(sums, permutohedral.apply(direct, ones), rtol=1e-4)
+    assert sums.min() > 0.3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_with_64_bit_types(dtype):
+    """Where JAX's integers and floats have 64 bits by default the same comes out."""
+    image = np.random.default_rng(0).uniform(0, 255, (12, 15, 3)).astype(np.float32)
+    unary = np.random.default_rng(1).uniform(0, 2, (12, 15, 3)).astype(dtype)
+
+    def run(unary):
+        return mean_field(unary, image, CRFParams(3.0, 6.0, 60.0, 1.0, 2.0), 3, bilateral="permutohedral")
+
+    compiled = jax.jit(lambda u: run(u))
+    expected = [f(unary.astype(np.float32)) for f in (run, compiled)]
+    with jax.enable_x64(True):
+        # The plain call is for 32 bits.
+        ways = {"float32": (run, compiled), "float64": (compiled, run)}[dtype]
+        found = [f(unary) for f in ways]
+        assert {q.dtype.name for q in found} == {dtype}
+        gradient = jax.eval_shape(jax.grad(lambda u: (run(u) ** 2).sum()), jax.ShapeDtypeStruct(unary.shape, dtype))
+    assert gradient.dtype == dtype
+    np.testing.assert_allclose(found[0], expected[ways[0] is compiled], atol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
+
+
 def test_a_lattice_that_ends_with_a_block_hears_nothing_of_another(monkeypatch):
     """The row after its vertices stands for those that do not exist, and holds zeros, whatever was there before."""
     rng = np.random.default_rng(4)
