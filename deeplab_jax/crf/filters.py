@@ -21,7 +21,7 @@ class Filter:
     Attributes:
       module: the module with `build` and `apply`.
       grid: whether `build` takes `grid=(H, W)`: points must be the pixels of an image, row by row.
-      cutoff: whether `build` takes `cutoff`, below which kernel values may be skipped.
+      cutoff: whether `build` takes `cutoff`, below which kernel values may be skipped, and `far`: see `exact.build`.
       width_gradient: whether marginals have a gradient in the features, and so in the kernel's widths.
       turns: whether it is the mean of several filters: `apply` takes `turn`, and a structure has `lattices`.
     """
@@ -51,7 +51,8 @@ def check_name(name: str) -> None:
 def build(name: str, features: jax.Array, grid: tuple[int, int] | None, cutoff: float | None) -> Any:
     """The structure of a filter for features [N, D]; `grid` is None if the points are not the pixels of an image."""
     chosen = FILTERS[name]
-    options: dict[str, Any] = {"cutoff": cutoff} if chosen.cutoff else {}
+    # Colors and places in a photograph are near each other, in standard deviations; other features may not be.
+    options: dict[str, Any] = {"cutoff": cutoff, "far": grid is None} if chosen.cutoff else {}
     if chosen.grid:
         options["grid"] = grid
     return chosen.module.build(features, **options)
