@@ -83,7 +83,7 @@ def entry(row: str, seed: int, iou: float, near: float, parameters: str = "learn
 def test_rows_are_compared_with_row_a_of_their_seed():
     found = [entry("a", 0, 0.5, 0.3, "searched"), entry("c", 0, 0.52, 0.33)]
     found += [entry("a", 1, 0.6, 0.2, "searched"), entry("a", 1, 0.9, 0.9, "start's"), entry("c", 1, 0.66, 0.25)]
-    found += [entry("c", 0, 0.53, 0.33, "start's")]
+    found += [entry("c", 0, 0.53, 0.33, "start's"), entry("c", 0, 0.51, 0.34, "searched")]
     v = end_to_end.summary(found, 10)["c", "learned"]
     assert v["network"] == pytest.approx([52, 66]) and v["crf"] == pytest.approx([62, 76])
     assert v["gain"] == pytest.approx([2, 6]) and v["trimap_gain"] == pytest.approx([3, 5])
@@ -92,7 +92,7 @@ def test_rows_are_compared_with_row_a_of_their_seed():
     assert ten.rows[1][4:] == ("59.00 ± 9.90", "69.00 ± 9.90", "+4.00 ± 2.83", "39.00 ± 5.66", "+4.00 ± 1.41")
     assert five.title.startswith("shapes, split 'val', 5 mean-field iterations")
     left, right = end_to_end.plot(found).axes
-    assert [list(line.get_ydata()) for line in left.get_lines()][:2] == [pytest.approx([3]), pytest.approx([3])]
+    assert [list(line.get_ydata()) for line in left.get_lines()][:2] == [pytest.approx([1]), pytest.approx([4])]
     assert list(right.get_lines()[1].get_ydata()) == pytest.approx([59, 64, 69])
 
 
