@@ -118,9 +118,11 @@ def with_keys(
 ) -> State:
     """state = use(n, prepare(n, state), state) for n = 0, 1, ...; `prepare` returns keys and which are wanted.
 
-    Keys are made one step before they are used, since XLA computes what a loop carries once; else it would compute each
-    key again in each operation that uses it, and copy the table if the keys come from there. The first step has none.
+    On a CPU keys are made one step before they are used, since XLA computes what a loop carries once; else it would
+    compute each key again in each operation that uses it, and copy the table if the keys come from there.
     """
+    if at_once():
+        return lax.fori_loop(0, times, lambda n, state: use(n, prepare(n, state), state), state)
 
     def step(n: jax.Array, carried: tuple) -> tuple:
         keys, state = carried
@@ -128,7 +130,7 @@ def with_keys(
         return prepare(n, state), state
 
     shapes = jax.eval_shape(prepare, jnp.int32(0), state)
-    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # wanted, in the first step
     return lax.fori_loop(0, times + 1, step, (none, state))[1]
 
 

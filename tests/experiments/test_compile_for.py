@@ -188,10 +188,10 @@ def test_exact_filter_on_gpus_has_few_sequential_steps():
 def test_lattice_on_gpus_has_no_chunks_and_few_kernels():
     """Of the room that hardly a photograph needs, in which channels are filtered in three parts: the dearer branch."""
     found = compiled("h100:1", "crf.permutohedral")
-    assert found["kernels"] <= 66 * 10
-    # 24 loops that number vertices and find neighbors; 9 iterations in three parts; lattices, the last iteration's.
-    assert found["loop_steps"] - found["unknown_loops"] <= 48 and found["unknown_loops"] <= 24
-    assert found["gathers"] <= 154 and found["scatters"] <= 69
+    assert found["kernels"] <= 58 * 10
+    # 12 loops that number vertices and find neighbors; 9 iterations in three parts; lattices, the last iteration's.
+    assert found["loop_steps"] - found["unknown_loops"] <= 48 and found["unknown_loops"] <= 12
+    assert found["gathers"] <= 102 and found["scatters"] <= 53
     assert found["temporary_bytes"] < 270e6
 
 
