@@ -269,9 +269,10 @@ def plot(found: Sequence[Mapping]):
     figure = common.new_figure(10.5, 4.0)
     left, right = figure.subplots(1, 2)
     after = summary(found, counts[-1])
+    shown = {"start": "start's", "b": "learned"}  # the others by a search of their own, as they are meant to be used
     for letter in "bc":
         at = {8: f"{letter}_stride8", WITH_CRF["crf.stride"]: letter, 2: f"{letter}_stride2", 1: f"{letter}_stride1"}
-        kind = "searched" if letter == "c" else "learned"
+        kind = shown.get(letter, "searched")
         points = {stride: after[row, kind] for stride, row in at.items() if (row, kind) in after}
         for name, style in (("gain", "o-"), ("trimap_gain", "s--")):
             if points:
@@ -283,8 +284,10 @@ def plot(found: Sequence[Mapping]):
     left.set_xlabel("stride of the map in training")
     left.set_ylabel("over more piecewise training [points]")
     for row, parameters in after:
+        if parameters != shown.get(row.partition("_")[0], "searched"):
+            continue
         means = [statistics.fmean(summary(found, n)[row, parameters]["crf" if n else "network"]) for n in counts]
-        right.plot(counts, means, "o-" if parameters == "learned" else "s--", label=f"{row}, {parameters}", ms=4)
+        right.plot(counts, means, "o-" if row[0] == "c" else "s--", label=row, ms=4)
     right.set_xlabel("mean-field iterations")
     right.set_ylabel("mean IoU [%]")
     for axes in (left, right):

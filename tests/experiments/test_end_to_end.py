@@ -93,7 +93,7 @@ def test_rows_are_compared_with_row_a_of_their_seed():
     assert five.title.startswith("shapes, split 'val', 5 mean-field iterations")
     left, right = end_to_end.plot(found).axes
     assert [list(line.get_ydata()) for line in left.get_lines()][:2] == [pytest.approx([1]), pytest.approx([4])]
-    assert list(right.get_lines()[1].get_ydata()) == pytest.approx([59, 64, 69])
+    assert list(right.get_lines()[1].get_ydata()) == pytest.approx([51, 56, 61])
 
 
 @pytest.mark.long
