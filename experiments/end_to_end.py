@@ -17,8 +17,8 @@ A variation changes one thing of b or c: c_sharp (the searched weights as they a
 runs in training; also 1, and 8 with the exact filter), c_pixels (the loss at every pixel), c_one_weight,
 c_no_compatibility, c_iterations10, c_crf_rate10, c_crf_rate100, c_crf_loss_alone (no loss on the scores before the
 CRF), c_unweighted (no class weights after the CRF), c_no_ema, c_stored_norm, c_exact (the filter), c_crfasrnn (Zheng et
-al. 2015); and of a: a_pixels. Row a has --steps steps; the others have as many as fit into the same time, or with --equal
-steps the same number. A stopped command continues where it was; rows that have been run before are shown too.
+al. 2015); and of a: a_pixels. Row a has --steps steps; the others have as many as fit into the same time, or with
+--equal steps the same number. A stopped command continues where it was; rows that have been run before are shown too.
 
 Choose between rows on held-out images (--config.eval.split=holdout), and use the validation images once.
 """
