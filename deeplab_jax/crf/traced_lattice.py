@@ -70,8 +70,8 @@ def build(features: jax.Array) -> Lattice:
       features: [N, D], already divided by their standard deviations.
 
     Returns:
-      As many lattices as `lattice_design.lattices` says, of the form that their number of vertices suggests, or "direct"
-      where there is no room to blur along the axes.
+      As many lattices as `lattice_design.lattices` says, of the form that their number of vertices suggests, or of the
+      form "direct" where there is no room to blur along the axes.
     """
     features = lax.stop_gradient(features)
     features = features - features.min(axis=0)

@@ -222,11 +222,11 @@ def test_exact_filter_on_tpus():
 
 @pytest.mark.long
 def test_lattice_on_tpus():
-    """In the form for CPUs the traced program has 360 gathers and 78 scatters."""
+    """Of the room that hardly a photograph needs. Without neighbors: 18 gathers, 13 scatters, 340 MB, no such loops."""
     found = compiled("v5e:1x1", "crf.permutohedral")
-    assert found["gathers"] <= 18 and found["scatters"] <= 13 and found["sorts"] <= 5
-    assert found["loop_steps"] <= 960 and found["unknown_loops"] == 0
-    assert found["temporary_bytes"] < 340e6
+    assert found["gathers"] <= 256 and found["scatters"] <= 31 and found["sorts"] <= 2
+    assert found["loop_steps"] <= 723 and found["unknown_loops"] <= 12  # numbering vertices, finding neighbors
+    assert found["temporary_bytes"] < 790e6
 
 
 @pytest.mark.long
