@@ -281,7 +281,7 @@ def plot(found: Sequence[Mapping]):
                 left.plot(list(points), means, style, label=f"{WHAT[letter]}, {where}", ms=4)
     left.axhline(0, color="0.6", lw=1)
     left.set_xscale("log", base=2)
-    left.set_xticks([1, 2, 4, 8], labels="1248")
+    left.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
     left.set_xlabel("stride of the map in training")
     left.set_ylabel("over more piecewise training [points]")
     for row, parameters in after:

@@ -23,7 +23,7 @@ def choose_bilateral(bilateral: str, height: int, width: int, platform: str | No
 
     Args:
       bilateral: a name of `filters.FILTERS`, or "auto": exact up to 4,096 pixels on CPU (score maps of
-        41 x 41 and the like; ten iterations over 63 x 47 pixels and 21 labels take 0.14 s of CPU time, 1.4 times the
+        41 x 41 and the like; ten iterations over 63 x 47 pixels and 21 labels take 0.14 s of CPU time, 1.7 times the
         lattice's), 16,384 on GPU and 8,192 on TPU (chosen from the compilers' estimates, not measured; see
         docs/scaling.md), else permutohedral. A program for several platforms uses the CPU's limit.
       height: H; for point sets, N with width 1.

@@ -19,6 +19,7 @@ from jax import lax
 from deeplab_jax.crf import lattice_design
 from deeplab_jax.crf.buffers import POINTS
 from deeplab_jax.crf.ready_kernels import TAPS, LatticeKernel, SpatialKernel
+from deeplab_jax.crf.vertices import indices
 
 # At level 3 LLVM unrolls the loops over labels before it vectorizes, and they stay scalar: three times the time.
 _COMPILER = {"xla_backend_optimization_level": 2}
@@ -139,7 +140,7 @@ def _rows(values: jax.Array, at: jax.Array | int, size: int = POINTS) -> jax.Arr
 
 def _of(values: jax.Array, n: jax.Array, at: jax.Array, size: int) -> jax.Array:
     """values [L, N, ...] of lattice n and the block of points from `at`."""
-    start = [jnp.int32(i) for i in (n, at, *(0 for _ in values.shape[2:]))]  # of one type, also under `jax_enable_x64`
+    start = indices(n, at, *(0 for _ in values.shape[2:]))
     return lax.dynamic_slice(values, start, (1, size, *values.shape[2:]))[0]
 
 
@@ -180,7 +181,7 @@ def _between(grids: tuple, kernel: LatticeKernel, turn: jax.Array) -> tuple:
     def step(to: jax.Array, source: jax.Array, axes: slice, own: float | jax.Array, side: float | jax.Array):
         def block(b: jax.Array, to: jax.Array) -> jax.Array:
             near = lax.dynamic_slice(
-                kernel.neighbors, (turn, jnp.int32(axes.start), b * POINTS), (1, axes.stop - axes.start, POINTS)
+                kernel.neighbors, indices(turn, axes.start, b * POINTS), (1, axes.stop - axes.start, POINTS)
             )[0]
             total = sum(source.at[n].get(mode="promise_in_bounds").astype(jnp.float32) for n in near)
             total = own * _rows(source, b * POINTS).astype(jnp.float32) + side * total

@@ -77,7 +77,7 @@ def build(features: jax.Array) -> Lattice:
     features = features - features.min(axis=0)
     points, dimensions = features.shape
     order, lattices = dimensions + 1, lattice_design.lattices(points)
-    room, block = rooms(order * points)[-1], block_size(order * points)
+    sizes, block = rooms(order * points), block_size(order * points)
     few = lattice_design.few(points)
     embeddings = {
         form: [lattice_design.embedding(form, dimensions, n) for n in range(lattices)] for form in ("direct", "axes")
@@ -93,7 +93,7 @@ def build(features: jax.Array) -> Lattice:
         touched, found, weights, table, steps = _one(features, matrices[form, n], shifts[form, n], built.axes)
         # All lattices have the other form: where the first has few vertices, and where one has too many to be blurred.
         few_found = undecided & ~built.axes & (n == 0) & (touched <= few)
-        crowded = built.axes & (touched >= rooms(order * points)[0] - 1)
+        crowded = built.axes & (touched >= sizes[0] - 1)
         again = few_found | crowded
         put = lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, n, 0)  # noqa: E731
         near = vertices.join(table, steps, block, built.neighbors, n, ~again)
@@ -108,7 +108,7 @@ def build(features: jax.Array) -> Lattice:
     start = Lattice(
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, features.dtype),
-        jnp.zeros((lattices, 2 * order, room), jnp.int32),
+        jnp.zeros((lattices, 2 * order, sizes[-1]), jnp.int32),
         jnp.zeros(lattices, jnp.int32),
         jnp.bool_(order * points <= few),
     )
@@ -124,12 +124,12 @@ def _one(
     sizes, block = rooms(order * points), block_size(order * points)
     base, rank, weights = lax.optimization_barrier(_simplices(features, matrix, shift))
     units, steps = vertices.axis_steps(base)
-    size = points if at_once() else min(-(-points // 2), BLOCK)
+    size = points if at_once() else min(-(-points // 2), BLOCK)  # two or more steps: XLA dissolves a loop of one
 
     def at(n: jax.Array) -> jax.Array:
         return jnp.minimum(n * size, points - size)  # some twice, which changes nothing
 
-    def some(n: jax.Array, state: tuple) -> tuple[vertices.Words, jax.Array]:
+    def corners(n: jax.Array, state: tuple) -> tuple[vertices.Words, jax.Array]:
         cells, ranks = ([lax.dynamic_slice_in_dim(x, at(n), size) for x in xs] for xs in (base, rank))
         return vertices.corners(cells, ranks, units, steps), jnp.ones(order * size, bool)
 
@@ -138,7 +138,7 @@ def _one(
         return table, lax.dynamic_update_slice_in_dim(state[1], numbers.reshape(-1, size), at(n), 1)
 
     state = vertices.empty(sizes[-1]), jnp.zeros((order, points), jnp.int32)
-    table, found = vertices.with_keys(some, number, -(-points // size), state)
+    table, found = vertices.with_keys(corners, number, -(-points // size), state)
     touched = table.count
     table = lax.cond(axes, lambda t: vertices.widened(t, steps, block // 4, sizes[0]), lambda t: t, table)
     return touched, found, weights, table, steps
