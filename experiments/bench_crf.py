@@ -1,6 +1,6 @@
 """Times the dense CRF against pydensecrf2, and measures how its cost grows.
 
-    PYTHONPATH=. python experiments/bench_crf.py --case v2_full.npz --modes compare,gradient,growth --out DIR
+    python -m experiments.bench_crf --case v2_full.npz --modes compare,gradient,growth --out DIR
 
 compare: ours with and without label pruning and pydensecrf2 (`pip install pydensecrf2`; omitted if missing), in turn on
 one image, lattice and set-up included, compilation excluded and reported separately; labels versus the exact marginals.

@@ -1,21 +1,25 @@
 """How close the CRF's plain call is to the sum over all pairs, compared with pydensecrf2.
 
-    PYTHONPATH=. python experiments/crf_accuracy.py --data DIR --quick
+    python -m experiments.crf_accuracy --data DIR --quick
 
-DIR holds `camvid/val`, `voc_sample/VOCdevkit/VOC2012/JPEGImages` or `densecrf_examples`; whichever exist are used.
-Scores: clusters of colours as labels, sampled at stride 8, upsampled and disturbed; wrong near edges, as a network's
-are. The reference is `exact`, all pairs up to 8,000 pixels, above that with a cutoff of 1e-3. --quick uses one
-photograph of each folder at 96 x 72 and 160 x 120. --traced measures the lattice of programs compiled for one size.
+DIR holds `camvid/val`, `voc_sample/VOCdevkit/VOC2012/JPEGImages` or `densecrf_examples`; whichever exist are used, or
+else the photographs in DIR itself. Scores: clusters of colors as labels, sampled at stride 8, upsampled and disturbed;
+wrong near edges, as a network's are. The reference is `exact`, all pairs up to 8,000 pixels, above that with a cutoff
+of 1e-3. --quick uses one photograph of each folder at 96 x 72 and 160 x 120. --traced measures the lattice of programs
+compiled for one size.
 
 Columns: labels that the CRF changes, wrong labels and mean |dQ| of ours and of pydensecrf2, in percent. Writes
-crf_accuracy.json and crf_accuracy.md to --out, and the table to stdout.
+crf_accuracy.json and crf_accuracy.md to --out, and the table to stdout. A command that was interrupted continues where
+it stopped; one that was finished measures again.
 """
 
 import functools
+import itertools
 import json
 import pathlib
+import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,8 +27,10 @@ from absl import flags
 from PIL import Image
 
 from deeplab_jax import cli
+from deeplab_jax.console import Meter, say
 from deeplab_jax.crf import PRESETS, CRFParams, mean_field
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_text
 from experiments.crf_cases import peer, scores
 
 FLAGS = flags.FLAGS
@@ -37,6 +43,9 @@ flags.DEFINE_integer("each", 3, "photographs of each folder")
 flags.DEFINE_bool("traced", False, "the lattice of programs for one size, as inside a jit, not the plain call's")
 flags.DEFINE_bool("quick", False, "one photograph of each folder, two small sizes")
 
+SHOWN = ("photograph", "size", "params", "normalization")
+KEYS = (*SHOWN, "traced")
+UNFINISHED = "crf_accuracy_unfinished.json"
 FOLDERS = ("camvid/val", "voc_sample/VOCdevkit/VOC2012/JPEGImages", "densecrf_examples")
 SETTINGS = {name: preset.params for name, preset in PRESETS.items()} | {
     "pydensecrf_readme": CRFParams(10.0, 80.0, 13.0, 3.0, 3.0),
@@ -51,26 +60,48 @@ def main(argv: Sequence[str]) -> None:
     unknown = set(FLAGS.params) - set(SETTINGS)
     if unknown:
         raise UserError(f"--params names {sorted(unknown)}; choose from {', '.join(SETTINGS)}")
-    photographs = list(_photographs(pathlib.Path(FLAGS.data), 1 if FLAGS.quick else FLAGS.each))
-    if not photographs:
-        raise UserError(f"--data {FLAGS.data} holds none of {', '.join(FOLDERS)}")
-    out = pathlib.Path(FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
+    photographs = find_photographs(pathlib.Path(FLAGS.data), 1 if FLAGS.quick else FLAGS.each)
     sizes = ["96x72", "160x120"] if FLAGS.quick else FLAGS.sizes
+    out = pathlib.Path(FLAGS.out)
+    rows = measure(photographs, sizes, FLAGS.params or list(SETTINGS), FLAGS.normalizations, FLAGS.traced, out)
+    text = "\n".join([*HEAD, *map(line, rows), "", *by_setting(rows), "", summary(rows)]) + "\n"
+    write_text(out / "crf_accuracy.json", json.dumps(rows, indent=2))
+    write_text(out / "crf_accuracy.md", text)
+    (out / UNFINISHED).unlink()
+    print(text)
+
+
+def measure(
+    photographs: Sequence[pathlib.Path],
+    sizes: Sequence[str],
+    names: Sequence[str],
+    normalizations: Sequence[str],
+    traced: bool,
+    out: pathlib.Path,
+) -> list[dict]:
+    """A row for each size, photograph, setting and normalization; those found in `out` are not measured again."""
+    try:
+        done = {tuple(row[k] for k in KEYS): row for row in json.loads((out / UNFINISHED).read_text())}
+    except (OSError, ValueError, KeyError, TypeError):
+        done = {}
     rows = []
+    meter = Meter(len(sizes) * len(photographs) * len(names) * len(normalizations))
     for size in sizes:
         for path in photographs:
-            image = _sized(path, size)
+            image = sized(path, size)
             unary = scores(image)
-            for name in FLAGS.params or SETTINGS:
-                for normalization in FLAGS.normalizations:
-                    row = {"photograph": path.stem, "size": f"{image.shape[1]}x{image.shape[0]}", "params": name}
-                    rows.append(row | {"normalization": normalization, **compare(unary, image, name, normalization)})
-                    print(line(rows[-1]), flush=True)
-                    (out / "crf_accuracy.json").write_text(json.dumps(rows, indent=2))
-    text = "\n".join([*HEAD, *map(line, rows), "", summary(rows)]) + "\n"
-    (out / "crf_accuracy.md").write_text(text)
-    print(text)
+            for name, normalization in itertools.product(names, normalizations):
+                about = (path.stem, f"{image.shape[1]}x{image.shape[0]}", name, normalization, traced)
+                if about in done:
+                    meter.known(1)
+                else:
+                    found = compare(unary, image, name, normalization, traced)
+                    done[about] = dict(zip(KEYS, about, strict=True)) | found
+                    write_text(out / UNFINISHED, json.dumps(list(done.values())))
+                    if meter.tick():
+                        say(f"{meter.done} of {meter.total} rows, {meter.left}")
+                rows.append(done[about])
+    return rows
 
 
 HEAD = (
@@ -79,7 +110,7 @@ HEAD = (
 )
 
 
-def compare(unary: np.ndarray, image: np.ndarray, name: str, normalization: str) -> dict[str, float]:
+def compare(unary: np.ndarray, image: np.ndarray, name: str, normalization: str, traced: bool) -> dict[str, float]:
     """Percent of labels changed by the CRF, and wrong labels and mean |dQ| of ours and of pydensecrf2, in percent."""
     params = SETTINGS[name]
     cutoff = None if unary.shape[0] * unary.shape[1] <= 8000 else 1e-3
@@ -87,7 +118,7 @@ def compare(unary: np.ndarray, image: np.ndarray, name: str, normalization: str)
         mean_field(unary, image, params, 10, bilateral="exact", normalization=normalization, cutoff=cutoff)
     )
     run = functools.partial(mean_field, params=params, iterations=10, normalization=normalization)
-    if FLAGS.traced:
+    if traced:
         run = jax.jit(functools.partial(run, bilateral="permutohedral"))
     ours = np.asarray(run(unary, image))
     row = {"changed": _wrong(-unary, exact), "ours": _wrong(ours, exact), "ours_dq": _dq(ours, exact)}
@@ -101,28 +132,65 @@ def summary(rows: Sequence[dict]) -> str:
     if not both:
         return f"{len(rows)} rows, pydensecrf2 not installed"
     behind = [r for r in both if r["ours"] > r["theirs"] + 0.02]
-    ratio = statistics.median(r["ours"] / max(r["theirs"], 1e-3) for r in both)
+    ratio = statistics.median(map(_ratio, both))
     return f"{len(both)} rows: pydensecrf2 closer by more than 0.02 points in {len(behind)}; median ratio {ratio:.2f}"
 
 
 def line(row: dict) -> str:
     values = (row.get(k, float("nan")) for k in ("changed", "ours", "theirs", "ours_dq", "theirs_dq"))
-    return "| " + " | ".join([*(row[k] for k in KEYS), *(f"{v:.3f}" for v in values)]) + " |"
+    return "| " + " | ".join([*(row[k] for k in SHOWN), *(f"{v:.3f}" for v in values)]) + " |"
 
 
-KEYS = ("photograph", "size", "params", "normalization")
+def by_setting(rows: Sequence[dict]) -> list[str]:
+    """A table of medians over photographs and normalizations, ours / theirs, and the greatest ratio of a row."""
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    lines = ["| params | " + " | ".join(sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for name in dict.fromkeys(row["params"] for row in rows):
+        cells = []
+        for size in sizes:
+            some = [r for r in rows if (r["params"], r["size"]) == (name, size) and "theirs" in r]
+            ours, theirs = (statistics.median(r[k] for r in some) if some else 0 for k in ("ours", "theirs"))
+            worst = max((_ratio(r) for r in some), default=0)
+            cells.append(f"{ours:.2f} / {theirs:.2f} ({worst:.2f})" if some else "")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
 
 
-def _photographs(data: pathlib.Path, each: int) -> Iterator[pathlib.Path]:
-    for folder in FOLDERS:
-        found = sorted(p for p in (data / folder).glob("*") if p.suffix in (".jpg", ".png") and "anno" not in p.name)
-        yield from found[:each]
+def _ratio(row: dict) -> float:
+    return row["ours"] / max(row["theirs"], 1e-3)
 
 
-def _sized(path: pathlib.Path, size: str) -> np.ndarray:
-    image = Image.open(path).convert("RGB")
-    if size != "own":
-        image = image.resize(tuple(int(n) for n in size.split("x")), Image.Resampling.BICUBIC)
+def find_photographs(data: pathlib.Path, each: int) -> list[pathlib.Path]:
+    """At most `each` photographs of each of the known folders in `data`, or else of `data` itself.
+
+    Raises:
+      UserError: there are none.
+    """
+    folders = [data / name for name in FOLDERS if (data / name).is_dir()] or [data]
+    found = []
+    for folder in folders:
+        files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".png") and "anno" not in p.name)
+        found += files[:each]
+    if not found:
+        raise UserError(f"--data {data} holds no photographs (.jpg, .png), nor do {', '.join(FOLDERS)} in it")
+    return found
+
+
+def sized(path: pathlib.Path, size: str) -> np.ndarray:
+    """The photograph, uint8 [H, W, 3], at a size such as "96x72", or at its "own".
+
+    Raises:
+      UserError: not a size, or not a photograph.
+    """
+    wanted = None if size == "own" else re.fullmatch(r"(\d+)x(\d+)", size)
+    if size != "own" and not wanted:
+        raise UserError(f"--sizes: {size!r} is not a size; write width x height, as in 160x120, or own")
+    try:
+        image = Image.open(path).convert("RGB")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read as a photograph ({e})") from e
+    if wanted:
+        image = image.resize((int(wanted[1]), int(wanted[2])), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
