@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 from deeplab_jax.crf import convergent, frank_wolfe, incremental
 from deeplab_jax.crf.filters import Turn
@@ -42,6 +43,7 @@ def _iterate_incrementally(
     """The result of `incremental.iterate`; gradients are those of the same updates with every message recomputed."""
 
     @jax.custom_vjp
+    @sequential_vmap  # images take their turns, as in a batch: see `traced_lattice.build`
     def run(iterations: int | jax.Array, *differentiable: Any) -> tuple[jax.Array, jax.Array | None]:
         count = options.iterations if options.return_all else iterations
         unary, filters, mu = differentiable

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 from deeplab_jax.crf import lattice_design
 from deeplab_jax.crf.traced_lattice import Lattice, block_size, build
@@ -45,16 +46,20 @@ def transpose(structure: Lattice, values: jax.Array, turn: Number | None = None)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply(backwards: bool, structure: Lattice, values: jax.Array, turn: Number | None) -> jax.Array:
-    def with_room(room: int, values: jax.Array) -> jax.Array:
-        def alone(lattice: Number) -> jax.Array:
-            return _alone(structure, values, lattice, room, backwards)
+    @sequential_vmap  # as `traced_lattice.build`
+    def run(structure: Lattice, values: jax.Array, turn: Number | None) -> jax.Array:
+        def with_room(room: int, values: jax.Array) -> jax.Array:
+            def alone(lattice: Number) -> jax.Array:
+                return _alone(structure, values, lattice, room, backwards)
 
-        if turn is not None:
-            return alone(turn)
-        total = lax.fori_loop(0, structure.lattices, lambda n, t: t + alone(n), jnp.zeros_like(values))
-        return total / structure.lattices
+            if turn is not None:
+                return alone(turn)
+            total = lax.fori_loop(0, structure.lattices, lambda n, t: t + alone(n), jnp.zeros_like(values))
+            return total / structure.lattices
 
-    return lax.switch(structure.which_room(), [functools.partial(with_room, n) for n in structure.rooms], values)
+        return lax.switch(structure.which_room(), [functools.partial(with_room, n) for n in structure.rooms], values)
+
+    return run(structure, values, turn)
 
 
 def _apply_forward(backwards: bool, structure: Lattice, values: jax.Array, turn: Number | None) -> tuple:

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 from deeplab_jax.crf import lattice_design, vertices
 from deeplab_jax.crf.vertices import at_once
@@ -64,7 +65,8 @@ class Lattice:
 def build(features: jax.Array) -> Lattice:
     """Finds the lattices (Adams et al. 2010, section 3) around points.
 
-    Works inside jit; memory is linear in N. Gradients do not reach the features.
+    Works inside jit; memory is linear in N. Gradients do not reach the features. Under vmap the point sets take their
+    turns: together, all of them would cost as much as the most expensive one, in both forms.
 
     Args:
       features: [N, D], already divided by their standard deviations.
@@ -73,7 +75,11 @@ def build(features: jax.Array) -> Lattice:
       As many lattices as `lattice_design.lattices` says, of the form that their number of vertices suggests, or of the
       form "direct" where there is no room to blur along the axes.
     """
-    features = lax.stop_gradient(features)
+    return _build(lax.stop_gradient(features))
+
+
+@sequential_vmap
+def _build(features: jax.Array) -> Lattice:
     features = features - features.min(axis=0)
     points, dimensions = features.shape
     order, lattices = dimensions + 1, lattice_design.lattices(points)

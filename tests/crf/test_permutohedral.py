@@ -355,6 +355,23 @@ def test_vmap_is_the_loop():
         np.testing.assert_allclose(together[n], one(features[n], values[n]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("derived", [lambda f: f, jax.grad], ids=["marginals", "gradient"])
+def test_under_vmap_images_take_their_turns(derived):
+    """Branches remain branches: batched, they would become selections, and every image would pay for all of them."""
+    image = np.random.default_rng(0).uniform(0, 255, (3, 8, 10, 3)).astype(np.float32)
+    unary = np.random.default_rng(1).uniform(0, 3, (3, 8, 10, 4)).astype(np.float32)
+
+    def first_label(unary, image):
+        return mean_field(unary, image, CRFParams(3, 4, 40, 1, 1), 3, bilateral="permutohedral")[..., 0].sum()
+
+    function = derived(first_label)
+    single, together = (
+        jax.jit(f).lower(*(x[at] for x in (unary, image))).as_text().count("stablehlo.case")
+        for f, at in ((function, 0), (jax.vmap(function), slice(None)))
+    )
+    assert together == single > 0
+
+
 @pytest.mark.parametrize(("xy_std", "rgb_std"), [(67, 3), (121, 5)])
 @pytest.mark.long
 def test_scale_on_a_photograph(test_data, xy_std, rgb_std):
