@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import types
 
 import jax
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 import deeplab_jax.data
-from deeplab_jax import crf, crf_search
+from deeplab_jax import crf
+from deeplab_jax.config import load_config
 from deeplab_jax.crf import layer
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
@@ -19,6 +21,7 @@ from deeplab_jax.search.grid import Candidate
 from deeplab_jax.search.learning import learn_weights
 from deeplab_jax.search.scores import CRFScorer, ScoreStore
 from deeplab_jax.search.workdir import search_workdir
+from tests.command_line import call
 from tests.toy_workdir import NAMES, photograph, toy_config, write_toy_workdir
 
 GRID = dict(grid.GRIDS["v2"]) | {"normalization": ("after",)}
@@ -229,10 +232,28 @@ def test_the_multiple_that_made_the_truth_is_found(trained, monkeypatch):
         search_workdir(toy_config(), workdir, axes, passes=1, thin=["wire"], iterations=4, say=str)
 
 
-def test_numbers_of_a_flag():
-    assert crf_search.numbers("bilateral_xy_std", ["50", "30", "40.5"]) == (30.0, 40.5, 50.0)
-    for texts in (["a"], [], ["0"], ["nan"]):
-        with pytest.raises(UserError, match="--bilateral_xy_std="):
-            crf_search.numbers("bilateral_xy_std", texts)
-    with pytest.raises(UserError, match="--thin_factor=0: needs finite numbers, above 0"):
-        crf_search.numbers("thin_factor", ["0"])
+def test_the_config_says_what_is_searched_and_flags_take_precedence(tmp_path, monkeypatch):
+    asked = {}
+
+    def search_workdir(config, workdir, axes, **options):
+        asked.update(options, axes=axes)
+        return types.SimpleNamespace(source="found"), ""
+
+    monkeypatch.setattr("deeplab_jax.search.workdir.search_workdir", search_workdir)
+    command = ["--config", "shapes", "--workdir", str(tmp_path)]
+    command += ["--config.search.grid.bilateral_weight=4,2", "--config.search.thin=sign,", "--config.search.passes=1"]
+    command += ["--config.search.objective=both", "--config.search.images=7", "--config.search.learn=3"]
+    done = call("crf_search", *command)
+    assert done.returncode == 0, done.stderr
+    config = load_config("shapes").search.grid
+    expected = {name: tuple(values) for name, values in config.items()} | {"bilateral_weight": (2.0, 4.0)}
+    assert asked["axes"] == expected | {"normalization": ("after",)}
+    found = {name: asked[name] for name in ("thin", "passes", "objective", "images", "learn")}
+    assert found == {"thin": ("sign",), "passes": 1, "objective": "both", "images": 7, "learn": 3}
+
+    flags = ["--bilateral_weight=5", "--grid=v1", "--thin=", "--passes=2", "--objective=trimap", "--images=9"]
+    assert call("crf_search", *command, *flags, "--learn=0", "--normalization=symmetric").returncode == 0
+    axes = {**expected, **grid.GRIDS["v1"], "bilateral_weight": (5.0,), "normalization": ("symmetric",)}
+    assert asked["axes"] == axes
+    found = {name: asked[name] for name in ("thin", "passes", "objective", "images", "learn")}
+    assert found == {"thin": [], "passes": 2, "objective": "trimap", "images": 9, "learn": 0}

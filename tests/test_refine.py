@@ -361,8 +361,31 @@ def test_a_preset_file_and_the_message_about_pieces(folder):
 def test_weights_for_other_classes_are_a_sentence(folder):
     params = PARAMS.replace(bilateral_weight=np.ones(5))
     options = RefineOptions(Setting(params, 2, "after"), "probs")
-    with pytest.raises(UserError, match="bilateral_weight has shape"):
+    with pytest.raises(UserError, match=r"a\.npy: bilateral_weight has a number for each of 5 classes, but"):
         refine_file(folder / "a.png", folder / "a.npy", folder / "out", options)
+
+
+def test_weights_per_class_belong_to_the_ids_of_the_map(folder):
+    """A map holds only some of the classes: their weights are found by id, not by place."""
+    weights = np.float32([2.0, 0.0, 5.0, 1.0, 0.5])
+    labels = np.where(probabilities()[..., 0] > 0.4, 2, 4).astype(np.uint8)
+    Image.fromarray(labels).save(folder / "l.png")
+    params = PARAMS.replace(bilateral_weight=weights)
+    options = RefineOptions(Setting(params, 3, "symmetric"), "labels")
+    refine_file(folder / "a.png", folder / "l.png", folder / "out", options)
+    unary = RoughLabels.from_file(folder / "l.png", SIZE, 255, 0.7).unary((slice(None), slice(None)))
+    image = np.array(Image.open(folder / "a.png"))
+    own = PARAMS.replace(bilateral_weight=np.float32([5.0, 0.5]))
+    expected = np.array([2, 4])[np.asarray(mean_field(unary, image, own, 3)).argmax(-1)]
+    found = np.array(Image.open(folder / "out.png"))
+    assert (found != labels).mean() > 0.01 and (found != expected).mean() < 0.002
+    labels[0, 0] = 7
+    Image.fromarray(labels).save(folder / "l.png")
+    message = (
+        r"l\.png: bilateral_weight has a number for each of the classes 0 to 4, and none for 7; choose .* --preset"
+    )
+    with pytest.raises(UserError, match=message):
+        refine_file(folder / "a.png", folder / "l.png", folder / "out", options)
 
 
 def test_scribbles_of_the_classic_demo(test_data, tmp_path):

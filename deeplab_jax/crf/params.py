@@ -51,6 +51,28 @@ class CRFParams:
         xy_stds = {name: scale(getattr(self, name)) for name in ("bilateral_xy_std", "gaussian_xy_std")}
         return dataclasses.replace(self, **xy_stds)
 
+    def of_classes(self, ids: np.ndarray, classes: int | None = None) -> "CRFParams":
+        """The same kernels where only the classes `ids` [K] exist: weights per class are theirs, the rest unchanged.
+
+        Args:
+          ids: class ids, integers.
+          classes: how many there must be where weights are per class; None = any number that has all `ids`.
+
+        Raises:
+          ValueError: a weight is for another number of classes, or has none for one of them.
+        """
+        weights = {}
+        for name in (n for n in FIELDS if n.endswith("weight") and np.ndim(getattr(self, n))):
+            weight = np.asarray(getattr(self, name))
+            if classes not in (None, len(weight)):
+                raise ValueError(f"{name} has a number for each of {len(weight)} classes, but there are {classes}")
+            if max(ids, default=0) >= len(weight):
+                raise ValueError(
+                    f"{name} has a number for each of the classes 0 to {len(weight) - 1}, and none for {max(ids)}"
+                )
+            weights[name] = weight[np.ix_(*[ids] * weight.ndim)]
+        return dataclasses.replace(self, **weights)
+
 
 def check_params(params: CRFParams, where: str = "") -> None:
     """Checks the numbers as float32, the type in which they are used: widths within `WIDTHS`, weights within `WEIGHTS`.

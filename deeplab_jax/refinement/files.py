@@ -1,6 +1,7 @@
 """Refining rough labels of photographs by the CRF, from files to files."""
 
 import collections
+import dataclasses
 import os
 import sys
 import time
@@ -258,16 +259,21 @@ def refine_file(
             files.write_palette_png(f"{out}.png", rough.given, rough.palette, note)
             say(f"{out}.png  ({given.name} has {has}: unchanged)")
             return
-    count = len(pieces.pieces(size, options.cut_above, pieces.margin_of(options.crf.params)))
+    try:
+        params = options.crf.params.of_classes(rough.ids, len(rough.ids) if options.given == "probs" else None)
+    except ValueError as e:
+        raise UserError(f"{given}: {e}; choose the CRF's parameters with --preset or --{str(e).split()[0]}") from e
+    crf = dataclasses.replace(options.crf, params=params)
+    count = len(pieces.pieces(size, options.cut_above, pieces.margin_of(params)))
     if count > 1:
         say(f"{image_path}: {size[0] * size[1] / 1e6:.1f} megapixels, above --cut_above: in {count} overlapping pieces")
     names = _NAMES
     if options.iterations_strip:
-        labels, frames = pieces.refine_frames(rough, image, options.crf, options.cut_above)
+        labels, frames = pieces.refine_frames(rough, image, crf, options.cut_above)
         picture = strip.iterations_strip(frames, rough.palette, rough.ids, names)
         files.write_png(f"{out}_iterations.png", picture)
     else:
-        labels = pieces.refine(rough, image, options.crf, options.cut_above)
+        labels = pieces.refine(rough, image, crf, options.cut_above)
     files.write_png(f"{out}_overlay.png", overlay.overlay(image, labels, rough.palette, names))
     files.write_palette_png(f"{out}.png", labels, rough.palette, note)
     say(f"{out}.png  ({time.monotonic() - start:.1f} s)")

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from deeplab_jax.console import Meter
 from deeplab_jax.crf.params import CRFParams
@@ -93,6 +94,35 @@ GRIDS: Mapping[str, Axes] = {
         "gaussian_xy_std": (3.0,),
     },
 }
+
+
+def axis(name: str, values: Iterable[str | float], given: str) -> tuple[float, ...]:
+    """The values of the axis `name`, ascending, from numbers or their texts; `given` names their flag or field.
+
+    Raises:
+      UserError: one is not a number, a width or factor is not positive, or there are none.
+    """
+    positive = name.endswith(("std", "factor"))
+    values = list(values)
+    shown = f"{given}={','.join(map(str, values))}"
+    try:
+        found = sorted({float(value) for value in values})
+    except ValueError as e:
+        raise UserError(f"{shown}: needs numbers separated by commas") from e
+    if not found or not all(map(math.isfinite, found)) or (positive and found[0] <= 0) or found[0] < 0:
+        raise UserError(f"{shown}: needs finite numbers, {'above' if positive else 'from'} 0")
+    return tuple(found)
+
+
+def configured_axes(search: ConfigDict) -> Axes:
+    """The grid of a config's group `search`.
+
+    Raises:
+      UserError: it has a value that cannot be searched, or an objective that does not exist.
+    """
+    if search.objective not in OBJECTIVES:
+        raise UserError(f"config.search.objective={search.objective}: must be among {', '.join(OBJECTIVES)}")
+    return {name: axis(name, values, f"config.search.grid.{name}") for name, values in search.grid.items()}
 
 
 def settings_of(axes: Axes) -> list[Candidate]:

@@ -21,7 +21,7 @@ from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs.checkpoints import load_workdir
 from deeplab_jax.runs.job import Job
 from deeplab_jax.search import groups, report, scores
-from deeplab_jax.search.grid import Axes, Candidate, Ledger, search, thin_flags
+from deeplab_jax.search.grid import Axes, Candidate, Ledger, configured_axes, search, thin_flags
 from deeplab_jax.search.learning import learn_weights, with_weights
 
 
@@ -160,11 +160,10 @@ def search_as_configured(
 ) -> tuple[Setting, str]:
     """`search_workdir` with the settings of the config, on `images` images; 0 = `config.search.images`."""
     crf, wanted = config.crf, config.search
-    grid = {name: tuple(values) for name, values in wanted.grid.items()}
     return search_workdir(
         config,
         workdir,
-        grid | {"normalization": (crf.normalization,)},
+        {**configured_axes(wanted), "normalization": (crf.normalization,)},
         images=images or wanted.images,
         objective=wanted.objective,
         passes=wanted.passes,

@@ -24,7 +24,7 @@ from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.flat import unflatten_state
 from deeplab_jax.runs.provenance import config_of, read_config
 from deeplab_jax.runs.record import read_record
-from deeplab_jax.search.grid import OBJECTIVES, thin_flags
+from deeplab_jax.search.grid import configured_axes, thin_flags
 from deeplab_jax.training.crops import check_crop
 from deeplab_jax.training.optimizer import create_optimizer, create_schedule
 from deeplab_jax.training.state import TrainState, create_state
@@ -110,8 +110,7 @@ def check(config: ConfigDict) -> None:
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
     check_crop(config)
-    if config.search.objective not in OBJECTIVES:
-        raise UserError(f"config.search.objective={config.search.objective}: must be among {', '.join(OBJECTIVES)}")
+    configured_axes(config.search)  # a mistake in them is reported now, not after the training
     try:
         setting_from_config(config.crf)
     except ValueError as e:

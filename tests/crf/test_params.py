@@ -112,3 +112,17 @@ def test_a_parameter_of_several_rows_is_named_in_one_line(value):
     with pytest.raises(ValueError, match="bilateral_rgb_std=") as caught:
         check_params(CRFParams(1.0, 1.0, value, 1.0, 1.0))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_some_classes():
+    matrix = np.arange(9.0).reshape(3, 3)
+    params = CRFParams(np.float32([1, 2, 3]), 20.0, (5.0, 6.0, 7.0), matrix, 2.0)
+    found = params.of_classes(np.uint8([0, 2]))
+    np.testing.assert_array_equal(found.bilateral_weight, [1, 3])
+    np.testing.assert_array_equal(found.gaussian_weight, [[0, 2], [6, 8]])
+    assert (found.bilateral_xy_std, found.bilateral_rgb_std) == (20.0, (5.0, 6.0, 7.0))
+    assert CRFParams().of_classes(np.uint8([9])) == CRFParams()
+    with pytest.raises(ValueError, match="bilateral_weight has .* the classes 0 to 2, and none for 3"):
+        params.of_classes(np.uint8([0, 3]))
+    with pytest.raises(ValueError, match="for each of 3 classes, but there are 2"):
+        params.of_classes(np.uint8([0, 1]), classes=2)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs.job import Job
 from deeplab_jax.search import grid, groups
@@ -191,3 +192,29 @@ def test_the_gain_is_given_for_a_group_that_the_search_did_not_see(tmp_path):
         "mean_iou gained on a group that the search did not see: x -4.30 (2 images), y -8.33 (1 images)"
     )
     assert groups.gains_on_unseen(found, [a, b], ["x"] * 3, "mean_iou") == [] and groups.sentence([], "mean_iou") == ""
+
+
+def test_values_of_an_axis():
+    assert grid.axis("bilateral_xy_std", ["50", "30", "40.5"], "--bilateral_xy_std") == (30.0, 40.5, 50.0)
+    for values in (["a"], [], ["0"], ["nan"], [-1.0]):
+        with pytest.raises(UserError, match="--bilateral_xy_std="):
+            grid.axis("bilateral_xy_std", values, "--bilateral_xy_std")
+    with pytest.raises(UserError, match="--thin_factor=0: needs finite numbers, above 0"):
+        grid.axis("thin_factor", ["0"], "--thin_factor")
+    assert grid.axis("gaussian_weight", (0.0,), "--gaussian_weight") == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("grid.bilateral_xy_std", (0.0, 30.0), r"config\.search\.grid\.bilateral_xy_std=0\.0,30\.0: needs .* above 0"),
+        ("grid.gaussian_weight", (), r"config\.search\.grid\.gaussian_weight=: needs finite numbers"),
+        ("objective", "foo", r"config\.search\.objective=foo: must be among mean_iou, trimap, both"),
+    ],
+)
+def test_mistakes_in_the_config_are_named(field, value, message):
+    config = load_config("shapes")
+    assert grid.configured_axes(config.search) == {name: tuple(v) for name, v in config.search.grid.items()}
+    config.search.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        grid.configured_axes(config.search)
