@@ -103,15 +103,30 @@ def check_labels(labels: jax.Array, classes: int) -> None:
 
 
 def check_weight(weight: Any, name: str, labels: int) -> None:
-    """Checks that a weight is a number, [C] or [C, C]."""
+    """Checks that a weight is a number, [C] or [C, C], and finite."""
     if np.shape(weight) not in ((), (labels,), (labels, labels)):
         raise ValueError(f"{name} has shape {np.shape(weight)}; needed: a number, ({labels},) or ({labels}, {labels})")
+    _check_numbers(weight, name)
 
 
 def check_compatibility(compatibility: Any, labels: int) -> None:
-    """Checks that a compatibility is [C, C]."""
-    if compatibility is not None and np.shape(compatibility) != (labels, labels):
+    """Checks that a compatibility is [C, C], and finite."""
+    if compatibility is None:
+        return
+    if np.shape(compatibility) != (labels, labels):
         raise ValueError(f"compatibility has shape {np.shape(compatibility)}; needed: ({labels}, {labels})")
+    _check_numbers(compatibility, "compatibility")
+
+
+def _check_numbers(value: Any, name: str) -> None:
+    """Checks that a concrete value consists of finite numbers."""
+    if is_traced(value):
+        return
+    kind = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
+    if not any(jnp.issubdtype(kind, wanted) for wanted in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"{name} must consist of numbers, not {kind}")
+    if not _finite(value):
+        raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:

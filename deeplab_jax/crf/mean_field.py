@@ -20,8 +20,9 @@ from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, poi
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import Array, CRFParams, Value, as_array, as_mask, check_params, truncation_radius
 
-# Logit of a label that the unary rules out with +inf: sums with it stay finite, and its exp is 0.
+# Logit, below the greatest, of a label that the unary rules out with +inf: sums with it stay finite, and its exp is 0.
 _IMPOSSIBLE = -1e6
+_LEAST = -1e30  # before the greatest is known
 
 
 def mean_field(
@@ -256,7 +257,8 @@ def solve(
 ) -> jax.Array:
     """Runs the iterations on unary [N, C]; returns the results that `options` request, in the unary's type."""
     dtype = _compute_dtype(unary)
-    negative = jnp.maximum(-unary.astype(dtype), _IMPOSSIBLE)
+    negative = jnp.maximum(-unary.astype(dtype), _LEAST)
+    negative = jnp.maximum(negative - lax.stop_gradient(negative.max(-1, keepdims=True)), _IMPOSSIBLE)
     if mask is not None:
         negative = jnp.where(mask[:, None], negative, 0)
     if options.prune:

@@ -121,12 +121,22 @@ def is_traced(value: Any) -> bool:
 
 
 def as_array(value: Any) -> jax.Array:
-    """`jnp.asarray`, without the program that it compiles for each new shape of a host array.
+    """`jnp.asarray`, without the program that it compiles for each new shape of a host array; of either byte order.
 
     >>> as_array(np.arange(3.0)).dtype
     dtype('float32')
     """
-    return jax.device_put(value, may_alias=False) if isinstance(value, np.ndarray) else jnp.asarray(value)
+    return jax.device_put(as_host(value), may_alias=False) if isinstance(value, np.ndarray) else jnp.asarray(value)
+
+
+def as_host(value: Any) -> np.ndarray:
+    """`numpy.asarray`, in the processor's byte order: JAX refuses the other one.
+
+    >>> as_host(np.arange(3, dtype=">f4")).dtype
+    dtype('float32')
+    """
+    array = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def as_mask(value: Any) -> jax.Array | None:

@@ -20,7 +20,7 @@ from deeplab_jax.crf.params import Array, CRFParams, Value, is_traced
 
 _NEVER = -1e30  # log probability of a label that only fills a lane
 _BLOCK = 16384  # points whose log probabilities are computed at once; they stay in the cache
-_SMALLEST = -1e6  # log probability of a label that the unary rules out
+_SMALLEST = -1e6  # log probability, below the greatest, of a label that the unary rules out
 
 
 def covers(options: Options, *arguments: Any) -> bool:
@@ -133,8 +133,8 @@ def for_weights(
 
 
 def _simple(weights: Sequence[Value]) -> bool:
-    """Whether labels that cannot win may be left out: all labels count alike."""
-    return all(np.ndim(weight) == 0 for weight in weights)
+    """Whether labels that cannot win may be left out: all labels count alike, and none repels itself."""
+    return all(np.ndim(weight) == 0 and weight >= 0 for weight in weights)
 
 
 def _pair(std: Value) -> np.ndarray:
@@ -237,12 +237,13 @@ class _Start:
         def prepare(part: slice) -> tuple[np.ndarray, np.ndarray] | None:
             log = self.log[:, part]
             np.negative(unary[part].T, out=log)
-            np.maximum(log, np.float32(_SMALLEST), out=log)
             if valid is not None:
                 np.copyto(log, 0, where=valid[part] == 0)  # whatever is there, NaN included
+            np.maximum(log, np.float32(_NEVER), out=log)
+            log -= log.max(0)
+            np.maximum(log, np.float32(_SMALLEST), out=log)
             if not prune:
                 return None
-            log -= log.max(0)
             share = np.exp(log, out=self.share[:, part])
             total = share.sum(0)
             share /= total

@@ -6,8 +6,8 @@ more label, the rest, so that the kept labels have the same share of each pixel 
 is the smallest of a few static sizes (`SIZES`) that holds the kept ones, chosen inside jit; spare places go to the next
 most likely labels.
 
-Nothing is pruned if the marginals of all iterations, a compatibility matrix or per-class weights are requested, or
-where gradients are taken.
+Nothing is pruned if the marginals of all iterations, a compatibility matrix or per-class weights are requested, if a
+weight is negative, so that unlikely labels gain from their absence, or where gradients are taken.
 """
 
 import dataclasses
@@ -54,7 +54,8 @@ def iterate(
     def pruned(negative_unary: jax.Array, kernels: Sequence[Kernel]) -> jax.Array:
         reached, kept = candidates(negative_unary, mask)
         order = jnp.argsort(-(reached + kept))
-        needed = kept.sum()
+        attract = jnp.all(jnp.stack([jnp.asarray(kernel.weight) >= 0 for kernel in kernels]))
+        needed = jnp.where(attract, kept.sum(), labels)
 
         def with_size(size: int) -> jax.Array:
             chosen = jnp.sort(order[:size])

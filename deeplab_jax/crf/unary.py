@@ -10,15 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf.params import Array, as_array, is_traced
+from deeplab_jax.crf.params import as_array, as_host, is_traced
 
 
-def unary_from_logits(logits: Array) -> jax.Array:
+def unary_from_logits(logits: Any) -> jax.Array:
     """-log softmax(logits) for logits [..., C] of any float type; [..., C], float32 or wider.
+
+    Raises:
+      ValueError: they are not floats.
 
     >>> print(unary_from_logits(np.zeros((1, 4), np.float32)).round(2))  # four equally likely labels: log 4
     [[1.39 1.39 1.39 1.39]]
     """
+    if not isinstance(logits, jax.Array):
+        logits = as_host(logits)
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits must be floats, not {logits.dtype}")
     if isinstance(logits, jax.Array):
         return -jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
     shifted = logits.astype(_wide(logits.dtype))
@@ -42,7 +49,7 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
     if not floor > 0:
         raise ValueError(f"floor={floor} must be greater than 0")
     xp = jnp if isinstance(probabilities, jax.Array) else np
-    probabilities = xp.asarray(probabilities)
+    probabilities = probabilities if xp is jnp else as_host(probabilities)
     if not jnp.issubdtype(probabilities.dtype, jnp.floating):
         raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
     probabilities = probabilities.astype(_wide(probabilities.dtype))
@@ -71,7 +78,7 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
      [0.33 0.33 0.33]]
     """
     xp = jnp if isinstance(labels, jax.Array) else np
-    labels = xp.asarray(labels)
+    labels = labels if xp is jnp else as_host(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, not {labels.dtype}")
     if num_classes < 2:

@@ -41,6 +41,17 @@ NAN = np.where(np.arange(3) == 1, np.nan, UNARY).astype(np.float32)
         ((UNARY, IMAGE, CRFParams()), {"mask": np.ones(4)}, r"mask must have shape \(4, 5\)"),
         ((UNARY, IMAGE, CRFParams()), {"cutoff": 1.5}, "cutoff=1.5 must lie between 0 and 1"),
         ((UNARY, IMAGE, CRFParams()), {"kernels": [(UNARY[0], 1.0)]}, r"kernels\[0\]\[0\] must be features"),
+        ((UNARY, IMAGE, CRFParams()), {"kernels": [(UNARY, np.nan)]}, r"kernels\[0\]\[1\] holds NaN"),
+        (
+            (UNARY, IMAGE, CRFParams()),
+            {"kernels": [(UNARY, "a")]},
+            r"kernels\[0\]\[1\] must consist of numbers",
+        ),
+        (
+            (UNARY, IMAGE, CRFParams()),
+            {"compatibility": np.full((3, 3), np.inf)},
+            "compatibility holds NaN or inf",
+        ),
     ],
 )
 def test_says_which_argument_is_wrong(arguments, options, message):
@@ -79,6 +90,18 @@ def test_unary_from_logits_and_probabilities():
         unary_from_probabilities(np.array([1.0, -0.1]))
     with pytest.raises(ValueError, match="floor=0"):
         unary_from_probabilities(p, floor=0)
+    np.testing.assert_array_equal(unary_from_logits(logits.tolist()), unary_from_logits(logits))
+    with pytest.raises(ValueError, match="logits must be floats, not int"):
+        unary_from_logits([[1, 2]])
+
+
+def test_either_byte_order():
+    rng = np.random.default_rng(0)
+    unary, image = rng.uniform(0, 3, (4, 5, 3)).astype(np.float32), rng.integers(0, 255, (4, 5, 3)).astype(np.uint16)
+    expected = mean_field(unary, image, CRFParams(), 2)
+    np.testing.assert_array_equal(mean_field(unary.astype(">f4"), image.astype(">u2"), CRFParams(), 2), expected)
+    p = np.exp(-unary)
+    np.testing.assert_array_equal(unary_from_probabilities(p.astype(">f4")), unary_from_probabilities(p))
 
 
 def test_unary_from_labels():

@@ -318,3 +318,17 @@ def test_cases_match_their_exact_marginals_under_the_definition(test_data, reque
     q = np.asarray(run(case.unary, case.image, case.params))
     assert np.abs(q - case.exact[normalization]).mean() < 1e-4
     assert (q.argmax(-1) != case.exact[normalization].argmax(-1)).mean() <= 2e-4
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_constant_per_pixel_does_not_matter(traced):
+    rng = np.random.default_rng(0)
+    unary = rng.integers(0, 9, (6, 7, 3)).astype(np.float32)
+    image = rng.integers(0, 255, (6, 7, 3)).astype(np.uint8)
+    run = functools.partial(
+        mean_field, params=CRFParams(2.0, 5.0, 40.0, 1.0, 1.0), iterations=3, bilateral="permutohedral"
+    )
+    run = jax.jit(run) if traced else run
+    expected = run(unary, image)
+    for constant in (2.0**22, -(2.0**22)):  # whole numbers up to 2^24 are exact
+        np.testing.assert_allclose(run(unary + np.float32(constant), image), expected, atol=1e-6)

@@ -122,7 +122,7 @@ def test_weights_of_some_classes():
     np.testing.assert_array_equal(found.gaussian_weight, [[0, 2], [6, 8]])
     assert (found.bilateral_xy_std, found.bilateral_rgb_std) == (20.0, (5.0, 6.0, 7.0))
     assert CRFParams().of_classes(np.uint8([9])) == CRFParams()
-    with pytest.raises(ValueError, match="bilateral_weight has .* the classes 0 to 2, and none for 3"):
+    with pytest.raises(ValueError, match=r"bilateral_weight has .* the classes 0 to 2, and none for 3"):
         params.of_classes(np.uint8([0, 3]))
     with pytest.raises(ValueError, match="for each of 3 classes, but there are 2"):
         params.of_classes(np.uint8([0, 1]), classes=2)

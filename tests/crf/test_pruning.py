@@ -57,6 +57,24 @@ def test_same_labels_and_close_marginals(case):
     assert float(jnp.abs(plain - pruned).mean()) < 1e-3
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_off_where_labels_repel_themselves(traced):
+    """Unlikely labels are then the likeliest in the end: pixels avoid what their neighbors are."""
+    image = np.full((10, 12, 3), 128, np.uint8)
+    p = np.full((10, 12, 21), 1e-5, np.float32)
+    p[..., 0], p[..., 1] = 0.95, 0.05
+    params = CRFParams(-3.0, 20.0, 15.0, -2.0, 2.0)
+    run = lambda w, prune: mean_field(-np.log(p), image, params.replace(bilateral_weight=w), 40, prune=prune)  # noqa: E731
+    run = jax.jit(run, static_argnames="prune") if traced else run
+    whole, pruned = (run(np.float32(-3), prune=prune) for prune in (False, True))
+    np.testing.assert_allclose(pruned, whole, atol=1e-4)
+    if not traced:
+        plain = [
+            mean_field(-np.log(p), image, params, 40, prune=prune, bilateral="permutohedral") for prune in (False, None)
+        ]
+        np.testing.assert_allclose(plain[1], plain[0], atol=1e-4)
+
+
 def test_off_where_gradients_are_taken(case):
     unary, image = case
 
