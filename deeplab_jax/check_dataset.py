@@ -32,8 +32,11 @@ def main(argv: Sequence[str]) -> int:
 
     from deeplab_jax.config import files_named
     from deeplab_jax.data import audit, has_holdout
+    from deeplab_jax.data.pipeline import check_augmentation
     from deeplab_jax.imaging import listing
+    from deeplab_jax.training.setup import check_classes
 
+    check_augmentation(config)
     held = ("holdout",) if has_holdout(config.data) else ()  # removed from the training split
     splits = tuple(dict.fromkeys((config.data.train_split, *held, config.eval.split)))
     builder, sources = audit.sources_of(config.data, splits, config.seed)
@@ -44,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     with tqdm(total=total, desc="reading images and labels", unit="image", mininterval=0.5) as bar:
         result = audit.audit(builder, sources, bar.update)
     print(report(result))
+    if result.class_names:
+        check_classes(config, result.class_names)
     if FLAGS.examples and result.errors:
         print("No contact sheet: it shows the network's input, which the errors above prevent.", file=sys.stderr)
     elif FLAGS.examples:

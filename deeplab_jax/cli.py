@@ -126,16 +126,21 @@ _OVERRIDES: list[str] = []
 
 
 def config_from_flags(name: str | None):
-    """Loads the config that `--config` and the `--config.field=value` flags of this command line name.
+    """Loads the config that `--config` and the `--config.field=value` flags of this command line name, and checks it.
 
     Raises:
-      UserError: `name` is empty, or the config or an override is wrong.
+      UserError: `name` is empty, the config or an override is wrong, or a field has a value that no command can use.
     """
     from deeplab_jax.config import load_config
 
     if not name:
         raise UserError("--config is missing; give a file or a shipped name, such as --config=configs/shapes.py")
-    return load_config(name, _OVERRIDES)
+    config = load_config(name, _OVERRIDES)
+    from deeplab_jax.runs import schema
+
+    if problem := schema.problem(config):
+        raise UserError(problem)
+    return config
 
 
 def _with_empty_model(argv: list[str]) -> list[str]:

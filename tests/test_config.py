@@ -4,6 +4,7 @@ import pytest
 
 from deeplab_jax.config import fields, find_config, load_config
 from deeplab_jax.errors import UserError
+from tests.command_line import call
 
 
 @pytest.mark.parametrize("name", ["shapes", "shapes.py", "configs/shapes.py"])
@@ -65,3 +66,20 @@ def test_a_users_own_config_may_start_from_a_shipped_one(tmp_path):
     )
     with pytest.raises(UserError, match="modl"):
         load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("describe", []),
+        ("check_dataset", []),
+        ("crf_search", ["--workdir=w"]),
+        ("predict", ["--init_from=w.safetensors", "--out=out", "photograph.jpg"]),
+        ("main", ["--mode=eval", "--workdir=w"]),
+    ],
+)
+def test_every_command_refuses_what_none_can_use(tmp_path, monkeypatch, command, arguments):
+    monkeypatch.chdir(tmp_path)
+    done = call(command, "--config=shapes", "--config.optimizer.name=adam", *arguments)
+    assert (done.returncode, done.stderr) == (1, "error: config.optimizer.name=adam: must be one of sgd, adamw\n")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -65,7 +65,8 @@ def test_search_of_a_workdir(trained, monkeypatch):
     lines = []
     arguments = {"passes": 1, "iterations": 4, "say": lines.append}
     preset, table = search_workdir(toy_config(), workdir, axes, **arguments)
-    assert lines[0] == "searching on 5 of 5 images of split 'val'" and "network: 5 of 5 images" in lines
+    assert lines[0].startswith("warning: the CRF's parameters are searched on the evaluation split 'val', so that the ")
+    assert lines[1] == "searching on 5 of 5 images of split 'val'" and "network: 5 of 5 images" in lines
     assert "network alone" in table and "best" in table
     unseen = table.splitlines()[-1]
     assert (

@@ -47,7 +47,16 @@ def camvid_like(folder, *, ids=(0, 1, 11), label_size=(60, 80)):
         (["--config=shapes", "--mode=trian"], "--mode=trian"),
         (["--config=camvid", "--config.data.dir=/nowhere/camvid"], "/nowhere/camvid"),
         (["--config=shapes", "--workdir=/proc/none", "--config.batch_size=8"], "/proc/none"),
-        (["--config=shapes", "--config.crf.bilateral=fast"], "config.crf: bilateral='fast' must be one of auto, "),
+        (["--config=shapes", "--config.crf.bilateral=fast"], "config.crf.bilateral=fast: must be one of auto, "),
+        (
+            ["--config=shapes", "--config.optimizer.schedule=foo"],
+            "config.optimizer.schedule=foo: must be one of poly, ",
+        ),
+        (["--config=shapes", "--config.seed=-1"], "config.seed=-1: must lie between 0 and "),
+        (
+            ["--config=shapes", "--config.crf.learn=stds,", "--config.crf.bilateral=permutohedral"],
+            'config.crf: learn has "stds", for which bilateral="permutohedral" has no gradient; use "exact"',
+        ),
         (
             ["--config=voc_aspp_l"],
             "config.model.batch_norm=frozen needs stored statistics",
@@ -59,6 +68,7 @@ def test_one_sentence_and_status_1(arguments, sentence, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert sentence in error_of(done)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

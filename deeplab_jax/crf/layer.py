@@ -1,6 +1,7 @@
 """The CRF as a Flax module with learnable parameters."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -81,15 +82,7 @@ class MeanFieldCRF(nn.Module):
         Raises:
           ValueError: an unknown name in `learn`, or widths to be learned with a filter that has no gradient for them.
         """
-        unknown = set(self.learn) - set(LEARNABLE)
-        if unknown:
-            raise ValueError(f"learn={self.learn!r} holds {unknown.pop()!r}; choose from {', '.join(LEARNABLE)}")
-        bilateral = self.bilateral
-        if "stds" in self.learn:
-            bilateral = "exact" if bilateral == "auto" else bilateral
-            filters.check_name(bilateral)
-            if not filters.FILTERS[bilateral].width_gradient:
-                raise ValueError(f'learn has "stds", for which bilateral="{bilateral}" has no gradient; use "exact"')
+        bilateral = filter_for(self.learn, self.bilateral)
         fields = {}
         if "weights" in self.learn:
             for name in WEIGHTS:
@@ -117,6 +110,24 @@ class MeanFieldCRF(nn.Module):
     def _weight(self, _: jax.Array, start: Any) -> jax.Array:
         shape = np.shape(start) or ((self.num_classes,) if self.per_class_weights else ())
         return jnp.broadcast_to(jnp.asarray(start, jnp.float32), shape)
+
+
+def filter_for(learn: Sequence[str], bilateral: str) -> str:
+    """The filter of a `MeanFieldCRF` with these attributes: where widths are learned, "auto" is "exact".
+
+    Raises:
+      ValueError: an unknown name in `learn`, or widths to be learned with a filter that has no gradient for them.
+    """
+    unknown = set(learn) - set(LEARNABLE)
+    if unknown:
+        raise ValueError(f"learn={learn!r} holds {unknown.pop()!r}; choose from {', '.join(LEARNABLE)}")
+    if "stds" not in learn:
+        return bilateral
+    bilateral = "exact" if bilateral == "auto" else bilateral
+    filters.check_name(bilateral)
+    if not filters.FILTERS[bilateral].width_gradient:
+        raise ValueError(f'learn has "stds", for which bilateral="{bilateral}" has no gradient; use "exact"')
+    return bilateral
 
 
 def learned(variables: dict[str, Any], start: CRFParams) -> tuple[CRFParams, jax.Array | None]:

@@ -33,6 +33,21 @@ def class_weights_from_counts(counts: Sequence[float], rule: str) -> list[float]
     return [w / mean for w in raw]
 
 
+def check_class_weights(given: Sequence[object], num_classes: int) -> None:
+    """Checks `config.loss.class_weights`: nothing, a rule of `RULES`, or one number per class.
+
+    Raises:
+      UserError: the rule is unknown, or the number of weights is not the number of classes.
+    """
+    if not given or (len(given) == 1 and isinstance(given[0], str) and given[0] in RULES):
+        return
+    if not all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in given):
+        shown = ",".join(map(str, given))
+        raise UserError(f"config.loss.class_weights={shown}: must be {', '.join(RULES)}, or one number per class")
+    if len(given) != num_classes:
+        raise UserError(f"config.loss.class_weights: has {len(given)} numbers for {num_classes} classes")
+
+
 def class_weights_for(config: ConfigDict, dataset) -> np.ndarray | None:
     """The loss's weight for each class [C], or None for none.
 
@@ -40,22 +55,17 @@ def class_weights_for(config: ConfigDict, dataset) -> np.ndarray | None:
     training labels.
 
     Raises:
-      UserError: the number of weights is not the number of classes, or the rule is unknown.
+      UserError: see `check_class_weights`.
     """
     given = tuple(config.loss.class_weights)
+    check_class_weights(given, dataset.num_classes)
     if not given:
         return None
-    if len(given) == 1 and isinstance(given[0], str):
-        if given[0] not in RULES:
-            raise UserError(
-                f"config.loss.class_weights={given[0]}: must be {', '.join(RULES)}, or one number per class"
-            )
+    if isinstance(given[0], str):
         weights = class_weights_from_counts(count_pixels(dataset), given[0])
         named = ", ".join(f"{n} {w:.2f}" for n, w in zip(dataset.class_names, weights))
         say(f"class weights ({given[0]}): {named}")
         return np.asarray(weights, np.float32)
-    if len(given) != dataset.num_classes:
-        raise UserError(f"config.loss.class_weights: has {len(given)} numbers for {dataset.num_classes} classes")
     return np.asarray(given, np.float32)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging import files, palettes
+from deeplab_jax.runs.schema import CHOICES
 
-FORMATS = ("voc", "cityscapes")
+FORMATS = tuple(name for name in CHOICES["eval.submission"] if name)
 
 # Cityscapes' 19 training ids as the label ids its server reads (cityscapesScripts, helpers/labels.py).
 CITYSCAPES_LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8)

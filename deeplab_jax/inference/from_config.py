@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import crf
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.mirror import checked_swaps
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.models import create_model
 
@@ -29,8 +30,8 @@ def create_segmenter(
       **options: further arguments of `Segmenter`, overriding those of `config.eval`.
 
     Raises:
-      UserError: `config.model` describes no network, `config.crf` names no known parameters or filter, or
-        `config.data.mirror_swaps` names classes that do not exist.
+      UserError: `config.model` describes no network, `config.crf` names no known parameters or filter, or mirrored
+        images are averaged and `config.data.mirror_swaps` is wrong (see `imaging.mirror.checked_swaps`).
     """
     try:
         setting = crf.setting_from_config(config.crf)
@@ -46,11 +47,14 @@ def create_segmenter(
         model = create_model(config.model, len(class_names))
     except ValueError as e:
         raise UserError(f"config.model: {e}") from e
+    swaps: tuple[tuple[int, int], ...] = ()  # without mirroring they do not count, so wrong ones do no harm
+    if options.get("mirror", config.eval.mirror) and "data" in config and "mirror_swaps" in config.data:
+        swaps = checked_swaps(config.data.mirror_swaps, len(class_names))
     defaults = {
         "compatibility": compatibility,
         "scales": config.eval.scales,
         "mirror": config.eval.mirror,
-        "mirror_swaps": _mirror_swaps(config, len(class_names)),
+        "mirror_swaps": swaps,
         "tile": config.eval.tile,
         "batch_size": config.eval.batch_size,
         "size_multiple": config.eval.size_multiple,
@@ -65,15 +69,3 @@ def create_segmenter(
         np.asarray(palette, np.uint8),
         **(defaults | options),
     )
-
-
-def _mirror_swaps(config: ConfigDict, num_classes: int) -> tuple[tuple[int, int], ...]:
-    """`config.data.mirror_swaps`, checked; empty if the config has no data."""
-    given = config.data.mirror_swaps if "data" in config and "mirror_swaps" in config.data else ()
-    try:
-        pairs = tuple((int(a), int(b)) for a, b in given)
-    except (TypeError, ValueError) as e:
-        raise UserError(f"config.data.mirror_swaps={given}: must be pairs of class ids, as in ((3,4),(5,6))") from e
-    if any(not 0 <= i < num_classes for pair in pairs for i in pair):
-        raise UserError(f"config.data.mirror_swaps={given}: must name classes between 0 and {num_classes - 1}")
-    return pairs

@@ -1,22 +1,27 @@
-"""Checks of a workdir's files when they are read: config.json, run.json, best.json, eval/*.json.
+"""Checks of a config, and of a workdir's files when they are read: config.json, run.json, best.json, eval/*.json.
 
-Each function accepts any JSON value and returns it in the form that the program uses, or raises a ValueError that
-states briefly what is wrong with it. Presets are checked in `crf.params`, rows of the record in
-`runs.record`.
+Each function for a file accepts any JSON value and returns it in the form that the program uses, or raises a ValueError
+that states briefly what is wrong with it. Presets are checked in `crf.params`, rows of the record in `runs.record`.
 """
 
 import functools
 import math
+from collections.abc import Collection, Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import load_config, recorded_config
+from deeplab_jax.config import fields, load_config, recorded_config
+from deeplab_jax.crf.filters import FILTERS
+from deeplab_jax.crf.layer import LEARNABLE
 from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS, NORMALIZATIONS, WEIGHTS, WIDTHS
+from deeplab_jax.metrics.trimap import SOURCES
+from deeplab_jax.models import architecture_of
 from deeplab_jax.old_fields import renamed
 from deeplab_jax.runs.record import is_count
 
 _NEEDED = ("model", "crf", "data", "eval")  # groups that every version of the program has written
 _MOST = 1 << 31
+_FACTORS = (0, 1e6)
 
 # Lowest and highest value of the config's numbers, also of each in a tuple; a number without an entry must be finite.
 RANGES: dict[str, tuple[float, float]] = {
@@ -60,6 +65,48 @@ RANGES: dict[str, tuple[float, float]] = {
 } | {f"crf.{name}": WIDTHS if name.endswith("std") else WEIGHTS for name in FIELDS}
 
 _NOT_EMPTY = ("data.crop", "eval.scales", "eval.crf_iterations")
+_GRID = tuple(f"search.grid.{name}" for name in (*FIELDS, "thin_factor"))
+
+# Those of fields that only training and searches read. Records are not held to them: a run that began before they were
+# checked can still be used.
+RANGES_OF_TRAINING: dict[str, tuple[float, float]] = {
+    "seed": (0, (1 << 63) - 1),
+    "crf.learning_rate_multiplier": _FACTORS,
+    "search.images": (0, _MOST),
+    "search.passes": (1, 64),
+    "search.learn": (0, _MOST),
+    **{name: WIDTHS if name.endswith(("std", "factor")) else (0, WEIGHTS[1]) for name in _GRID},
+    "data.cache_decoded_mb": (0, _MOST),
+    "loss.class_weights": _FACTORS,
+    "loss.unary_weight": _FACTORS,
+    "optimizer.learning_rate": _FACTORS,
+    "optimizer.momentum": (0, 0.99999),
+    "optimizer.weight_decay": _FACTORS,
+    "optimizer.poly_power": (0, 100),
+    "optimizer.step_size": (0, _MOST),
+    "optimizer.warmup_steps": (0, _MOST),
+    "optimizer.classifier_multiplier": _FACTORS,
+    "optimizer.bias_multiplier": _FACTORS,
+    "optimizer.clip_norm": (0, _MOST),
+    "optimizer.ema": (0, 1),
+}
+
+# What a field may be, or each entry of a field that holds several. Those of `model` are in `models.architecture`, those
+# of `data` in `data.dataset`.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "crf.bilateral": ("auto", *FILTERS),
+    "crf.normalization": NORMALIZATIONS,
+    "crf.train": ("off", "end_to_end"),
+    "crf.learn": LEARNABLE,
+    "search.objective": ("mean_iou", "trimap", "both"),
+    "loss.at": ("scores", "pixels"),
+    "optimizer.name": ("sgd", "adamw"),
+    "optimizer.schedule": ("poly", "step", "constant", "cosine"),
+    "eval.trimap_source": SOURCES,
+    "eval.submission": ("", "voc", "cityscapes"),
+}
+_CHOICES_OF_RECORDS = ("crf.normalization",)
+_SIDE_MULTIPLE = 8  # of which `eval.size_multiple` is a multiple: the stride of `inference.tiling`
 
 
 @functools.cache
@@ -85,9 +132,10 @@ def config(value: object) -> ConfigDict:
         raise ValueError(f"has a field that no config can have ({str(e)[:100]})") from e
     if "name" not in value:
         del found["name"]
-    problem = out_of_range(found)
-    if problem:
-        raise ValueError(problem)
+    values = dict(fields(found))
+    wrong = _out_of_range(values, RANGES, _NOT_EMPTY) or _no_choice(values, _CHOICES_OF_RECORDS)
+    if wrong:
+        raise ValueError(wrong)
     return found
 
 
@@ -118,24 +166,86 @@ def _finite(value: float) -> bool:
     return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 63
 
 
-def out_of_range(settings: ConfigDict) -> str:
-    """A sentence about a number of a config outside its range, or ""."""
-    for group, values in settings.items():
-        fields = {f"{group}.{k}": v for k, v in values.items()} if isinstance(values, ConfigDict) else {group: values}
-        for name, value in fields.items():
-            if name in _NOT_EMPTY and not value:
-                return f"config.{name}: needs at least one value"
-            low, high = RANGES.get(name, (-math.inf, math.inf))
-            for number in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(number, bool) or not isinstance(number, int | float):
-                    continue
-                if not _finite(number):
-                    return f"config.{name}={str(value)[:60]}: must be finite"
-                if not low <= number <= high:
-                    return f"config.{name}={str(value)[:60]}: must lie between {low:g} and {high:g}"
-    if settings.crf.normalization not in NORMALIZATIONS:
-        return f"config.crf.normalization={settings.crf.normalization}: must be one of {', '.join(NORMALIZATIONS)}"
+def problem(settings: ConfigDict) -> str:
+    """A sentence about the first field with a value that no command can use, or "".
+
+    Commands ask before any work. What depends on data, devices or files is checked where these are read.
+    """
+    values = dict(fields(settings))
+    return (
+        _no_numbers(values)
+        or _out_of_range(values, RANGES | RANGES_OF_TRAINING, (*_NOT_EMPTY, *_GRID))
+        or _no_choice(values, CHOICES)
+        or _unfit(values, settings.model)
+    )
+
+
+def _no_numbers(values: Mapping[str, object]) -> str:
+    """A sentence about an entry of a tuple that is not a number, where the default holds numbers, or not whole."""
+    for name, default in fields(ConfigDict(_defaults())):
+        numbers = [e for e in default if isinstance(e, int | float)] if isinstance(default, tuple) else []
+        if name not in values or not numbers:
+            continue
+        whole, given = isinstance(numbers[0], int), values[name]
+        entries = given if isinstance(given, list | tuple) else (given,)
+        if not all(isinstance(e, int if whole else int | float) and not isinstance(e, bool) for e in entries):
+            example = ",".join(map(str, numbers[:4]))
+            return f"config.{name}={_short(given)}: needs {'whole ' * whole}numbers, such as {example}"
     return ""
+
+
+def _out_of_range(
+    values: Mapping[str, object], ranges: Mapping[str, tuple[float, float]], not_empty: Collection[str]
+) -> str:
+    """A sentence about a number outside its range, or ""."""
+    for name, value in values.items():
+        if name in not_empty and not value:
+            return f"config.{name}: needs at least one value"
+        low, high = ranges.get(name, (-math.inf, math.inf))
+        for number in _numbers_in(value):
+            if not _finite(number):
+                return f"config.{name}={_short(value)}: must be finite"
+            if not low <= number <= high:
+                return f"config.{name}={_short(value)}: must lie between {low:g} and {high:g}"
+    return ""
+
+
+def _numbers_in(value: object) -> Iterator[int | float]:
+    """The numbers of a value, also those inside tuples."""
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers_in(entry)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _no_choice(values: Mapping[str, object], names: Collection[str]) -> str:
+    """A sentence about a field of `names` that holds none of its `CHOICES`, or ""."""
+    for name in names:
+        value = values.get(name, ())
+        for entry in value if isinstance(value, list | tuple) else (value,):
+            if entry not in CHOICES[name]:
+                among = ", ".join(choice or '""' for choice in CHOICES[name])
+                return f"config.{name}={_short(entry)}: must be one of {among}"
+    return ""
+
+
+def _unfit(values: Mapping[str, object], model: object) -> str:
+    """A sentence about a value that another field, or the network, does not allow, or ""."""
+    if values.get("optimizer.schedule") == "step" and values.get("optimizer.step_size") == 0:
+        return "config.optimizer.step_size=0: must be at least 1 with config.optimizer.schedule=step"
+    multiple = values.get("eval.size_multiple", 0)
+    if isinstance(multiple, int) and multiple % _SIDE_MULTIPLE:
+        return f"config.eval.size_multiple={multiple}: must be a multiple of {_SIDE_MULTIPLE}"
+    try:
+        architecture_of(model)
+    except ValueError as e:
+        return str(e)
+    return ""
+
+
+def _short(value: object) -> str:
+    return str(value)[:60]
 
 
 def best_mark(value: object) -> dict:

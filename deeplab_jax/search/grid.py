@@ -22,6 +22,7 @@ from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs.devices import in_order
 from deeplab_jax.runs.job import Job
+from deeplab_jax.runs.schema import CHOICES
 from deeplab_jax.search.ledger import Counts, Ledger
 
 
@@ -68,12 +69,12 @@ def thin_flags(names: Sequence[str], class_names: Sequence[str]) -> tuple[bool, 
     Raises:
       UserError: a name is not a class.
     """
-    if unknown := sorted(set(names) - set(class_names)):
+    if unknown := [name for name in names if name not in class_names]:
         raise UserError(f"thin class '{unknown[0]}': no such class; there are {', '.join(class_names)}")
     return tuple(name in names for name in class_names)
 
 
-OBJECTIVES = ("mean_iou", "trimap", "both")  # both: their mean
+OBJECTIVES = CHOICES["search.objective"]  # both: their mean
 
 Axes = Mapping[str, tuple]
 
@@ -118,10 +119,8 @@ def configured_axes(search: ConfigDict) -> Axes:
     """The grid of a config's group `search`.
 
     Raises:
-      UserError: it has a value that cannot be searched, or an objective that does not exist.
+      UserError: it has a value that cannot be searched.
     """
-    if search.objective not in OBJECTIVES:
-        raise UserError(f"config.search.objective={search.objective}: must be among {', '.join(OBJECTIVES)}")
     return {name: axis(name, values, f"config.search.grid.{name}") for name, values in search.grid.items()}
 
 

@@ -91,6 +91,8 @@ def search_workdir(
     first = next((e for e in (read(dataset, i) for i in indices) if e is not None), None)
     if first is None or first.label is None:
         raise UserError(f"split '{split}': has no labels to compare with; choose another with --split")
+    if split == config.eval.split and not data.has_holdout(config.data):
+        say(flattering(split))
     say(f"searching on {count} of {len(dataset)} images of split '{split}'")
     with run_config.unlocked():
         run_config.eval.update({"scales": config.eval.scales, "mirror": config.eval.mirror, "tile": config.eval.tile})
@@ -153,6 +155,14 @@ def search_workdir(
         write_atomically(workdir / "crf_preset.json", lambda path: write_preset(path, preset))
     table = report.table(result.rows, notes, limit=10)
     return preset, f"{table}\n\n{unseen}" if unseen else table
+
+
+def flattering(split: str) -> str:
+    """The warning that the search chooses by the images on which accuracy is then reported."""
+    return (
+        f"warning: the CRF's parameters are searched on the evaluation split '{split}', so that the accuracy reported "
+        "for it looks too good; set config.data.holdout to search on held-out training images instead"
+    )
 
 
 def search_as_configured(

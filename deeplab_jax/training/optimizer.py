@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import is_classifier, is_frozen
+from deeplab_jax.runs.schema import CHOICES
 
 Path = tuple[str, ...]
 
@@ -94,8 +95,8 @@ def create_optimizer(config, schedule: Callable | None = None) -> optax.Gradient
       ValueError: an unknown `config.optimizer.name` or schedule.
     """
     opt = config.optimizer
-    if opt.name not in ("sgd", "adamw"):
-        raise ValueError(f"config.optimizer.name={opt.name}: must be sgd or adamw")
+    if opt.name not in CHOICES["optimizer.name"]:
+        raise ValueError(f"config.optimizer.name={opt.name}: must be one of {', '.join(CHOICES['optimizer.name'])}")
 
     def scale_by_group(updates, params=None):
         del params

@@ -5,7 +5,7 @@ Nothing here writes: errors are found before the workdir is touched.
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -13,18 +13,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.console import say
+from deeplab_jax.crf.layer import filter_for
 from deeplab_jax.crf.setting import setting_from_config
-from deeplab_jax.data import open_dataset, require_two_classes
-from deeplab_jax.data.class_weights import class_weights_for
+from deeplab_jax.data import has_holdout, open_dataset, require_two_classes
+from deeplab_jax.data.class_weights import check_class_weights, class_weights_for
 from deeplab_jax.data.dataset import SegmentationDataset
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.mirror import checked_swaps
 from deeplab_jax.models import BACKBONES, create_model, initial
 from deeplab_jax.runs import processes, schema
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.flat import unflatten_state
 from deeplab_jax.runs.provenance import config_of, read_config
 from deeplab_jax.runs.record import read_record
-from deeplab_jax.search.grid import configured_axes, thin_flags
+from deeplab_jax.search.grid import thin_flags
+from deeplab_jax.search.workdir import flattering
 from deeplab_jax.training.crops import check_crop
 from deeplab_jax.training.optimizer import create_optimizer, create_schedule
 from deeplab_jax.training.state import TrainState, create_state
@@ -71,7 +74,9 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
     check(config)
     dataset = open_dataset(config.data, config.data.train_split, seed=config.seed)
     require_two_classes(dataset)
-    thin_flags(config.search.thin, dataset.class_names)  # a misspelt name is reported now, not after the training
+    check_classes(config, dataset.class_names)
+    if config.eval.every and config.eval.select_split:  # a misspelt one is reported now, not at the first evaluation
+        open_dataset(config.data, config.eval.select_split, seed=config.seed)
     config = with_recorded_settings(config, None if restart else workdir)
     model = build_model(config, dataset.num_classes)
     schedule = create_schedule(config)
@@ -79,6 +84,8 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
     state = create_state(initial_variables(config, model), config, optimizer)
     if processes.is_first():
         print_overview(state)
+        for sentence in notes(config):
+            say(sentence)
     weights = class_weights_for(config, dataset)
     present = Checkpoints(workdir, read_only=True).present()
     done, state = (0, state) if restart else resume(workdir, state, dataset, config.num_steps)
@@ -99,8 +106,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: naming the field and the remedy.
     """
-    problem = schema.out_of_range(config)
-    if problem:
+    if problem := schema.problem(config):
         raise UserError(problem)
     rows = jax.device_count() * config.optimizer.accumulate
     if config.batch_size < 1 or config.batch_size % rows:
@@ -110,9 +116,10 @@ def check(config: ConfigDict) -> None:
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
     check_crop(config)
-    configured_axes(config.search)  # a mistake in them is reported now, not after the training
     try:
-        setting_from_config(config.crf)
+        setting = setting_from_config(config.crf)
+        if config.crf.train == "end_to_end" and config.crf.train_iterations:
+            filter_for(config.crf.learn, setting.options["bilateral"])
     except ValueError as e:
         raise UserError(f"config.crf: {e}") from e
     model = config.model
@@ -123,6 +130,30 @@ def check(config: ConfigDict) -> None:
             "deeplab_jax.convert_weights), or train them with --config.model.batch_norm=trained, or allow random ones "
             "with --config.model.allow_random_frozen=true"
         )
+
+
+def check_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
+    """Refuses fields that do not fit the classes of the data; some would be read after the training only.
+
+    Raises:
+      UserError: names the field.
+    """
+    thin_flags(config.search.thin, class_names)
+    checked_swaps(config.data.mirror_swaps, len(class_names))
+    check_class_weights(config.loss.class_weights, len(class_names))
+
+
+def notes(config: ConfigDict) -> list[str]:
+    """Sentences about fields that are allowed, and do not do what one might expect."""
+    found = []
+    if config.eval.every and not config.eval.select_split:
+        found.append(
+            f"note: config.eval.every={config.eval.every} has no effect without config.eval.select_split, which names "
+            "the split to evaluate during training"
+        )
+    if config.search.images and config.crf.iterations and not has_holdout(config.data):
+        found.append(flattering(config.eval.split))
+    return found
 
 
 def with_recorded_settings(config: ConfigDict, workdir: Path | None) -> ConfigDict:

@@ -134,6 +134,28 @@ def test_command_says_what_is_wrong(tmp_path):
     assert label.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        ("seed=-1", "config.seed=-1: must lie between 0 and "),
+        ("data.blur=-1", "config.data.blur=-1.0: must lie between 0 and 100"),
+        ("data.brightness=5", "config.data.brightness=5.0: must lie between 0 and 1"),
+        ("data.workers=0", "config.data.workers=0: must lie between 1 and 1024"),
+        ("data.scales=1,", "config.data.scales: with continuous_scale, give two numbers"),
+        ("loss.class_weights=foo", "config.loss.class_weights=foo: must be sqrt, fourth_root, median, or one number"),
+        ("loss.class_weights=1,2", "config.loss.class_weights: has 2 numbers for 11 classes"),
+        ("data.mirror_swaps=((0,11),)", "config.data.mirror_swaps=((0, 11),): must name classes between 0 and 10"),
+        ("search.thin=pol,", "thin class 'pol': no such class; there are sky, building, pole"),
+    ],
+)
+def test_command_refuses_fields_with_which_training_would_not_begin(tmp_path, field, sentence):
+    raw = make_camvid(tmp_path / "camvid")
+    data_fields = [f"--config.data.dir={raw}", f"--config.data.cache_dir={tmp_path}", "--config.data.holdout=0"]
+    done = call("check_dataset", "--config=camvid", *data_fields, "--examples=0", f"--config.{field}")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and errors[0].startswith(f"error: {sentence}")
+
+
 def _folder(config, tmp_path, labels, classes="", mode="L"):
     """A folder of images p00, p01, ... with these labels."""
     for i, label in enumerate(labels):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,8 @@ from deeplab_jax.data.augment import (
     resize_window,
     scaled_size,
 )
+from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.mirror import checked_swaps
 from deeplab_jax.models.deeplab import OWN_DEVIATION, OWN_MEAN, preprocess
 
 
@@ -128,6 +131,24 @@ def test_mirror_swaps_left_and_right():
     spec = Augmentation(crop=(4, 4), mirror=True, mirror_swaps=((1, 2),))
     rows = {tuple(augment(image, label, spec, np.random.default_rng(i))[1][0].tolist()) for i in range(20)}
     assert rows == {(1, 2, 3, 255), (255, 3, 1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((0, 1), "must be pairs of class ids, as in ((3,4),(5,6))"),
+        (("01",), "must be pairs of class ids"),
+        (((0, 1.0),), "must be pairs of class ids"),
+        (((0, 1, 2),), "must be pairs of class ids"),
+        (((0, 3),), "must name classes between 0 and 2"),
+        (((-1, 0),), "must name classes between 0 and 2"),
+        (((0, 1), (1, 2)), "names class 1 more than once; give each class one partner"),
+        (((2, 2),), "names class 2 more than once"),
+    ],
+)
+def test_swaps_that_are_no_pairs_of_classes_are_named(given, sentence):
+    with pytest.raises(UserError, match=re.escape(f"config.data.mirror_swaps={given}: {sentence}")):
+        checked_swaps(given, num_classes=3)
 
 
 def test_jitter():

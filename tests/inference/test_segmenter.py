@@ -166,6 +166,10 @@ def test_the_config_says_which_classes_are_left_and_right():
         settings.data.mirror_swaps = wrong
         with pytest.raises(UserError, match=rf"config.data.mirror_swaps=.*{sentence}"):
             create_segmenter(settings, {"params": {}}, NAMES, PALETTE)
+    settings.eval.mirror = False  # then nothing is swapped, and the run can be used
+    assert create_segmenter(settings, {"params": {}}, NAMES, PALETTE).mirror_swaps == ()
+    with pytest.raises(UserError, match=r"config.data.mirror_swaps="):
+        create_segmenter(settings, {"params": {}}, NAMES, PALETTE, mirror=True)
 
 
 @pytest.mark.parametrize("preprocessing", ["torch_rgb", "own_rgb"])

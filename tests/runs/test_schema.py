@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deeplab_jax.config import SHIPPED, fields, load_config
 from deeplab_jax.crf.params import FIELDS
 from deeplab_jax.crf.setting import read_preset
 from deeplab_jax.files import read_json
@@ -117,6 +118,88 @@ def test_a_config_of_an_older_program_has_defaults_for_what_it_lacks():
 def test_what_is_wrong_with_a_config_is_named(path, new, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         schema.config(replaced(WHOLE[schema.config], path, new))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem != "__init__"))
+def test_commands_take_every_shipped_config(name):
+    assert schema.problem(load_config(name)) == ""
+
+
+@pytest.mark.parametrize(("name", "choice"), [(name, c) for name, known in schema.CHOICES.items() for c in known])
+def test_every_choice_can_be_taken(name, choice):
+    assert schema.problem(load_config("base", [f"{name}={choice}"])) == ""
+
+
+_FREE = {  # texts of any kind; presets, data sets and splits are looked up where they are read
+    "init_from", "crf.preset", "data.name", "data.dir", "data.cache_dir", "data.train_split", "data.holdout_by",
+    "data.on_corrupt", "data.images", "data.masks", "data.classes", "data.train_list", "data.val_list",
+    "data.mask_prefix", "data.mask_suffix", "eval.split", "eval.select_split", "name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(name for name, v in fields(load_config("base")) if isinstance(v, str)))
+def test_a_misspelt_choice_of_any_field_is_named(name):
+    problem = schema.problem(load_config("base", [f"{name}=misspelt"] if name != "name" else []))
+    assert problem == "" if name in _FREE else problem.startswith(f"config.{name}=") and "misspelt" in problem
+
+
+_NUMBERS = {name: value for name, value in fields(load_config("base")) if not isinstance(value, str | bool)}
+for name in ("crf.learn", "search.thin", "data.mirror_swaps", "data.stages", "data.ignore"):  # no numbers, or ids
+    del _NUMBERS[name]
+
+
+@pytest.mark.parametrize("value", [-(1 << 40), 1 << 70])
+@pytest.mark.parametrize("name", sorted(_NUMBERS))
+def test_an_impossible_number_of_any_field_is_named(name, value):
+    comma = "," * isinstance(_NUMBERS[name], tuple)
+    problem = schema.problem(load_config("base", [f"{name}={value}{comma}"]))
+    assert problem.startswith(f"config.{name}=") and ("must lie between" in problem or "must be finite" in problem)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["optimizer.schedule=foo"], "config.optimizer.schedule=foo: must be one of poly, step, constant, cosine"),
+        (["optimizer.name=adam"], "config.optimizer.name=adam: must be one of sgd, adamw"),
+        (["crf.train=foo"], "config.crf.train=foo: must be one of off, end_to_end"),
+        (["crf.learn=weights,foo"], "config.crf.learn=foo: must be one of weights, compatibility, stds"),
+        (["loss.at=foo"], "config.loss.at=foo: must be one of scores, pixels"),
+        (["search.objective=iou"], "config.search.objective=iou: must be one of mean_iou, trimap, both"),
+        (["eval.trimap_source=foo"], "config.eval.trimap_source=foo: must be one of boundary, void"),
+        (["eval.submission=foo"], 'config.eval.submission=foo: must be one of "", voc, cityscapes'),
+        (["model.dtype=half"], "config.model.dtype='half' is not one of 'float32', 'bfloat16'"),
+        (["seed=-1"], "config.seed=-1: must lie between 0 and"),
+        (["optimizer.momentum=5"], "config.optimizer.momentum=5.0: must lie between 0 and 0.99999"),
+        (["optimizer.ema=2"], "config.optimizer.ema=2.0: must lie between 0 and 1"),
+        (["loss.class_weights=-1,1,1"], "config.loss.class_weights=(-1, 1, 1): must lie between 0 and 1e+06"),
+        (["search.passes=0"], "config.search.passes=0: must lie between 1 and 64"),
+        (["search.grid.bilateral_xy_std=0,9"], "config.search.grid.bilateral_xy_std=(0, 9): must lie between 0.01"),
+        (["search.grid.gaussian_weight=()"], "config.search.grid.gaussian_weight: needs at least one value"),
+        (
+            ["optimizer.schedule=step", "optimizer.step_size=0"],
+            "config.optimizer.step_size=0: must be at least 1 with config.optimizer.schedule=step",
+        ),
+        (["eval.size_multiple=12"], "config.eval.size_multiple=12: must be a multiple of 8"),
+        (["eval.scales=half"], "config.eval.scales=('half',): needs numbers, such as 1.0"),
+        (["eval.crf_iterations=0,2.5"], "config.eval.crf_iterations=(0, 2.5): needs whole numbers, such as 0,1,2,5"),
+        (["data.stages=((0.5,(9,9),(1e999,)),)"], "config.data.stages=((0.5, (9, 9), (inf,)),): must be finite"),
+    ],
+)
+def test_what_no_command_can_use_is_named(overrides, sentence):
+    assert schema.problem(load_config("base", overrides)).startswith(sentence)
+
+
+def test_a_number_that_does_not_count_may_be_0():
+    assert schema.problem(load_config("base", ["optimizer.step_size=0"])) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(("optimizer", "ema"), 2.0), (("crf", "train"), "foo"), (("loss", "at"), "foo"), (("optimizer", "name"), "foo")],
+)
+def test_a_record_keeps_what_training_took_when_it_was_not_checked(path, value):
+    found = schema.config(replaced(WHOLE[schema.config], path, value))
+    assert found[path[0]][path[1]] == value
 
 
 def test_a_palette_that_is_short_is_named():

@@ -209,7 +209,6 @@ def test_values_of_an_axis():
     [
         ("grid.bilateral_xy_std", (0.0, 30.0), r"config\.search\.grid\.bilateral_xy_std=0\.0,30\.0: needs .* above 0"),
         ("grid.gaussian_weight", (), r"config\.search\.grid\.gaussian_weight=: needs finite numbers"),
-        ("objective", "foo", r"config\.search\.objective=foo: must be among mean_iou, trimap, both"),
     ],
 )
 def test_mistakes_in_the_config_are_named(field, value, message):

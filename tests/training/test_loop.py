@@ -1,16 +1,18 @@
 """The files that a run leaves, mistakes that are refused before it, and the end-to-end CRF's input."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models import create_model
 from deeplab_jax.runs.checkpoints import Checkpoints, load_workdir
 from deeplab_jax.runs.record import read_record
-from deeplab_jax.training import loop
+from deeplab_jax.training import loop, setup
 from tests.training.conftest import END_TO_END
 
 SHORT = ("num_steps=6", "checkpoint.every=2", "log.every=2", "eval.every=0", "eval.select_split=")
@@ -36,14 +38,41 @@ def test_a_run_leaves_its_record(runs, tmp_path):
     np.testing.assert_allclose(np.sum(out["marginals"], -1), 1, atol=1e-5)
 
 
-def test_mistakes_in_the_search_are_told_before_the_training(runs, tmp_path):
-    from deeplab_jax.errors import UserError
-
-    with pytest.raises(UserError, match="thin class 'pole': no such class; there are background, ball, "):
-        loop.train(runs.config(*SHORT, "search.thin=pole,"), tmp_path / "w")
-    with pytest.raises(UserError, match=r"config\.search\.objective=iou: must be among mean_iou, trimap, both"):
-        loop.train(runs.config(*SHORT, "search.objective=iou"), tmp_path / "w")
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["search.thin=pole,"], "thin class 'pole': no such class; there are background, ball, "),
+        (["search.objective=iou"], "config.search.objective=iou: must be one of mean_iou, trimap, both"),
+        (["data.mirror_swaps=((0,9),)"], "config.data.mirror_swaps=((0, 9),): must name classes between 0 and 6"),
+        (["data.mirror_swaps=((0,1),(1,2))"], "names class 1 more than once; give each class one partner"),
+        (["data.mirror_swaps=(0,1)"], "must be pairs of class ids, as in ((3,4),(5,6))"),
+        (["loss.class_weights=foo"], "config.loss.class_weights=foo: must be sqrt, fourth_root, median, or one number"),
+        (["loss.class_weights=1,2"], "config.loss.class_weights: has 2 numbers for 7 classes"),
+        (["loss.class_weights=1,2,a,1,1,1,1"], "config.loss.class_weights=1,2,a,1,1,1,1: must be sqrt, fourth_root, "),
+        (["eval.every=2", "eval.select_split=vall"], "no split 'vall'"),
+    ],
+)
+def test_mistakes_are_told_before_the_training(runs, tmp_path, overrides, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        loop.train(runs.config(*SHORT, *overrides), tmp_path / "w")
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], []),
+        (["eval.every=6"], ["note: config.eval.every=6 has no effect without config.eval.select_split, which names "]),
+        (["eval.every=6", "eval.select_split=val"], []),
+        (["search.images=2"], ["warning: the CRF's parameters are searched on the evaluation split 'val', so that "]),
+        (["search.images=2", "data.holdout=5"], []),
+        (["search.images=2", "crf.iterations=0"], []),  # nothing is searched
+    ],
+)
+def test_what_may_surprise_is_said_before_the_training(runs, tmp_path, capfd, overrides, said):
+    setup.prepare(runs.config(*SHORT, *overrides), tmp_path / "w")
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("note: ", "warning: "))]
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said))
 
 
 def test_the_crf_sees_the_photograph_and_not_the_normalized_input(monkeypatch):

@@ -8,6 +8,7 @@ from flax import traverse_util
 
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
+from deeplab_jax.runs.schema import CHOICES
 from deeplab_jax.training.optimizer import (
     create_optimizer,
     create_schedule,
@@ -43,6 +44,14 @@ def test_warmup_rises_linearly():
 def test_unknown_schedule_is_named():
     with pytest.raises(ValueError, match=r"config\.optimizer\.schedule=polly"):
         create_schedule(load_config("base", ["optimizer.schedule=polly"]))
+
+
+@pytest.mark.parametrize("schedule", CHOICES["optimizer.schedule"])
+@pytest.mark.parametrize("name", CHOICES["optimizer.name"])
+def test_every_choice_is_an_optimizer(schedule, name):
+    config = load_config("base", [f"optimizer.schedule={schedule}", f"optimizer.name={name}"])
+    assert float(create_schedule(config)(0)) == pytest.approx(2.5e-4)
+    assert create_optimizer(config).init({"head": {"fc1": {"bias": jnp.ones(2)}}})
 
 
 @pytest.mark.parametrize(
