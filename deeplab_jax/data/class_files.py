@@ -16,6 +16,7 @@ _HEADER = frozenset({"name", "names", "class", "label", "id", "r", "g", "b", "re
 _BRACKETED = re.compile(r"^(?P<name>[^()\[\]]+?)[\s:,=]*[(\[](?P<color>\s*\d+\s*,\s*\d+\s*,\s*\d+\s*)[)\]]$")
 _CVAT = re.compile(r"^(?P<name>.*?):\s*(?P<color>\d+\s*,\s*\d+\s*,\s*\d+)\s*(:.*)?$")
 _HEX = re.compile(r"^#?(?P<hex>[0-9a-fA-F]{6})$")
+_LARGEST_ID = 65535  # a number above it is no id, and would be as many classes
 
 
 class _Line(NamedTuple):
@@ -43,7 +44,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], np.ndarray | None]:
         data = read_file(path)
         text = data.decode("utf-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else data.decode("utf-8-sig")
     except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file; check config.data.classes") from e
+        raise UserError(f"{path}: no such file; check the name of the classes file") from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot be read as a list of classes ({reason(e)}); save it as UTF-8 text") from e
     if text.lstrip()[:1] in ("{", "["):
@@ -214,6 +215,8 @@ def _from_objects(content: list) -> list[_Line]:
 def _by_id(found: Iterable[tuple[int, str, tuple[int, ...] | None]]) -> list[_Line]:
     """In the order of the ids; the background is 0 if they start at 1, and missing ids between are named as unused."""
     table = {i: (name, color) for i, name, color in found}
+    if max(table) > _LARGEST_ID:
+        raise ValueError(max(table))
     colored = any(color is not None for _, color in table.values())
     if 0 not in table:
         table[0] = ("background", (0, 0, 0) if colored else None)

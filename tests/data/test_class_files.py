@@ -62,6 +62,7 @@ def test_lists_of_names(tmp_path, text, names):
         ("<annotations/>", "is XML; .*convert_labels"),
         ('{"a": ', "is neither a list of classes"),
         ('{"shapes": [3]}', "is JSON, but neither"),
+        ('{"version": 1000000000000}', "is JSON, but neither"),
         ("# only\n", "is empty"),
         ("a\na\n", "'a' occurs twice"),
         ("a 1 1 1\nb 1 1 1\n", "two classes have the same color"),

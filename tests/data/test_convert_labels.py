@@ -45,6 +45,7 @@ def test_labelme(tmp_path):
         {"label": "dog", "points": [[8, 8], [12, 12]], "shape_type": "rectangle"},
         {"label": "__ignore__", "points": [[24, 1], [28, 4]], "shape_type": "mask", "mask": png},
         {"label": "cat", "points": [[1, 1]], "shape_type": "point"},
+        {"label": "", "points": LARGE, "shape_type": "polygon"},
     ]
     folder = tmp_path / "labels"
     folder.mkdir()
@@ -55,7 +56,8 @@ def test_labelme(tmp_path):
     wanted = expected(1, 2)
     wanted[1:5, 24:29] = 255
     np.testing.assert_array_equal(made["a.png"], wanted)
-    assert result.kind == "labelme" and result.left_out == 1 and tuple(result.names) == ("background", "cat", "dog")
+    assert result.kind == "labelme" and (result.left_out, result.without_class) == (1, 1)
+    assert tuple(result.names) == ("background", "cat", "dog")
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[1] == "cat 128 0 0"
     with Image.open(result.sheet) as sheet:
         assert sheet.width > W
@@ -92,6 +94,20 @@ def test_coco_small_over_large_and_crowds_void(tmp_path):
     assert result.left_out == 1
     with pytest.raises(UserError, match="image 7: has an annotation that cannot be read"):
         convert(coco_file(tmp_path, [{"category_id": 1, "segmentation": {"size": [3, 3], "counts": [9]}}]), tmp_path)
+
+
+def test_each_coco_file_is_read_by_its_own_ids(tmp_path):
+    for name, ring, categories in (("a", LARGE, {1: "cat", 2: "dog"}), ("b", SMALL, {1: "dog", 2: "bird"})):
+        content = {
+            "images": [{"id": 1, "file_name": f"{name}.jpg", "height": H, "width": W}],
+            "categories": [{"id": i, "name": c} for i, c in categories.items()],
+            "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [flat(ring)]}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    result, made = convert(tmp_path, tmp_path)
+    assert tuple(result.names) == ("background", "cat", "dog", "bird") and result.count == 2
+    np.testing.assert_array_equal(made["a.png"], expected(1, 0, small_on_top=False))
+    np.testing.assert_array_equal(made["b.png"], 2 * expected(0, 1))
 
 
 def test_run_lengths_are_pycocotools(tmp_path):
@@ -169,6 +185,55 @@ def test_label_studio(tmp_path):
     wanted[stroke] = 2
     assert list(made) == ["a b.png"]
     np.testing.assert_array_equal(made["a b.png"], wanted)
+
+
+def studio_file(tmp_path, results):
+    results = [{"original_width": W, "original_height": H} | r for r in results]
+    (tmp_path / "export.json").write_text(json.dumps([{"data": {"image": "a.jpg"}, "annotations": [
+        {"result": results}]}]))  # fmt: skip
+    return tmp_path / "export.json"
+
+
+def test_label_studio_of_separate_controls(tmp_path):
+    """`<Polygon>` and `<Labels>`: the area and its class are two results of one id, in either order."""
+    stroke = np.zeros((H, W), bool)
+    stroke[22:, :5] = True
+    large = {"points": [[x * 100 / W, y * 100 / H] for x, y in LARGE], "closed": True}
+    box = {"x": 800 / W, "y": 800 / H, "width": 400 / W, "height": 400 / H, "rotation": 0}
+    disc = {"x": 2600 / W, "y": 400 / H, "radiusX": 300 / W, "radiusY": 300 / H, "rotation": 0}
+    shapes = [
+        ("polygon", large, "cat"),
+        ("rectangle", box, "dog"),
+        ("ellipse", disc, "egg"),
+        ("brush", {"format": "rle", "rle": packed_brush(stroke)}, "dog"),
+    ]
+    results = []
+    for n, (kind, value, label) in enumerate(shapes):
+        pair = [{"type": kind, "value": value}, {"type": "labels", "value": value | {"labels": [label]}}]
+        results += [{"id": f"r{n}"} | r for r in (pair if n % 2 else pair[::-1])]
+    results.append({"id": "r0", "type": "choices", "value": large | {"choices": ["blurred"]}})
+    result, made = convert(studio_file(tmp_path, results), tmp_path)
+    assert tuple(result.names) == ("background", "cat", "dog", "egg")
+    wanted = expected(1, 2)
+    wanted[1:7, 23:29] = 3 * np.array([[abs(x) + abs(y) < 4.5 for x in np.arange(-2.5, 3)] for y in np.arange(-2.5, 3)])
+    wanted[stroke] = 2
+    np.testing.assert_array_equal(made["a.png"], wanted)
+    assert (result.left_out, result.without_class) == (0, 0) and "note" not in result.words()
+
+
+def test_label_studio_areas_without_a_class_are_left_out_with_a_note(tmp_path):
+    percent = [[x * 100 / W, y * 100 / H] for x, y in LARGE]
+    small = [[x * 100 / W, y * 100 / H] for x, y in SMALL]
+    results = [
+        {"id": "1", "type": "polygonlabels", "value": {"points": percent, "polygonlabels": []}},
+        {"id": "2", "type": "polygon", "value": {"points": percent}},
+        {"id": "3", "type": "polygonlabels", "value": {"points": small, "polygonlabels": ["dog"]}},
+        {"id": "4", "type": "keypointlabels", "value": {"x": 1, "y": 1, "width": 1, "keypointlabels": ["dog"]}},
+    ]
+    result, made = convert(studio_file(tmp_path, results), tmp_path)
+    np.testing.assert_array_equal(made["a.png"], expected(0, 1))
+    assert "note: 1 annotation has no area (points, lines, boxes) and is left out" in result.words()
+    assert "note: 2 annotations have no class and are left out" in result.words()
 
 
 def test_colored_masks(tmp_path):

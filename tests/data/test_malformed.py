@@ -47,6 +47,8 @@ STUDIO = [
                     RESULT | {"value": {"x": 9, "y": 9, "width": 40, "height": 30, "rectanglelabels": ["dog"]}},
                     RESULT | {"value": {"x": 50, "y": 50, "radiusX": 9, "radiusY": 7, "ellipselabels": ["dog"]}},
                     RESULT | {"value": {"rle": packed_brush(BRUSH), "brushlabels": ["cat"]}},
+                    RESULT | {"id": "r", "type": "polygon", "value": {"points": SQUARE}},
+                    RESULT | {"id": "r", "type": "labels", "value": {"points": SQUARE, "labels": ["dog"]}},
                 ],
             }
         ],

@@ -14,13 +14,16 @@ def fits(content: object) -> bool:
 
 
 def read(contents: list[tuple[Path, dict]]) -> Annotations:
-    """All images of all files; the classes are the categories in the order of their ids."""
+    """All images of all files; the classes are the categories of all, in the order of their ids.
+
+    A file's ids are read by its own categories: several files may give one id to different classes.
+    """
     images: list[Annotated] = []
-    names: dict = {}  # by the file's ids
+    named: list[tuple] = []  # (id, name), file by file
     for path, content in contents:
         try:
             categories = {c["id"]: str(c["name"]) for c in content["categories"]}
-            names |= categories
+            named += categories.items()
             listed = {image["id"]: image for image in content["images"]}
             annotations: dict = {i: [] for i in listed}
             for annotation in content["annotations"]:
@@ -36,7 +39,7 @@ def read(contents: list[tuple[Path, dict]]) -> Annotations:
             except (KeyError, TypeError, ValueError, IndexError, OverflowError) as e:
                 raise UserError(f"{where}: has an annotation that cannot be read ({e}); export it again") from e
     try:
-        ordered = [name for _, name in sorted(names.items())]
+        ordered = [name for _, name in sorted(named, key=lambda category: category[0])]
     except TypeError as e:
         raise UserError(f"{contents[0][0]}: the ids of its categories are not numbers; export it again") from e
     return Annotations([n for n in dict.fromkeys(ordered) if n != "background"], None, images)

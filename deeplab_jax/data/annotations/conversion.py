@@ -37,6 +37,7 @@ class Labelled(NamedTuple):
     colors: np.ndarray
     masks: Sequence[tuple[str, Callable[[], np.ndarray]]]
     left_out: int = 0
+    without_class: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,17 @@ class Result:
     failed: int
     names: Sequence[str]
     left_out: int
+    without_class: int
     sheet: Path | None
 
     def words(self) -> str:
         """A summary for the user."""
         lines = [f"{self.kind}: {self.count} masks in {self.out / 'masks'}, {len(self.names)} classes in "
                  f"{self.out / 'classes.txt'}"]  # fmt: skip
-        if self.left_out:
-            lines.append(f"note: {self.left_out} annotations have no area (points, lines, boxes) and are left out")
+        for count, what in ((self.left_out, "no area (points, lines, boxes)"), (self.without_class, "no class")):
+            if count:
+                have, are = ("annotation has", "is") if count == 1 else ("annotations have", "are")
+                lines.append(f"note: {count} {have} {what} and {are} left out")
         if self.sheet:
             lines.append(f"Look at {self.sheet}")
         if self.failed:
@@ -108,7 +112,7 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
         rows = [shown[n : n + _COLUMNS] for n in range(0, len(shown), _COLUMNS)]
         files.write_png(sheet, stack([side_by_side([p for _, p in row], [s for s, _ in row]) for row in rows]))
     count = len(labelled.masks) - failed
-    return Result(labelled.kind, out, count, failed, labelled.names, labelled.left_out, sheet)
+    return Result(labelled.kind, out, count, failed, labelled.names, labelled.left_out, labelled.without_class, sheet)
 
 
 def open_labels(source: Path, classes: Path | None = None) -> Labelled:
@@ -183,7 +187,9 @@ def _of_shapes(source: Path, kind: str, found: Annotations, classes: Path | None
         raise UserError(f"{source}: has two images '{twice}', whose masks would have one name; rename one of them")
     made = [(stem, lambda image=image: painted(image, ids)) for stem, image in zip(stems, found.images)]
     left_out = sum(image.left_out for image in found.images)
-    return Labelled(kind, names, palettes.voc_palette()[: len(names)] if colors is None else colors, made, left_out)
+    without_class = sum(image.without_class for image in found.images)
+    colors = palettes.voc_palette()[: len(names)] if colors is None else colors
+    return Labelled(kind, names, colors, made, left_out, without_class)
 
 
 def _of_colors(source: Path, classes: Path) -> Labelled:

@@ -12,6 +12,7 @@ from deeplab_jax.imaging.palettes import VOID
 from deeplab_jax.limits import REFUSE_ABOVE
 
 _FARTHEST = 1e9  # limit for a corner, in pixels
+_ANY_NUMBER = np.errstate(over="ignore", invalid="ignore")  # corners beyond floats: `polygon` refuses them
 
 
 class Area(NamedTuple):
@@ -26,13 +27,15 @@ class Area(NamedTuple):
 class Annotated(NamedTuple):
     """The annotation of one image: its path in the tool's file, (height, width), and its areas from the bottom up.
 
-    `left_out` counts shapes without an area: points, lines, shapes of unknown kinds.
+    `left_out` counts shapes without an area: points, lines, shapes of unknown kinds; `without_class` areas that the
+    tool has given no class.
     """
 
     image: str
     size: tuple[int, int]
     areas: list[Area]
     left_out: int = 0
+    without_class: int = 0
 
 
 class Annotations(NamedTuple):
@@ -98,6 +101,7 @@ def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple
     return np.cumsum(flips[:, :width], axis=1) % 2 == 1
 
 
+@_ANY_NUMBER
 def box(x: float, y: float, width: float, height: float, turn: float = 0.0) -> list[tuple[float, float]]:
     """Corners of a box whose upper left corner is (x, y), rotated about it by `turn` degrees clockwise."""
     cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
@@ -105,6 +109,7 @@ def box(x: float, y: float, width: float, height: float, turn: float = 0.0) -> l
     return [(x + dx * cos - dy * sin, y + dx * sin + dy * cos) for dx, dy in corners]
 
 
+@_ANY_NUMBER
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> list[tuple[float, float]]:
     """An ellipse about (x, y) as a polygon of 180 corners, rotated by `turn` degrees clockwise."""
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)

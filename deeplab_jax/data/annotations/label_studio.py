@@ -1,4 +1,8 @@
-"""Label Studio's JSON: polygons, boxes and ellipses in percent, brushes; later areas are drawn over earlier ones."""
+"""Label Studio's JSON: polygons, boxes and ellipses in percent, brushes; later areas are drawn over earlier ones.
+
+A result holds an area with its class (`polygonlabels`), or, where the project has a control for each, one result holds
+the area (`polygon`) and another one of the same id the class (`labels`).
+"""
 
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -8,7 +12,7 @@ import numpy as np
 from deeplab_jax.data.annotations.drawing import Annotated, Annotations, Area, box, checked_size, ellipse, polygon
 from deeplab_jax.errors import UserError
 
-_KINDS = ("polygonlabels", "rectanglelabels", "ellipselabels", "brushlabels")
+_KINDS = ("polygon", "rectangle", "ellipse", "brush")
 
 
 def fits(content: object) -> bool:
@@ -45,25 +49,39 @@ def _task(path: Path, task: dict) -> Annotated | None:
     split = urlsplit(url)
     name = Path(unquote(parse_qs(split.query).get("d", [split.path])[0])).name
     size = checked_size(f"{path}: {name}", shapes[0]["original_height"], shapes[0]["original_width"])
-    areas, left_out = [], 0
+    labelled = [r for r in results if r.get("id") is not None and r.get("value", {}).get("labels")]
+    classes = {r["id"]: r["value"]["labels"] for r in labelled}
+    drawn = {result.get("id") for result in results if _kind(result)} - {None}
+    areas, left_out, without_class = [], 0, 0
     for result in results:
-        kind = next((k for k in _KINDS if k in result.get("value", {})), None)
+        kind, key = _kind(result), result.get("id")
         if kind is None:
-            left_out += 1
+            left_out += key not in drawn  # others say more about an area that is drawn
+            continue
+        labels = result["value"].get(f"{kind}labels") or classes.get(key)
+        label = str(labels[0]) if labels else ""
+        if label:
+            areas.append(Area(label, _pixels(kind, result["value"], size)))
         else:
-            areas.append(Area(str(result["value"][kind][0]), _pixels(kind, result["value"], size)))
-    return Annotated(name, size, areas, left_out)
+            without_class += 1
+    return Annotated(name, size, areas, left_out, without_class)
+
+
+def _kind(result: dict) -> str | None:
+    """The kind of area that a result holds; None if it holds none, or only more about one."""
+    of = result.get("type"), *result.get("value", {})
+    return next((kind for kind in _KINDS if kind in of or f"{kind}labels" in of), None)
 
 
 def _pixels(kind: str, value: dict, size: tuple[int, int]) -> np.ndarray:
     height, width = size
-    if kind == "brushlabels":
+    if kind == "brush":
         return brush(value["rle"], size)
     sx, sy = width / 100, height / 100
-    if kind == "polygonlabels":
+    if kind == "polygon":
         return polygon([[(float(x) * sx, float(y) * sy) for x, y in value["points"]]], size)
     x, y, turn = float(value["x"]) * sx, float(value["y"]) * sy, float(value.get("rotation") or 0)
-    if kind == "rectanglelabels":
+    if kind == "rectangle":
         return polygon([box(x, y, float(value["width"]) * sx, float(value["height"]) * sy, turn)], size)
     return polygon([ellipse(x, y, float(value["radiusX"]) * sx, float(value["radiusY"]) * sy, turn)], size)
 

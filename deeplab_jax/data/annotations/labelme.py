@@ -26,7 +26,7 @@ def read(contents: list[tuple[Path, dict]]) -> Annotations:
 
 def _image(path: Path, content: dict) -> Annotated:
     size = checked_size(path, content.get("imageHeight"), content.get("imageWidth"))
-    areas, left_out = [], 0
+    areas, left_out, without_class = [], 0, 0
     for number, shape in enumerate(content["shapes"], 1):
         try:
             area = _area(shape, size)
@@ -34,10 +34,12 @@ def _image(path: Path, content: dict) -> Annotated:
             raise UserError(f"{path}: shape {number} cannot be read ({e}); correct it in labelme") from e
         if area is None:
             left_out += 1
+        elif area.label == "":
+            without_class += 1
         else:
             areas.append(area)
     name = Path(str(content.get("imagePath") or path.name).replace("\\", "/")).name
-    return Annotated(name, size, areas, left_out)
+    return Annotated(name, size, areas, left_out, without_class)
 
 
 def _area(shape: dict, size: tuple[int, int]) -> Area | None:
