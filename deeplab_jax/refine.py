@@ -7,7 +7,11 @@ With folders for --image, --probs or --labels, and --out, each photograph is pai
 rules of data sets (docs/own_data.md; a_probs.npy and a.npy belong to a.jpg, a_mask.png and a.png too); existing
 results are skipped on a rerun. Writes OUT.png (palette PNG of class ids), OUT_overlay.png, and with --iterations_strip
 OUT_iterations.png. Probabilities below 1e-8 are raised to it. With --distributed (automatic under SLURM and Open MPI)
-several processes share the photographs (docs/scaling.md). Scribbles spread best with wide kernels, for example
+several processes share the photographs (docs/scaling.md).
+
+A label map holds ids, in any format but JPEG, which invents ids; --unknown is the one for no label. With --classes it
+may hold the classes' colors; then void (255; black, white and (224, 224, 192) unless a class has them) is unknown,
+without --unknown. Scribbles spread best with wide kernels, for example
   --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5
 Where a label with few scribbles vanishes, raise --confidence.
 """
@@ -33,7 +37,8 @@ def define_flags() -> None:
     flags.DEFINE_string("labels", None, "label map: PNG of ids, full or sparse; or a folder of them")
     model_flags.define("use the CRF's parameters of a model that the package ships, such as camvid")
     flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
-    flags.DEFINE_integer("unknown", 255, "id of unlabelled pixels in --labels", lower_bound=0, upper_bound=255)
+    unknown = "id of unlabelled pixels in --labels; with --classes void is unknown in any case"
+    flags.DEFINE_integer("unknown", 255, unknown, lower_bound=0, upper_bound=255)
     flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is correct")
     flags.DEFINE_bool("iterations_strip", False, "also write the picture of the marginals after each iteration")
     size_flags.define(least=1, older="crf_max_pixels")

@@ -321,6 +321,86 @@ def test_labels_of_data_sets_names_and_colors(tmp_path):
     assert refine_folder(tmp_path / "in", tmp_path / "l", tmp_path / "out", RefineOptions(SETTINGS, "labels")) == 2
 
 
+RED, GREEN = (200, 0, 0), (0, 200, 0)
+SCRIBBLES = np.full(SIZE, 255, np.uint8)
+SCRIBBLES[10:14, 4:8], SCRIBBLES[20:24, 44:48] = 0, 1
+
+
+def colored(path: Path, classes: list, void: tuple) -> Path:
+    """The scribbles in the colors of two classes, on `void`."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(classes)], table[255] = classes, void
+    Image.fromarray(table[SCRIBBLES]).save(path)
+    return path
+
+
+@pytest.mark.parametrize("void", [(0, 0, 0), (255, 255, 255), (224, 224, 192)])
+def test_void_of_a_colored_map_is_unknown(tmp_path, void):
+    colors = np.array([RED, GREEN], np.uint8)
+    path = colored(tmp_path / "l.png", [RED, GREEN], void)
+    for unknown in (255, 7):  # an id that does not occur changes nothing
+        rough = RoughLabels.from_file(path, SIZE, unknown, 0.7, colors)
+        np.testing.assert_array_equal(rough.ids, [0, 1])
+        np.testing.assert_array_equal(rough.channels, np.where(SCRIBBLES == 255, -1, SCRIBBLES.astype(int)))
+    with pytest.raises(UserError) as error:
+        RoughLabels.from_file(path, SIZE, 0, 0.7, colors)
+    assert str(error.value) == (
+        f"{path}: has the colors of --classes, of which --unknown=0 would leave out class 0, (200, 0, 0); leave out "
+        "--unknown: black, white and (224, 224, 192) are unknown already where no class has them"
+    )
+
+
+def test_a_class_in_a_void_color_and_ids_may_be_unknown(tmp_path):
+    black = np.array([(0, 0, 0), RED, GREEN], np.uint8)
+    path = colored(tmp_path / "l.png", [RED, GREEN], (0, 0, 0))
+    rough = RoughLabels.from_file(path, SIZE, 0, 0.7, black)
+    np.testing.assert_array_equal(rough.ids, [1, 2])
+    np.testing.assert_array_equal(rough.channels, np.where(SCRIBBLES == 255, -1, SCRIBBLES.astype(int)))
+    Image.fromarray(SCRIBBLES).save(path)
+    rough = RoughLabels.from_file(path, SIZE, 0, 0.7, np.array([RED, GREEN], np.uint8))
+    np.testing.assert_array_equal(rough.ids, [1])  # a map of ids with a classes file: 0 is left out, void is too
+    np.testing.assert_array_equal(RoughLabels.from_file(path, SIZE, 0, 0.7).ids, [1, 255])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_ids_of_a_jpeg_are_refused(folder, mode):
+    Image.fromarray(np.where(SCRIBBLES == 255, 0, 9 * SCRIBBLES + 9)).convert(mode).save(folder / "l.jpg", quality=60)
+    with pytest.raises(UserError) as error:
+        refine_file(folder / "a.png", folder / "l.jpg", folder / "out", RefineOptions(SETTINGS, "labels", 0))
+    count = len(np.unique(Image.open(folder / "l.jpg")))
+    assert count > 3 and str(error.value) == (
+        f"{folder}/l.jpg: has lossy compression, which invents ids ({count} values); save masks as PNG, or give each "
+        "class its gray as R G B in the file of --classes"
+    )
+    assert not list(folder.glob("out*"))
+
+
+def test_a_jpeg_in_the_classes_colors_is_read(tmp_path):
+    colored(tmp_path / "l.png", [RED, GREEN], (0, 0, 0))
+    Image.open(tmp_path / "l.png").save(tmp_path / "l.jpg", quality=95, subsampling=0)
+    rough = RoughLabels.from_file(tmp_path / "l.jpg", SIZE, 255, 0.7, np.array([RED, GREEN], np.uint8))
+    np.testing.assert_array_equal(rough.ids, [0, 1])
+    assert (rough.channels != np.where(SCRIBBLES == 255, -1, SCRIBBLES.astype(int))).mean() < 0.02
+
+
+def test_errors_of_label_maps_name_the_flags(folder):
+    Image.fromarray(SCRIBBLES.astype(np.uint16) + 50).save(folder / "deep.png")
+    Image.fromarray(np.dstack([photograph(SIZE), SCRIBBLES])).save(folder / "rgba.png")
+    cases = [
+        ("deep.png", "", "holds the id 305, and ids above 255 are not supported; renumber them, or store what is "
+         "unlabelled as the id of --unknown"),
+        ("rgba.png", "", "is a color picture where class ids are expected; give R G B for each class in the file of "
+         "--classes, or save an index or palette PNG"),
+        ("deep.png", "none.txt", "no such file; check the name of the classes file"),
+    ]  # fmt: skip
+    for name, classes, words in cases:
+        flags = [f"--classes={folder}/{classes}"] * bool(classes)
+        out = folder / "o.png"
+        done = call("refine", f"--image={folder}/a.png", f"--labels={folder}/{name}", f"--out={out}", *flags)
+        assert (done.returncode, done.stdout) == (1, "") and not out.exists()
+        assert done.stderr == f"error: {folder}/{classes or name}: {words}\n"
+
+
 def test_command(folder):
     done = call(
         "refine", f"--image={folder}/a.png", f"--probs={folder}/a.npy", f"--out={folder}/o.png", "--iterations=2"

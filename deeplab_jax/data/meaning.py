@@ -7,7 +7,7 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding, masks
-from deeplab_jax.imaging.masks import VOID_COLORS, Meaning, color_text, ids_of, packed_colors
+from deeplab_jax.imaging.masks import VOID_COLORS, Meaning, check_lossless, color_text, ids_of, is_gray, packed_colors
 from deeplab_jax.imaging.palettes import VOID
 
 _MANY = 4096  # distinct values that are kept for a mask; a photograph among the masks has more
@@ -119,12 +119,8 @@ def decide(
 
 def _counted(facts: Sequence[Facts], meaning: Meaning, notes: list[str]) -> Meaning:
     """The meaning with the number of classes that the stored ids imply."""
-    lossy = [f for f in facts if f.lossy and f.family == "gray" and len(f.values) > 1]
-    if lossy:
-        raise UserError(
-            f"{lossy[0].name}: has lossy compression, which invents ids ({len(lossy[0].values)} values); save masks "
-            "as PNG, or give each class its gray as R G B in config.data.classes"
-        )
+    for f in facts:
+        check_lossless(f.shown, f.lossy, f.name)
     stored = {int(v) for f in facts for v in f.shown % 256 if f.family == "color"}
     stored |= {int(v) for f in facts for v in f.values if f.family != "color"}
     if stored == {0, 255} and not meaning.reduce_zero:
@@ -152,7 +148,7 @@ def _are_ids(facts: Facts, meaning: Meaning) -> bool:
     """Whether all stored values are ids of classes or void."""
     values = facts.values
     if facts.family == "color":
-        if not _is_gray(facts):
+        if not is_gray(facts.shown):
             return False
         values = facts.shown % 256
     lowest = 1 if meaning.reduce_zero else 0
@@ -166,12 +162,6 @@ def _are_colors(facts: Facts, colors: np.ndarray) -> bool:
     if facts.lossy:
         return facts.family == "color" or bool((colors == colors[:, :1]).all(1).sum() >= 2)
     return bool(np.isin(facts.shown, packed_colors(np.concatenate([colors, VOID_COLORS]))).all())
-
-
-def _is_gray(facts: Facts) -> bool:
-    return bool(
-        (facts.shown % 256 == facts.shown // 65536).all() and (facts.shown % 256 == facts.shown // 256 % 256).all()
-    )
 
 
 def _readings(facts: Facts, meaning: Meaning) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import io
 import os
 import warnings
 
-from PIL import Image, ImageOps, TiffImagePlugin, features
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, features
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_file
@@ -28,6 +28,15 @@ FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 READABLE = {name: suffixes for name, (suffixes, need) in FORMATS.items() if not need or features.check(need)}
 IMAGE_SUFFIXES = tuple(suffix for suffixes in READABLE.values() for suffix in suffixes)
+
+# Pillow's name for the packing of gray samples -> how it shows a stored sample s: (factor, largest sample) if it
+# shows factor * s; the factor is negative if white is zero and it shows factor * (largest - s).
+_PACKED = {
+    "1": (1, 1), "1;R": (1, 1), "1;I": (-1, 1), "1;IR": (-1, 1),
+    "L;2": (85, 3), "L;2R": (85, 3), "L;2I": (-85, 3), "L;2IR": (-85, 3),
+    "L;4": (17, 15), "L;4R": (17, 15), "L;4I": (-17, 15), "L;4IR": (-17, 15),
+    "L;I": (-1, 255), "L;IR": (-1, 255),
+}  # fmt: skip
 
 
 class CorruptImageError(UserError):
@@ -147,6 +156,23 @@ def frames_of(image: Image.Image) -> int:
         return int(getattr(image, "n_frames", 1))
     except Exception:  # a damaged chain of pages: the first page was read
         return 1
+
+
+def gray_packing(image: Image.Image) -> tuple[float, int]:
+    """(factor, largest sample) by which Pillow shows the gray samples of a file; (1, 255) = unchanged."""
+    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    arguments: tuple | str | None = tile[3] if tile else ()
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    if (
+        image.format == "PPM"
+        and tile
+        and isinstance(arguments, tuple)
+        and tile[0].startswith("ppm")
+        and image.mode in ("L", "I")
+    ):
+        largest = int(arguments[1])  # Pillow stretches 0..largest to 8 or 16 bits
+        return (255 if image.mode == "L" else 65535) / largest, largest
+    return _PACKED.get(first, (1, 255)) if isinstance(first, str) else (1, 255)
 
 
 def tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2 | None:

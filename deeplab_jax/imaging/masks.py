@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding
@@ -19,15 +19,6 @@ from deeplab_jax.imaging.palettes import VOID, voc_palette
 # Colors that mean void in a colored label map unless a class has them: black, white, and PASCAL's boundary color.
 VOID_COLORS = np.array([[0, 0, 0], [255, 255, 255], [224, 224, 192]], np.uint8)
 NO_COLOR = -1  # the color of an index beyond its palette's end
-
-# Pillow's name for the packing of gray samples -> how it shows a stored sample s: (factor, largest sample) if it
-# shows factor * s; the factor is negative if white is zero and it shows factor * (largest - s).
-_PACKED = {
-    "1": (1, 1), "1;R": (1, 1), "1;I": (-1, 1), "1;IR": (-1, 1),
-    "L;2": (85, 3), "L;2R": (85, 3), "L;2I": (-85, 3), "L;2IR": (-85, 3),
-    "L;4": (17, 15), "L;4R": (17, 15), "L;4I": (-17, 15), "L;4IR": (-17, 15),
-    "L;I": (-1, 255), "L;IR": (-1, 255),
-}  # fmt: skip
 
 
 class MaskKind(NamedTuple):
@@ -95,6 +86,16 @@ class Meaning(NamedTuple):
     reduce_zero: bool = False
     by_color: frozenset[str] = frozenset()
     object_255: bool = False
+
+
+class Fields(NamedTuple):
+    """A command's own words in errors: for the place of the classes' colors, and for making an id void."""
+
+    classes: str
+    void: str
+
+
+DATA_SETS = Fields("the classes file (config.data.classes)", "name it in config.data.ignore")
 
 
 class Palette(NamedTuple):
@@ -177,7 +178,7 @@ def _decode(source: str | os.PathLike | bytes, name: str) -> _Decoded:
     data = decoding.read_source(source, name)
     where = decoding.named(source, name, "label")
     image = decoding.open_image(data, where, load=False)
-    factor, largest = _packing(image)
+    factor, largest = decoding.gray_packing(image)
     kind = next(k for k in MASK_KINDS if k.fits(image))
     lossy = image.format == "JPEG" or (image.format in ("WEBP", "AVIF", "JPEG2000") and kind.family == "gray")
     image = decoding.loaded(image, data, where)
@@ -187,13 +188,22 @@ def _decode(source: str | os.PathLike | bytes, name: str) -> _Decoded:
     return _Decoded(image, kind, factor, largest, palette, lossy, where)
 
 
-def ids_of(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, meaning: Meaning, where: str) -> np.ndarray:
+def ids_of(
+    values: np.ndarray,
+    shown: np.ndarray,
+    family: str,
+    lossy: bool,
+    meaning: Meaning,
+    where: str,
+    fields: Fields = DATA_SETS,
+) -> np.ndarray:
     """The class id of each stored value.
 
     Args:
       values, shown, family, lossy: as in `Stored`.
       meaning: the data set's.
       where: the file's name in errors.
+      fields: the names of settings in errors; default those of data sets.
 
     Returns:
       uint8 `[N]`, 255 = void. Ids outside the classes are left as they are.
@@ -202,12 +212,12 @@ def ids_of(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, mean
       UserError: colors without a table, a color that the table lacks, an id above 255.
     """
     if family in meaning.by_color:
-        return _by_color(shown, meaning, lossy, where)
+        return _by_color(shown, meaning, lossy, where, fields)
     if family == "color":
-        if not (shown % 256 == shown // 256 % 256).all() or not (shown % 256 == shown // 65536).all():
+        if not is_gray(shown):
             raise UserError(
-                f"{where}: is a color picture where class ids are expected; give R G B for each class in the classes "
-                "file (config.data.classes), or save an index or palette PNG"
+                f"{where}: is a color picture where class ids are expected; give R G B for each class in "
+                f"{fields.classes}, or save an index or palette PNG"
             )
         values = shown % 256
     if meaning.object_255:
@@ -220,9 +230,24 @@ def ids_of(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, mean
         shown_id = int(values[wrong].max() if (values[wrong] > 255).any() else values[wrong].min())
         raise UserError(
             f"{where}: holds the id {shown_id + meaning.reduce_zero}, and ids above 255 are not supported; "
-            "renumber them, or name it in config.data.ignore"
+            f"renumber them, or {fields.void}"
         )
     return np.where(void, VOID, values).astype(np.uint8)
+
+
+def check_lossless(shown: np.ndarray, lossy: bool, where: str, fields: Fields = DATA_SETS) -> None:
+    """Raises `UserError` for ids that a lossy compression may have invented: those of a gray file of several values."""
+    if lossy and is_gray(shown) and len(shown) > 1:
+        raise UserError(
+            f"{where}: has lossy compression, which invents ids ({len(shown)} values); save masks as PNG, or give each "
+            f"class its gray as R G B in {fields.classes}"
+        )
+
+
+def is_gray(packed: np.ndarray) -> bool:
+    """Whether packed colors are all gray."""
+    blue = packed % 256
+    return bool(((blue == packed // 256 % 256) & (blue == packed // 65536)).all())
 
 
 def read_label(
@@ -247,7 +272,22 @@ def read_label(
       UserError: no such file, colors without a table, or a color that the table lacks.
       CorruptImageError: it cannot be decoded.
     """
-    decoded = _decode(source, name)
+    return _read(_decode(source, name), colors, meaning, DATA_SETS)[0]
+
+
+def read_single(path: str | os.PathLike, colors: np.ndarray | None, fields: Fields) -> tuple[np.ndarray, bool]:
+    """`read_label` of a map that belongs to no data set, and whether its colors were looked up.
+
+    Raises:
+      UserError: like `read_label`, and for ids that the file's compression may have invented.
+    """
+    return _read(_decode(path, ""), colors, None, fields, intact=True)
+
+
+def _read(
+    decoded: _Decoded, colors: np.ndarray | None, meaning: Meaning | None, fields: Fields, intact: bool = False
+) -> tuple[np.ndarray, bool]:
+    """(ids, whether colors were looked up); `intact`: ids of a lossy compression are refused."""
     if decoded.image.mode in ("L", "P"):  # a table costs a fraction of sorting pixels
         raw = np.flatnonzero(decoded.image.histogram()).astype(np.int32)
     else:
@@ -255,15 +295,19 @@ def read_label(
     values = decoded.meaning_of(raw)
     if meaning is None:
         meaning = Meaning() if colors is None else _of_one_file(*values, colors)
-    ids = ids_of(*values, meaning, decoded.where)
+    _, shown, family, lossy = values
+    by_color = family in meaning.by_color
+    ids = ids_of(*values, meaning, decoded.where, fields)
+    if intact and not by_color:
+        check_lossless(shown, lossy, decoded.where, fields)
     if decoded.image.mode not in ("L", "P"):
-        return ids[inverse]
+        return ids[inverse], by_color
     pixels = np.array(decoded.image)
     if (ids == raw).all():
-        return pixels
+        return pixels, by_color
     table = np.zeros(256, np.uint8)
     table[raw] = ids
-    return table[pixels]
+    return table[pixels], by_color
 
 
 def read_palette(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
@@ -292,8 +336,7 @@ def color_text(packed: int) -> str:
 
 def _of_one_file(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool, colors: np.ndarray) -> Meaning:
     """By color if the single file suggests it; see `deeplab_jax.data.meaning` for whole data sets."""
-    red, green, blue = shown >> 16, shown >> 8 & 255, shown & 255
-    gray = ((red == green) & (green == blue)).all()
+    blue, gray = shown % 256, is_gray(shown)
     ids = ((values < len(colors)) | (values == VOID)).all()
     known = np.isin(shown, packed_colors(np.concatenate([colors, VOID_COLORS]))).all()
     classes = np.isin(shown, packed_colors(colors)).any()
@@ -306,9 +349,9 @@ def _of_one_file(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool
     return Meaning(len(colors), colors, by_color=frozenset({family} if by_color else ()))
 
 
-def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str) -> np.ndarray:
+def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str, fields: Fields) -> np.ndarray:
     if meaning.colors is None:
-        raise UserError(f"{where}: colors are looked up, but no class has one; give R G B in config.data.classes")
+        raise UserError(f"{where}: colors are looked up, but no class has one; give R G B in {fields.classes}")
     table = np.concatenate([meaning.colors, VOID_COLORS]).astype(np.int32)
     ids = np.concatenate([np.arange(len(meaning.colors)), np.full(len(VOID_COLORS), VOID)]).astype(np.uint8)
     packed = packed_colors(table)
@@ -326,23 +369,6 @@ def _by_color(shown: np.ndarray, meaning: Meaning, lossy: bool, where: str) -> n
         nearest = ((parts[:, None] - table[None]) ** 2).sum(-1).argmin(1)
         result = np.where(found, result, ids[nearest])
     return result
-
-
-def _packing(image: Image.Image) -> tuple[float, int]:
-    """(factor, largest sample) by which Pillow shows the gray samples of a file; (1, 255) = unchanged."""
-    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    arguments: tuple | str | None = tile[3] if tile else ()
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    if (
-        image.format == "PPM"
-        and tile
-        and isinstance(arguments, tuple)
-        and tile[0].startswith("ppm")
-        and image.mode in ("L", "I")
-    ):
-        largest = int(arguments[1])  # Pillow stretches 0..largest to 8 or 16 bits
-        return (255 if image.mode == "L" else 65535) / largest, largest
-    return _PACKED.get(first, (1, 255)) if isinstance(first, str) else (1, 255)
 
 
 def _samples(image: Image.Image, kind: MaskKind) -> np.ndarray:

@@ -44,8 +44,21 @@ def _read_deep_gray(image: Image.Image, data: bytes, where: str) -> np.ndarray:
 
 
 def _read_deep_color(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    return scaled_to_8_bits(_deep_color(image, data), where)
+
+
+def _read_deep_transparent(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    samples = _gray(np.asarray(image)) if image.mode.startswith("I") else _deep_color(image, data)
+    key = image.info.get("transparency", -1)  # PNG's transparent color; no sample is -1
+    hidden = (samples == np.asarray(key)).all(-1, keepdims=True)
+    seen = _over_white(scaled_to_8_bits(np.where(hidden, 0, samples), where))
+    return np.where(hidden, np.uint8(255), seen)
+
+
+def _deep_color(image: Image.Image, data: bytes) -> np.ndarray:
+    """The 16-bit samples of a picture of which Pillow keeps the high bytes, uint16 `[H, W, C]`."""
     high, low = np.asarray(image), np.asarray(_load_as(data, _LOW_BYTE[_rawmode(_header(data))]))
-    return _over_white(scaled_to_8_bits(high.astype(np.uint16) << 8 | low, where))
+    return high.astype(np.uint16) << 8 | low
 
 
 def _read_planar(image: Image.Image, data: bytes, where: str) -> np.ndarray:
@@ -67,6 +80,12 @@ IMAGE_KINDS = (
         "planar 16 bits", "TIFF of 16 bits with one plane for each band: as 16-bit color; a note",
         lambda image, data: _is_planar_16(image), _read_planar,
         "have 16 bits; of the bits in use, the highest 8 are taken",
+    ),
+    ImageKind(
+        "16-bit transparent", "as 16-bit color or gray, then blended with white; a note",
+        lambda image, data: _is_deep(image) and (image.mode == "RGBA" or "transparency" in image.info),
+        _read_deep_transparent,
+        "have 16 bits and transparency; of the bits in use, the highest 8 are taken and blended with white",
     ),
     ImageKind(
         "16-bit color", "the most bits in use in the image (8, 10, 12, 14 or 16) are white; a note",
@@ -226,6 +245,10 @@ def _load_as(data: bytes, rawmode: str) -> Image.Image:
     ]
     image.load()
     return image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or _rawmode(image) in _LOW_BYTE
 
 
 def _is_planar_16(image: Image.Image) -> bool:

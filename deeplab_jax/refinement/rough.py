@@ -10,10 +10,13 @@ import numpy as np
 
 from deeplab_jax.crf.unary import unary_from_labels, unary_from_probabilities
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import files, palettes
+from deeplab_jax.imaging import files, masks, palettes
+from deeplab_jax.imaging.palettes import VOID
 
 # Smaller probabilities, zeros included, are raised to this; it is below the smallest positive float16.
 PROBABILITY_FLOOR = 1e-8
+
+_FIELDS = masks.Fields("the file of --classes", "store what is unlabelled as the id of --unknown")
 
 Slices = tuple[slice, slice]
 
@@ -125,20 +128,24 @@ class RoughLabels(Rough):
     ) -> "RoughLabels":
         """Reads a label map (ids, or colors of classes) for a photograph of `size` (H, W).
 
-        Only the ids that occur in it are labels; `unknown` marks pixels without one. With fewer than two there is
-        nothing to refine (`is_settled`).
+        Only the ids that occur in it are labels. With fewer than two there is nothing to refine (`is_settled`).
 
         Args:
+          unknown: the id of pixels without a label; with `colors` void (255) is unknown in any case.
           colors: the classes' colors, uint8 `[K, 3]`, if the map is colored.
 
         Raises:
-          UserError: it cannot be read, or has another size.
+          UserError: it cannot be read, holds ids of a lossy compression, or has another size; or `unknown` is a class
+            of a colored map that has a color of its own.
         """
-        labels = files.read_label(path, colors=colors)
+        labels, by_color = masks.read_single(path, colors, _FIELDS)
+        if colors is not None and by_color:
+            _check_unknown(path, unknown, colors)
         if labels.shape != size:
             raise UserError(f"{path}: is {labels.shape[0]} high and {labels.shape[1]} wide, but the photograph is "
                             f"{size[0]} high and {size[1]} wide; they must be equal")  # fmt: skip
-        ids = np.setdiff1d(np.unique(labels), [unknown]).astype(np.uint8)
+        without = [unknown] if colors is None else [unknown, VOID]
+        ids = np.setdiff1d(np.unique(labels), without).astype(np.uint8)
         if len(ids) >= 2 and not 1 / len(ids) < confidence < 1:
             raise UserError(f"--confidence={confidence:g}: with {len(ids)} labels it must be above {1 / len(ids):.3g} "
                             "(a guess) and below 1")  # fmt: skip
@@ -150,6 +157,14 @@ class RoughLabels(Rough):
     def unary(self, window: Slices) -> jax.Array:
         """Returns -log P of a window, float32 [h, w, C]: P = confidence for the pixel's label, the rest shared."""
         return unary_from_labels(self.channels[window], len(self.ids), self.confidence, unknown=-1)
+
+
+def _check_unknown(path: Path, unknown: int, colors: np.ndarray) -> None:
+    """Raises `UserError` if `unknown` would leave out a class of a colored map; one in a void color may be meant."""
+    if unknown < len(colors) and not (colors[unknown] == masks.VOID_COLORS).all(-1).any():
+        raise UserError(f"{path}: has the colors of --classes, of which --unknown={unknown} would leave out class "
+                        f"{unknown}, {tuple(colors[unknown].tolist())}; leave out --unknown: black, white and (224, "
+                        "224, 192) are unknown already where no class has them")  # fmt: skip
 
 
 def _readable_palette(path: Path, ids: np.ndarray) -> np.ndarray:

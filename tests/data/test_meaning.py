@@ -130,6 +130,13 @@ def test_one_wrong_file_is_named_and_does_not_change_the_others(folder):
 
 def test_lossy_masks_without_colors_are_refused(folder):
     config = folder([pillow(np.kron(blocks(0, 3), np.ones((1, 1), np.uint8)) * 40, "JPEG", quality=50)], suffix="jpg")
+    with pytest.raises(UserError, match=r"p0.jpg: has lossy compression, .* in the classes file \(config\.data\."):
+        check(config)
+
+
+def test_lossy_gray_masks_saved_as_rgb_are_refused_too(folder):
+    gray = (blocks(0, 3) * 40)[..., None].repeat(3, -1)
+    config = folder([pillow(gray, "JPEG", quality=50)], suffix="jpg")
     with pytest.raises(UserError, match=r"p0.jpg: has lossy compression, which invents ids"):
         check(config)
 

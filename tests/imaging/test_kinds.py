@@ -98,6 +98,10 @@ def gray(values: np.ndarray) -> np.ndarray:
 # kind of the table -> (files, the expected reading)
 PHOTOGRAPHS = {
     "planar 16 bits": ([tiff(DEEP, 16, 2, True, o) for o in (b"II", b"MM")], PHOTO),
+    "16-bit transparent": (
+        [rgb16_png(np.dstack([DEEP, SEEN * np.uint16(65535)])), rgb16_png(np.where(SEEN, DEEP, 256), (256,) * 3)],
+        np.where(SEEN, PHOTO, 255),
+    ),
     "16-bit color": ([rgb16_png(DEEP), tiff(DEEP, 16, 2)], PHOTO),
     "16-bit gray": ([gray_png(DEEP[..., 0], 16), tiff(DEEP[..., 0], 16, 1), pgm(DEEP[..., 0], 65535)], gray(GRAY)),
     "float": ([pillow(GRAY.astype(np.float32), "TIFF"), pillow((GRAY / 255).astype(np.float32), "TIFF")], gray(GRAY)),
@@ -137,6 +141,18 @@ def test_colors_of_any_palette_are_looked_up_whatever_their_order():
             expected[(shown == color).all(-1)] = i
         found = masks.read_label(pillow(indices, "PNG", palette), colors=colors)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_transparent_sample_of_16_bits_is_white_and_does_not_count_as_in_use():
+    deep = np.array([[[0, 100, 500], [1023, 0, 7], [65535, 0, 0], [65535, 0, 1]]], np.uint16)
+    expected = np.rint(deep * np.float32(255 / 65535)).astype(np.uint8)
+    expected[0, 2] = 255
+    np.testing.assert_array_equal(photographs.read_photograph(rgb16_png(deep, (65535, 0, 0))), expected)
+    gray_samples = np.array([[0, 512, 1023, 40000]], np.uint16)
+    expected = gray(np.array([[0, 128, 255, 255]], np.uint8))
+    np.testing.assert_array_equal(photographs.read_photograph(gray_png(gray_samples, 16, 40000)), expected)
+    row = photographs.kind_of(decoding.open_image(rgb16_png(deep, (1, 2, 3)), load=False), b"")
+    assert "16 bits and transparency" in row.note
 
 
 def test_the_bits_in_use_decide_what_is_white():

@@ -8,23 +8,25 @@ import numpy as np
 from PIL import Image
 
 
-def gray_png(samples: np.ndarray, bits: int) -> bytes:
-    """Stored samples `[H, W]` as a gray PNG of 1, 2, 4, 8 or 16 bits."""
-    return _png(samples, bits, 0)
+def gray_png(samples: np.ndarray, bits: int, hidden: int | None = None) -> bytes:
+    """Stored samples `[H, W]` as a gray PNG of 1, 2, 4, 8 or 16 bits; `hidden`: the sample that is transparent."""
+    return _png(samples, bits, 0, None if hidden is None else (hidden,))
 
 
-def rgb16_png(samples: np.ndarray) -> bytes:
-    """uint16 `[H, W, 3]` as a PNG."""
-    return _png(samples, 16, 2)
+def rgb16_png(samples: np.ndarray, hidden: tuple[int, ...] | None = None) -> bytes:
+    """uint16 `[H, W, 3 or 4]` as a PNG; `hidden`: the color that is transparent."""
+    return _png(samples, 16, 2 if samples.shape[2] == 3 else 6, hidden)
 
 
-def _png(samples: np.ndarray, bits: int, color: int) -> bytes:
+def _png(samples: np.ndarray, bits: int, color: int, hidden: tuple[int, ...] | None = None) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     rows = b"".join(b"\0" + _row(row, bits) for row in samples)
     header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], bits, color, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    key = b"" if hidden is None else chunk(b"tRNS", np.array(hidden, ">u2").tobytes())
+    content = chunk(b"IHDR", header) + key + chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
 
 
 def _row(row: np.ndarray, bits: int) -> bytes:
