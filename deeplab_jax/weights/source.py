@@ -102,7 +102,8 @@ class Source:
         """
         if not self.arrays:
             raise UserError(
-                f"{self.path}: holds no layer of a VGG-16 or ResNet under a known name; is it {self.kind} of one?"
+                f"{self.path}: holds no layer of a VGG-16 or ResNet under a known name; give the weights of one of "
+                "them, under the names of torchvision, timm, Keras, Caffe or a port of DeepLab v2"
             )
         if self._unknown:
             shown = ", ".join(f"'{name}'" for name in self._unknown[:3])

@@ -39,8 +39,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged pickle can fail in any way
-        first = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
-        raise UserError(f"{path}: is damaged, or holds more than tensors, and is not unpickled ({first})") from e
+        raise UserError(f"{path}: {_why_refused(e)}") from e
     found = {
         str(name): tensor
         for name, tensor in state_dict_of(loaded, path).items()
@@ -51,8 +50,21 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: claims {claimed / 2**30:.1f} GiB of weights, which the file does not hold; refused")
     try:
         return {name: tensor.detach().float().numpy() for name, tensor in found.items()}
-    except (RuntimeError, TypeError) as e:  # sparse, quantized or without values
-        raise UserError(f"{path}: holds tensors that are not plain arrays ({str(e).splitlines()[0][:120]})") from e
+    except (RuntimeError, TypeError) as e:
+        raise UserError(
+            f"{path}: holds tensors that are not plain arrays (sparse, quantized or without values); save dense ones"
+        ) from e
+
+
+def _why_refused(error: Exception) -> str:
+    """Why a file is not loaded, in place of PyTorch's words: they are for terminals, and advise loading it unsafely."""
+    found = re.search(r"Unsupported global: GLOBAL ([\w.]{1,80})\s", str(error))
+    if found:
+        return (
+            f"holds more than tensors ({found[1]}), and is not unpickled, since that can run any code; save its "
+            "weights alone with torch.save(network.state_dict(), ...)"
+        )
+    return "is damaged, or holds more than tensors, and is not unpickled; download or save it again"
 
 
 def check_version(path: Path, version: str) -> None:

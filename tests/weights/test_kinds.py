@@ -232,6 +232,16 @@ def test_an_npz_of_a_state_dict(tmp_path, resnet):
     check(files.read(tmp_path / "port.npz"), resnet)
 
 
+def test_a_file_without_known_layers_is_told_what_to_give(tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.ones(3, np.float32))
+    with pytest.raises(UserError) as error:
+        files.read(tmp_path / "other.npz")
+    assert str(error.value) == (
+        f"{tmp_path}/other.npz: holds no layer of a VGG-16 or ResNet under a known name; give the weights of one of "
+        "them, under the names of torchvision, timm, Keras, Caffe or a port of DeepLab v2"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -137,6 +137,28 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     assert not marker.exists()
 
 
+def test_a_whole_module_is_refused_in_our_own_words(tmp_path):
+    path = tmp_path / "module.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(UserError) as error:
+        files.read(path)
+    assert str(error.value) == (
+        f"{path}: holds more than tensors (torch.nn.modules.linear.Linear), and is not unpickled, since that can run "
+        "any code; save its weights alone with torch.save(network.state_dict(), ...)"
+    )
+    path.write_bytes(b"<html>")
+    with pytest.raises(UserError) as error:
+        files.read(path)
+    assert str(error.value) == (
+        f"{path}: is damaged, or holds more than tensors, and is not unpickled; download or save it again"
+    )
+    torch.save({"conv1.weight": torch.eye(4).to_sparse()}, path)
+    with pytest.raises(
+        UserError, match=r"are not plain arrays \(sparse, quantized or without values\); save dense ones$"
+    ):
+        files.read(path)
+
+
 def test_damaged_files_give_a_sentence(tmp_path):
     whole = tmp_path / "whole.pth"
     torch.save({"conv1.weight": torch.ones(4, 3, 7, 7)}, whole)
