@@ -292,9 +292,10 @@ def test_bad_files_in_a_sentence(folder, tmp_path):
         refine_file(folder / "a.png", folder / "a.npy", folder / "a", options)
 
 
-def test_double_precision_is_read(folder):
+@pytest.mark.parametrize("dtype", [np.float64, ">f4"])
+def test_double_precision_and_the_other_byte_order_are_read(folder, dtype):
     first = refined(folder)
-    np.save(folder / "a.npy", np.load(folder / "a.npy").astype(np.float64))
+    np.save(folder / "a.npy", np.load(folder / "a.npy").astype(dtype))
     np.testing.assert_array_equal(refined(folder), first)
 
 

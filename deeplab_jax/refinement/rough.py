@@ -61,7 +61,7 @@ class Probabilities(Rough):
             raise UserError(f"{path}: is not a .npy file of numbers; save it with numpy.save(path, array)") from e
         if not isinstance(values, np.ndarray):
             raise UserError(f"{path}: is an archive of arrays; save a single array with numpy.save(path, array)")
-        if values.dtype not in (np.float16, np.float32, np.float64):
+        if values.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):  # of either byte order
             raise UserError(f"{path}: holds {values.dtype}; probabilities must be float16, float32 or float64")
         if values.ndim == 2:
             raise UserError(f"{path}: has shape {list(values.shape)}, one value for each pixel; probabilities must be "
