@@ -290,7 +290,7 @@ def stable() -> dict:
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compilations.append(event) if event.endswith("backend_compile_duration") else None
     )
-    config = load_config("shapes", [])
+    config = load_config("shapes", ["crf.train=end_to_end", "loss.at=scores"])
     dataset = open_dataset(config.data, "train")
     model = setup.build_model(config, dataset.num_classes)
     optimizer = create_optimizer(config)

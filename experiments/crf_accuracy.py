@@ -34,14 +34,6 @@ from deeplab_jax.files import write_text
 from experiments.crf_cases import peer, scores
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("data", None, "folder with photographs", required=True)
-flags.DEFINE_string("out", "runs/crf_accuracy", "folder for the results")
-flags.DEFINE_list("sizes", ["96x72", "160x120", "250x188", "own"], "width x height, or own")
-flags.DEFINE_list("normalizations", ["symmetric", "after"], "normalizations")
-flags.DEFINE_list("params", [], "names of the settings to run; default all")
-flags.DEFINE_integer("each", 3, "photographs of each folder")
-flags.DEFINE_bool("traced", False, "the lattice of programs for one size, as inside a jit, not the plain call's")
-flags.DEFINE_bool("quick", False, "one photograph of each folder, two small sizes")
 
 SHOWN = ("photograph", "size", "params", "normalization")
 KEYS = (*SHOWN, "traced")
@@ -203,4 +195,12 @@ def _dq(q: np.ndarray, exact: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("data", None, "folder with photographs", required=True)
+    flags.DEFINE_string("out", "runs/crf_accuracy", "folder for the results")
+    flags.DEFINE_list("sizes", ["96x72", "160x120", "250x188", "own"], "width x height, or own")
+    flags.DEFINE_list("normalizations", ["symmetric", "after"], "normalizations")
+    flags.DEFINE_list("params", [], "names of the settings to run; default all")
+    flags.DEFINE_integer("each", 3, "photographs of each folder")
+    flags.DEFINE_bool("traced", False, "the lattice of programs for one size, as inside a jit, not the plain call's")
+    flags.DEFINE_bool("quick", False, "one photograph of each folder, two small sizes")
     cli.run(main)

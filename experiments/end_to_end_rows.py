@@ -14,7 +14,7 @@ WITH_CRF = {
     "loss.at": "scores",
 }
 ROWS: Mapping[str, Mapping[str, object]] = {
-    "a": {"crf.train": "off"},
+    "a": {"crf.train": "off", "loss.at": "scores"},
     "b": {**WITH_CRF, "model.freeze_network": True},
     "c": WITH_CRF,
 }

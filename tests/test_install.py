@@ -141,7 +141,8 @@ def test_predict_brings_the_commands_and_configs(source, workdir, tmp_path):
 @pytest.mark.long
 def test_train_trains_and_reports(source, tmp_path):
     small = ("model.widths=8,8,8,8", "model.blocks=1,1,1,1", "model.head_width=8", "crf.stride=8", "data.crop=33,33",
-             "batch_size=4", "num_steps=4", "eval.limit=2", "eval.crf_iterations=0,2",
+             "batch_size=4", "num_steps=4", "data.holdout=4", "search.images=1",
+             "eval.limit=2", "eval.crf_iterations=0,2",
              f"data.cache_dir={tmp_path}/cache")  # fmt: skip
     with environment(tmp_path, f"{source}[train]") as python:
         flags = ("--config", "shapes", "--workdir=w", *(f"--config.{field}" for field in small))

@@ -46,9 +46,9 @@ def test_a_row_that_is_not_there_is_refused(rows):
 
 def test_changed_copies_and_refuses_unknown_fields():
     config = load_config("shapes")
-    other = common.changed(config, {"model.head_rates": (1, 2), "crf.train": "off", "num_steps": 7})
-    assert (other.model.head_rates, other.crf.train, other.num_steps) == ((1, 2), "off", 7)
-    assert config.crf.train == "end_to_end"
+    other = common.changed(config, {"model.head_rates": (1, 2), "crf.train": "end_to_end", "num_steps": 7})
+    assert (other.model.head_rates, other.crf.train, other.num_steps) == ((1, 2), "end_to_end", 7)
+    assert config.crf.train == "off"
     with pytest.raises(UserError, match="no field"):
         common.changed(config, {"model.hed": "aspp"})
 

@@ -20,6 +20,8 @@ TINY = (
     "crf.train_iterations=2",
     "crf.stride=8",
     "data.crop=33,33",
+    "data.holdout=0",
+    "search.images=0",
     "batch_size=4",
     "num_steps=12",
     "optimizer.schedule=step",  # its program is that of runs of any length
@@ -108,7 +110,7 @@ def few_scenes(tmp_path_factory) -> Path:
     cache = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shapes-cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes_dataset_builder, "SIZES", {"train": 60, "val": 10})
-        open_dataset(load_config("shapes", [f"data.cache_dir={cache}"]).data, "train")
+        open_dataset(load_config("shapes", ["data.holdout=0", f"data.cache_dir={cache}"]).data, "train")
     return cache
 
 

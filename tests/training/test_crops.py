@@ -12,7 +12,7 @@ from deeplab_jax.training import losses
 from deeplab_jax.training.crops import check_crop, map_lengths
 
 SCALES = "model.scales=(1.0, 0.75, 0.5)"
-SMALL = ("model.widths=8,8,8,8", "model.head_width=8", "crf.train=off")
+SMALL = ("model.widths=8,8,8,8", "model.head_width=8", "loss.at=scores")
 
 
 def maps(config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -81,7 +81,11 @@ def test_shipped_crops_fit(name):
         ),
         ("voc_aspp_l", ("data.crop=321,320",), r"suitable crops are 321,313 and 321,321"),
         ("voc_vgg16", ("data.crop=305,306",), r"suitable crops are 298,306 and 306,306 \(sides of 8k\+2\)"),
-        ("shapes", ("crf.stride=3",), r"config\.crf\.stride=3: must be one of 1, 2, 4"),
+        (
+            "shapes",
+            ("crf.train=end_to_end", "loss.at=scores", "crf.stride=3"),
+            r"config\.crf\.stride=3: must be one of 1, 2, 4",
+        ),
         ("shapes", ("data.crop=97,",), r"config\.data\.crop=\(97,\): must be two sizes"),
         ("voc_aspp_l", ("model.scales=(1.5, 1.0)",), r"config\.model\.scales=\(1\.5, 1\.0\): .* begin with 1"),
         ("voc_aspp_l", ("model.output_stride=9",), r"config\.model: config\.model\.output_stride=9"),

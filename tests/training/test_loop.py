@@ -81,7 +81,9 @@ def test_the_crf_sees_the_photograph_and_not_the_normalized_input(monkeypatch):
     from deeplab_jax.crf import layer
     from deeplab_jax.models import create_model
 
-    config = load_config("shapes", ["model.widths=8,8,8,8", "model.head_width=8", "crf.stride=4"])
+    config = load_config(
+        "shapes", ["model.widths=8,8,8,8", "model.head_width=8", "crf.train=end_to_end", "crf.stride=4"]
+    )
     model = create_model(config.model, 3, crf=config.crf)
     photograph = np.random.default_rng(0).integers(0, 256, (1, 33, 33, 3)).astype(np.uint8)
     seen = []
