@@ -79,7 +79,7 @@ RANGES_OF_TRAINING: dict[str, tuple[float, float]] = {
     "data.cache_decoded_mb": (0, _MOST),
     "loss.class_weights": _FACTORS,
     "loss.unary_weight": _FACTORS,
-    "optimizer.learning_rate": _FACTORS,
+    "optimizer.learning_rate": (0, 1e38),  # training stops by itself where updates overflow
     "optimizer.momentum": (0, 0.99999),
     "optimizer.weight_decay": _FACTORS,
     "optimizer.poly_power": (0, 100),
