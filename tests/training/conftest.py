@@ -22,6 +22,7 @@ TINY = (
     "data.crop=33,33",
     "data.holdout=0",
     "search.images=0",
+    "loss.at=scores",
     "batch_size=4",
     "num_steps=12",
     "optimizer.schedule=step",  # its program is that of runs of any length

@@ -13,7 +13,7 @@ from deeplab_jax.training.step import AXIS, create_train_step, replicate, shard,
 
 OVERRIDES = (
     "batch_size=4", "model.widths=8,8,8,8", "model.blocks=1,1,1,1", "model.head_width=8", "crf.train=off",
-    "model.batch_norm=frozen", "model.allow_random_frozen=true", "optimizer.warmup_steps=0",
+    "model.batch_norm=frozen", "model.allow_random_frozen=true", "loss.at=scores", "optimizer.warmup_steps=0",
 )  # fmt: skip
 
 
