@@ -134,7 +134,7 @@ def for_weights(
 
 def _simple(weights: Sequence[Value]) -> bool:
     """Whether labels that cannot win may be left out: all labels count alike, and none repels itself."""
-    return all(np.ndim(weight) == 0 and weight >= 0 for weight in weights)
+    return all(np.ndim(weight) == 0 and np.asarray(weight) >= 0 for weight in weights)
 
 
 def _pair(std: Value) -> np.ndarray:
