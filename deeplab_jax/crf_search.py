@@ -8,8 +8,8 @@ table.csv and heatmap.png, and W/crf_preset.json for
   main --config.crf.preset=W/crf_preset.json    predict --preset W/crf_preset.json    refine --preset W/crf_preset.json
 The config's group `search` says what is searched, as after training; flags take precedence, such as each parameter's
 coarse values: --bilateral_xy_std 30,40,50. With --thin pole,sign the bilateral weight of those classes is searched
-separately from the others'. With --distributed (automatic under SLURM and Open MPI) several
-processes share the images (docs/scaling.md).
+separately from the others'. With --distributed (automatic under SLURM and Open MPI) several processes share the images
+(docs/scaling.md).
 """
 
 import contextlib

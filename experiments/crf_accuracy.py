@@ -83,7 +83,7 @@ def measure(
             image = sized(path, size)
             unary = scores(image)
             for name, normalization in itertools.product(names, normalizations):
-                about = (path.stem, f"{image.shape[1]}x{image.shape[0]}", name, normalization, traced)
+                about = (path.name, f"{image.shape[1]}x{image.shape[0]}", name, normalization, traced)
                 if about in done:
                     meter.known(1)
                 else:

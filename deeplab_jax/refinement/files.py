@@ -262,7 +262,7 @@ def refine_file(
     try:
         params = options.crf.params.of_classes(rough.ids, len(rough.ids) if options.given == "probs" else None)
     except ValueError as e:
-        raise UserError(f"{given}: {e}; choose the CRF's parameters with --preset or --{str(e).split()[0]}") from e
+        raise UserError(f"{given}: {e}; choose other parameters with --preset, or weights for all classes alike") from e
     crf = dataclasses.replace(options.crf, params=params)
     count = len(pieces.pieces(size, options.cut_above, pieces.margin_of(params)))
     if count > 1:

@@ -49,7 +49,7 @@ def test_an_interrupted_measurement_continues(photographs, tmp_path, monkeypatch
     monkeypatch.setattr(crf_accuracy, "compare", lambda *_: {"changed": 5.0, "ours": 9.0, "theirs": 4.0})
     rows = run()
     assert [row["ours"] for row in rows] == [1.0, 2.0, 3.0, 9.0]
-    assert [row["photograph"] for row in rows] == ["0", "0", "1", "1"]
+    assert [row["photograph"] for row in rows] == ["0.png", "0.png", "1.png", "1.png"]
     assert json.loads((tmp_path / "out" / crf_accuracy.UNFINISHED).read_text()) == rows
     assert crf_accuracy.summary(rows) == (
         "4 rows: pydensecrf2 closer by more than 0.02 points in 1; median ratio 0.62"  # (2 + 3) / 2 / 4
