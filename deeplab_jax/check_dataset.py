@@ -34,11 +34,13 @@ def main(argv: Sequence[str]) -> int:
     from deeplab_jax.data import audit, has_holdout
     from deeplab_jax.data.pipeline import check_augmentation
     from deeplab_jax.imaging import listing
-    from deeplab_jax.training.setup import check_classes
+    from deeplab_jax.training.setup import check_classes, check_crf
 
     check_augmentation(config)
+    check_crf(config)
     held = ("holdout",) if has_holdout(config.data) else ()  # removed from the training split
-    splits = tuple(dict.fromkeys((config.data.train_split, *held, config.eval.split)))
+    selecting = {config.eval.select_split} - {"", "holdout"} if config.eval.every else ()
+    splits = tuple(dict.fromkeys((config.data.train_split, *held, config.eval.split, *selecting)))
     builder, sources = audit.sources_of(config.data, splits, config.seed)
     out = Path(FLAGS.out or Path("runs") / config.name / "contact_sheet.png")
     read = [file for of in sources.values() for source in of for file in (source.image, source.label)]

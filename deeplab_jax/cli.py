@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 from deeplab_jax import interrupts, startup
+from deeplab_jax.console import shown
 from deeplab_jax.errors import MissingExtraError, UserError
 from deeplab_jax.version import __version__
 
@@ -86,7 +87,7 @@ def _end(error: BaseException) -> None:
         raise error
     except UserError as e:
         if getattr(e, "ends_at_once", False):
-            interrupts.now(1, f"error: {e}\n".encode())
+            interrupts.now(1, f"error: {shown(str(e))}\n".encode())
         _fail(str(e), e)
     except flags.Error as e:
         _fail(" ".join(str(e).replace("FATAL Flags parsing error:", "").split()) + " (see --help)", e)
@@ -200,6 +201,7 @@ def _flag_help(flag_values, module: str) -> str:
 def _fail(sentence: str, cause: BaseException) -> None:
     if os.environ.get("DEEPLAB_TRACEBACK"):
         raise cause
+    sentence = shown(sentence)
     if _waited_for():
         interrupts.now(1, f"error: {sentence}\n".encode())
     print(f"error: {sentence}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Output of commands while they work: lines on stderr, times, and the time left."""
 
+import os
 import sys
 import time
 
@@ -7,6 +8,17 @@ import time
 def say(message: str) -> None:
     """Prints one line of progress on stderr; only results go to stdout."""
     print(message, file=sys.stderr, flush=True)
+
+
+def shown(text: str | os.PathLike) -> str:
+    """Text or a path, safe to print: control characters, direction marks and bytes that are not UTF-8 are escaped.
+
+    >>> shown("a\\nb"), shown("\\u202egpj.exe"), shown("Straße")
+    ('a\\\\nb', '\\\\u202egpj.exe', 'Straße')
+    """
+    given = os.fspath(text)
+    given = given.decode("utf-8", "surrogateescape") if isinstance(given, bytes) else given
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in given)
 
 
 def clock(seconds: float) -> str:

@@ -291,6 +291,7 @@ def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: N
     if not 0 < count < len(names):
         raise UserError(
             f"config.data.holdout={count}: must be between 1 and {len(names) - 1}, below the number of training images"
+            + ("" if count else ", where the split 'holdout' is used; or choose another split")
         )
     videos: dict[str | None, list[int]] = {}
     for i, name in enumerate(names):

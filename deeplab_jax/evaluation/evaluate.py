@@ -18,7 +18,7 @@ from deeplab_jax.data import reading
 from deeplab_jax.data.dataset import Example
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.gallery import Gallery
-from deeplab_jax.evaluation.submission import Submission
+from deeplab_jax.evaluation.submission import Submission, check_submission
 from deeplab_jax.files import write_text
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.metrics import confusion as metrics
@@ -94,6 +94,7 @@ def evaluate(
     gallery = Gallery(out_dir, split, segmenter.palette, segmenter.class_names, counts, config.eval.overlays)
     exporter = None
     if out_dir and config.eval.submission:
+        check_submission(config.eval.submission, len(segmenter.class_names))
         exporter = Submission(out_dir / f"{split}_submission", config.eval.submission, split)
 
     indices = range(process_index, size, process_count)

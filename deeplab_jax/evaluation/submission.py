@@ -23,6 +23,13 @@ _VOC_FOLDER = "results/VOC2012/Segmentation/comp6_{split}_cls"
 _CITYSCAPES_NAME = re.compile(r"[a-z-]+_\d{6}_\d{6}")
 
 
+def check_submission(kind: str, classes: int) -> None:
+    """Raises `UserError` if the server of `kind` does not read predictions of this many classes; "" = no server."""
+    if kind == "cityscapes" and classes != len(CITYSCAPES_LABEL_IDS):
+        raise UserError(f"config.eval.submission=cityscapes: its server reads {len(CITYSCAPES_LABEL_IDS)} classes, and "
+                        f"these data have {classes}; leave it empty")  # fmt: skip
+
+
 class Submission:
     """Collects predictions as PNGs and packs them: `.tgz` for VOC, `.zip` for Cityscapes. Thread-safe."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeplab_jax.console import say
+from deeplab_jax.console import say, shown
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import IMAGE_SUFFIXES
 
@@ -129,17 +129,6 @@ def _short(name: str) -> str:
         return name
     digest = hashlib.sha256(encoded).hexdigest()[:8]
     return f"{encoded[: room - 9].decode(errors='ignore')}~{digest}"
-
-
-def shown(path: str | os.PathLike) -> str:
-    """A path that is safe to print: control characters, direction marks and bytes that are not UTF-8 are escaped.
-
-    >>> shown("a\\nb"), shown("\\u202egpj.exe"), shown("Straße")
-    ('a\\\\nb', '\\\\u202egpj.exe', 'Straße')
-    """
-    text = os.fspath(path)
-    text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def find_inputs(

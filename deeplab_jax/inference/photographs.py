@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.console import Meter
+from deeplab_jax.console import Meter, shown
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging import files, listing
@@ -130,10 +130,10 @@ def predict(segment, paths: Sequence[str | Path], options: PredictOptions, say=p
         for task, outcome in outcomes:
             if isinstance(outcome, UserError):
                 failed += 1
-                line = f"{listing.shown(task.source.path)}: failed"
-                print(f"error: {listing.shown(str(outcome))}", file=sys.stderr, flush=True)
+                line = f"{shown(task.source.path)}: failed"
+                print(f"error: {shown(str(outcome))}", file=sys.stderr, flush=True)
             else:
-                line = f"{listing.shown(task.result)}{outcome}"
+                line = f"{shown(task.result)}{outcome}"
             meter.tick()
             say(f"[{meter.done}/{meter.total}{f', {meter.left}' if meter.done < meter.total else ''}] {line}")
     if options.verbose and segment.programs:
@@ -148,7 +148,7 @@ def predict(segment, paths: Sequence[str | Path], options: PredictOptions, say=p
             share = job.share_of(report.index, tasks)
             left = [task.source.path for task in share if not task.is_done(options.probabilities)]
             bad += len(left)
-            print(f"error: {listing.shown(absence(report, len(share), left))}", file=sys.stderr, flush=True)
+            print(f"error: {shown(absence(report, len(share), left))}", file=sys.stderr, flush=True)
         everything = len(tasks) + len(unreadable)
         if job.count > 1:
             say(f"{everything - bad} of {everything} files are done, by {job.count} processes")

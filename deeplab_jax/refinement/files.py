@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from deeplab_jax.console import shown
 from deeplab_jax.crf.params import FIELDS
 from deeplab_jax.crf.setting import Setting
 from deeplab_jax.errors import UserError
@@ -89,8 +90,8 @@ def refine_folder(
     for number, (task, (lines, error)) in enumerate(results, 1):
         if error is not None:
             failed += 1
-            lines.append(f"{listing.shown(task.image)}: failed")
-            print(f"error: {listing.shown(str(error))}", file=sys.stderr, flush=True)
+            lines.append(f"{shown(task.image)}: failed")
+            print(f"error: {shown(str(error))}", file=sys.stderr, flush=True)
         print(f"[{number}/{len(todo)}] " + "\n".join(lines), flush=True)
 
     def sum_up(reports: list[Report]) -> int:
@@ -102,7 +103,7 @@ def refine_folder(
             share = job.share_of(report.index, tasks)
             left = [task.image for task in share if not task.is_done(options)]
             bad += len(left)
-            print(f"error: {listing.shown(absence(report, len(share), left))}", file=sys.stderr, flush=True)
+            print(f"error: {shown(absence(report, len(share), left))}", file=sys.stderr, flush=True)
         if job.count > 1:
             print(f"{len(tasks) - bad} of {len(tasks)} photographs are done, by {job.count} processes", flush=True)
         if bad:

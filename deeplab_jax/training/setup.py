@@ -19,6 +19,7 @@ from deeplab_jax.data import has_holdout, open_dataset, require_two_classes
 from deeplab_jax.data.class_weights import check_class_weights, class_weights_for
 from deeplab_jax.data.dataset import SegmentationDataset
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.submission import check_submission
 from deeplab_jax.imaging.mirror import checked_swaps
 from deeplab_jax.models import BACKBONES, create_model, initial
 from deeplab_jax.runs import processes, schema
@@ -116,12 +117,7 @@ def check(config: ConfigDict) -> None:
             f"{max(1, -(-config.batch_size // rows)) * rows}"
         )
     check_crop(config)
-    try:
-        setting = setting_from_config(config.crf)
-        if config.crf.train == "end_to_end" and config.crf.train_iterations:
-            filter_for(config.crf.learn, setting.options["bilateral"])
-    except ValueError as e:
-        raise UserError(f"config.crf: {e}") from e
+    check_crf(config)
     model = config.model
     norm = BACKBONES[model.backbone].batch_norm and model.batch_norm == "frozen"
     if norm and not config.init_from and not model.allow_random_frozen:
@@ -130,6 +126,16 @@ def check(config: ConfigDict) -> None:
             "deeplab_jax.convert_weights), or train them with --config.model.batch_norm=trained, or allow random ones "
             "with --config.model.allow_random_frozen=true"
         )
+
+
+def check_crf(config: ConfigDict) -> None:
+    """Raises `UserError` if `config.crf` describes no CRF, or one that cannot be learned as it says."""
+    try:
+        setting = setting_from_config(config.crf)
+        if config.crf.train == "end_to_end" and config.crf.train_iterations:
+            filter_for(config.crf.learn, setting.options["bilateral"])
+    except ValueError as e:
+        raise UserError(f"config.crf: {e}") from e
 
 
 def check_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
@@ -141,6 +147,7 @@ def check_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
     thin_flags(config.search.thin, class_names)
     checked_swaps(config.data.mirror_swaps, len(class_names))
     check_class_weights(config.loss.class_weights, len(class_names))
+    check_submission(config.eval.submission, len(class_names))
 
 
 def notes(config: ConfigDict) -> list[str]:

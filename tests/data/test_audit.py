@@ -146,11 +146,15 @@ def test_command_says_what_is_wrong(tmp_path):
         ("loss.class_weights=1,2", "config.loss.class_weights: has 2 numbers for 11 classes"),
         ("data.mirror_swaps=((0,11),)", "config.data.mirror_swaps=((0, 11),): must name classes between 0 and 10"),
         ("search.thin=pol,", "thin class 'pol': no such class; there are sky, building, pole"),
+        ("crf.preset=v2_resnet", "config.crf: preset='v2_resnet' is neither a .json file nor one of deeplab_v1, "),
+        ("eval.submission=cityscapes", "config.eval.submission=cityscapes: its server reads 19 classes"),
+        ("eval.select_split=vall", "camvid has no split 'vall'; available: train, val"),
     ],
 )
 def test_command_refuses_fields_with_which_training_would_not_begin(tmp_path, field, sentence):
     raw = make_camvid(tmp_path / "camvid")
     data_fields = [f"--config.data.dir={raw}", f"--config.data.cache_dir={tmp_path}", "--config.data.holdout=0"]
+    data_fields += ["--config.eval.select_split=val"]
     done = call("check_dataset", "--config=camvid", *data_fields, "--examples=0", f"--config.{field}")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(errors) == 1 and errors[0].startswith(f"error: {sentence}")
@@ -267,7 +271,7 @@ def test_holdout_is_checked_as_a_split(config, tmp_path):
     for split in ("train", "holdout", "val"):
         assert [s.name for s in sources[split]] == data.open_dataset(config.data, split).names(), split
     config.data.holdout = 0
-    with pytest.raises(UserError, match=r"config.data.holdout=0: must be between 1 and 19"):
+    with pytest.raises(UserError, match=r"config.data.holdout=0: must be between 1 and 19, .* or choose another split"):
         audit.sources_of(config.data, ("holdout",))
 
 

@@ -306,3 +306,15 @@ def test_a_given_classes_file_is_not_replaced(tmp_path):
     for _ in range(2):  # results of an earlier run may be replaced
         conversion.convert(tmp_path, tmp_path / "out", None, None, 0)
     assert (tmp_path / "out" / "masks" / "a.png").is_file()
+
+
+@pytest.mark.parametrize("name", ("cat # the black one", "cat\ndog", "cat\n", "#"))
+def test_a_class_that_no_classes_file_can_name_leaves_none_behind(tmp_path, name):
+    (tmp_path / "labels").mkdir()
+    shapes = [{"label": label, "points": LARGE, "shape_type": "polygon"} for label in ("dog", name)]
+    content = {"shapes": shapes, "imagePath": "a.jpg", "imageHeight": H, "imageWidth": W}
+    (tmp_path / "labels" / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be written to a classes file") as told:
+        convert(tmp_path / "labels", tmp_path)
+    assert str(told.value).startswith(f"{tmp_path / 'labels'}: ")
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.submission import CITYSCAPES_LABEL_IDS, Submission
+from deeplab_jax.evaluation.submission import CITYSCAPES_LABEL_IDS, Submission, check_submission
 from tests.evaluation.submission_reader import read_submission
 
 LABELS = np.random.default_rng(0).integers(0, 19, (12, 20)).astype(np.uint8)
@@ -65,3 +65,11 @@ def test_reader_refuses_what_the_server_would(tmp_path):
         zipped.write(tmp_path / "gray.png", "berlin_000000_000019.png")
     with pytest.raises(UserError, match="does not evaluate"):
         read_submission(tmp_path / "x.zip", "cityscapes")
+
+
+def test_cityscapes_server_reads_19_classes():
+    check_submission("cityscapes", 19)
+    for kind in ("", "voc"):
+        check_submission(kind, 7)
+    with pytest.raises(UserError, match=r"config\.eval\.submission=cityscapes: its server reads 19 .* have 20"):
+        check_submission("cityscapes", 20)

@@ -92,10 +92,3 @@ def test_no_output_replaces_an_input_whatever_it_is_called(folder):
     listing.check_outputs([folder / "new.png", folder / "b.png"], [folder / "a.png"])
     with pytest.raises(UserError, match="would overwrite"):  # of files that are not there yet, too
         listing.check_outputs([folder / "sub" / ".." / "new.png"], [folder / "new.png"])
-
-
-def test_names_are_shown_without_what_terminals_obey():
-    assert listing.shown("Straße 写真.png") == "Straße 写真.png"
-    assert listing.shown("a\x1b[2Jb") == "a\\x1b[2Jb"
-    assert listing.shown("\u202egpj.exe") == "\\u202egpj.exe"
-    assert listing.shown(os.fsdecode(b"a\xff.png")) == "a\\udcff.png"

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from deeplab_jax.console import shown
 from deeplab_jax.data import class_files, meaning
 from deeplab_jax.data.annotations import coco, cvat, label_studio, labelme, raster
 from deeplab_jax.data.annotations.drawing import Annotations, painted, stem_of
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import read_file, reason, write_text
+from deeplab_jax.files import read_file, reason, write_atomically
 from deeplab_jax.imaging import files, listing, masks, pairing, palettes
 from deeplab_jax.imaging.overlay import overlay, side_by_side, stack
 from deeplab_jax.imaging.palettes import VOID
@@ -88,31 +89,44 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
     read = [p for p in (*given, *photographs.values()) if out not in p.parents]  # others: an earlier run's
     read += [classes] if classes else []
     listing.check_outputs(written, read)
-    text = class_files.write_classes(labelled.names, labelled.colors)
-    write_text(out / "classes.txt", text)
-    back, _ = class_files.read_classes(out / "classes.txt")
-    if list(back) != list(labelled.names):
-        odd = next(a for a, b in zip(labelled.names, back) if a != b)
-        raise UserError(f"{source}: the class '{odd}' cannot be written to a classes file; rename it in the tool")
+    _write_classes(out / "classes.txt", source, labelled)
     palette = palettes.from_colors(labelled.colors)
     failed = 0
-    shown: list[tuple[str, np.ndarray]] = []
+    tiles: list[tuple[str, np.ndarray]] = []
     for stem, make in tqdm(labelled.masks, desc="making masks", unit="mask", mininterval=0.5):
         try:
             label = make()
             files.write_palette_png(out / "masks" / f"{stem}.png", label, palette)
-            if len(shown) < examples:
-                shown.append((stem, _tile(photographs.get(pairing.split(stem)[1]), label, palette, labelled.names)))
+            if len(tiles) < examples:
+                tiles.append((stem, _tile(photographs.get(pairing.split(stem)[1]), label, palette, labelled.names)))
         except UserError as e:
             failed += 1
-            print(f"error: {e}", file=sys.stderr, flush=True)
+            print(f"error: {shown(str(e))}", file=sys.stderr, flush=True)
     sheet = None
-    if shown:
+    if tiles:
         sheet = out / "overlay.png"
-        rows = [shown[n : n + _COLUMNS] for n in range(0, len(shown), _COLUMNS)]
+        rows = [tiles[n : n + _COLUMNS] for n in range(0, len(tiles), _COLUMNS)]
         files.write_png(sheet, stack([side_by_side([p for _, p in row], [s for s, _ in row]) for row in rows]))
     count = len(labelled.masks) - failed
     return Result(labelled.kind, out, count, failed, labelled.names, labelled.left_out, labelled.without_class, sheet)
+
+
+def _write_classes(path: Path, source: Path, labelled: Labelled) -> None:
+    """Writes the classes file if its reader finds the same names in it; otherwise raises `UserError`."""
+    names = list(labelled.names)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(class_files.write_classes(names, labelled.colors), encoding="utf-8")
+        try:
+            back = list(class_files.read_classes(temporary)[0])
+        except UserError as e:
+            why = str(e).removeprefix(f"{temporary}: ")
+            raise UserError(f"{source}: its classes cannot be written to a classes file ({why}); rename them") from e
+        if back != names:
+            odd = next((a for a, b in zip(names, back) if a != b), names[-1])
+            raise UserError(f"{source}: the class '{odd}' cannot be written to a classes file; rename it in the tool")
+
+    write_atomically(path, write)
 
 
 def open_labels(source: Path, classes: Path | None = None) -> Labelled:
