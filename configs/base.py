@@ -43,10 +43,10 @@ def get_config() -> ConfigDict:
     config.crf.bilateral = "auto"  # auto, permutohedral, exact, separable
     config.crf.normalization = "after"  # none, before, after, symmetric
     config.crf.preset = "v2_resnet101"  # a name in crf.PRESETS, a preset file (.json), or "" = the five below
-    config.crf.bilateral_weight = 4.0  # w1
+    config.crf.bilateral_weight = 4.0  # w1; or one for each class, as in the camvid config
     config.crf.bilateral_xy_std = 67.0  # sigma_alpha, pixels of the photograph
     config.crf.bilateral_rgb_std = 3.0  # sigma_beta, 0..255
-    config.crf.gaussian_weight = 3.0  # w2
+    config.crf.gaussian_weight = 3.0  # w2; or one for each class
     config.crf.gaussian_xy_std = 1.0  # sigma_gamma, pixels of the photograph
     config.crf.train = "off"  # off (test time only, the papers' piecewise way) or end_to_end
     config.crf.train_iterations = 5  # iterations of the CRF inside training

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from deeplab_jax import old_fields
 from deeplab_jax.errors import UserError
 
+# Fields that hold one number, or one for each class of the data.
+PER_CLASS = ("crf.bilateral_weight", "crf.gaussian_weight")
 SHIPPED = Path(__file__).parent / "configs"
 
 
@@ -117,7 +119,9 @@ def set_field(config: ConfigDict, override: str) -> None:
     old = node[last]
     if isinstance(old, ConfigDict):
         raise UserError(f"--config.{dotted}: is a group of fields; name one of {', '.join(sorted(old))}")
-    node[last] = _parse(text, old, f"--config.{dotted}")
+    where = f"--config.{dotted}"
+    with node.ignore_type():
+        node[last] = _per_class(text, where) if dotted in PER_CLASS else _parse(text, old, where)
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -138,6 +142,14 @@ def files_named(config: ConfigDict) -> list[Path]:
             with contextlib.suppress(OSError):
                 found += [path] if path.is_file() else []
     return found
+
+
+def _per_class(text: str, where: str) -> float | tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.strip("()[] ").removesuffix(",").split(","))
+    except ValueError as e:
+        raise UserError(f"{where}={text}: needs a number, or one for each class, such as 4.0 or 1.0,1.0,4.0") from e
+    return numbers if "," in text else numbers[0]
 
 
 def _parse(text: str, old: object, where: str) -> object:

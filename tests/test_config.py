@@ -24,6 +24,9 @@ def test_shipped_configs_are_found_by_name(name):
         ("data.stages=", "data.stages", ()),
         ("model.remat=true", "model.remat", True),
         ("data.dir=a=b", "data.dir", "a=b"),
+        ("crf.bilateral_weight=2", "crf.bilateral_weight", 2.0),
+        ("crf.bilateral_weight=1,4,1", "crf.bilateral_weight", (1.0, 4.0, 1.0)),
+        ("crf.gaussian_weight=(0, 2.5)", "crf.gaussian_weight", (0.0, 2.5)),
     ],
 )
 def test_overrides_take_the_fields_type(override, field, value):
@@ -38,6 +41,8 @@ def test_overrides_take_the_fields_type(override, field, value):
         ("batch_size=many", "needs a value of type int, such as 10"),
         ("batch_size=2.5", "needs a value of type int"),
         ("model.remat=maybe", "needs true or false"),
+        ("crf.bilateral_weight=1,x", "needs a number, or one for each class, such as 4.0 or 1.0,1.0,4.0"),
+        ("crf.bilateral_xy_std=1,2", "needs a value of type float"),
         ("seed", "needs a value"),
     ],
 )

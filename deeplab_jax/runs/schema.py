@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import fields, load_config, recorded_config
+from deeplab_jax.config import PER_CLASS, fields, load_config, recorded_config
 from deeplab_jax.crf.filters import FILTERS
 from deeplab_jax.crf.layer import LEARNABLE
 from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS, NORMALIZATIONS, WEIGHTS, WIDTHS
@@ -146,8 +146,13 @@ def _check_types(defaults: dict, given: dict, prefix: str) -> None:
             _check_types(default, value, f"{field}.")
         elif isinstance(default, dict):
             raise ValueError(f"'{field}' is not a group of fields")
-        elif default is not None and not _alike(value, default):
+        elif default is not None and not _alike(value, (default,) if _is_list(field, value) else default):
             raise ValueError(f"'{field}' is {str(value)[:60]!r}, and should be like {default!r}")
+
+
+def _is_list(field: str, value: object) -> bool:
+    """Whether the field holds one number for each class."""
+    return field in PER_CLASS and isinstance(value, list | tuple)
 
 
 def _alike(given: object, default: object) -> bool:

@@ -98,12 +98,20 @@ def test_a_config_of_an_older_program_has_defaults_for_what_it_lacks():
     assert config.data.crop == (321, 321)  # a tuple again
 
 
+def test_a_kernels_weight_may_be_one_for_each_class():
+    config = schema.config(replaced(WHOLE[schema.config], ("crf", "bilateral_weight"), [1, 4.0, 2.5]))
+    assert config.crf.bilateral_weight == (1, 4.0, 2.5)
+
+
 @pytest.mark.parametrize(
     ("path", "new", "sentence"),
     [
         (("model",), None, "lacks the group 'model'"),
         (("crf", "bilateral_rgb_std"), float("nan"), "bilateral_rgb_std"),
         (("crf", "bilateral_rgb_std"), 1e-50, "config.crf.bilateral_rgb_std=1e-50: must lie between 0.01 and 1e+06"),
+        (("crf", "bilateral_weight"), [1.0, 1e30], "config.crf.bilateral_weight=(1.0, 1e+30): must lie between -1e+06"),
+        (("crf", "bilateral_weight"), [1.0, "x"], "'crf.bilateral_weight' is \"[1.0, 'x']\""),
+        (("crf", "bilateral_xy_std"), [1.0, 2.0], "'crf.bilateral_xy_std' is '[1.0, 2.0]', and should be like 67.0"),
         (("crf", "iterations"), 10**9, "config.crf.iterations=1000000000: must lie between 0 and 10000"),
         (("data", "gamma"), 2000.0, "config.data.gamma=2000.0: must lie between 0 and 8"),
         (("data", "color_cast"), 3.0, "config.data.color_cast=3.0: must lie between 0 and 1"),
