@@ -21,7 +21,7 @@ _EXTRAS = {
     "filelock": "train", "jinja2": "train", "flask": "serve", "waitress": "serve",
 }  # fmt: skip
 
-_SHARED_FLAGS = ("deeplab_jax.crf_flags", "deeplab_jax.model_flags", "deeplab_jax.process_flags")
+_SHARED_FLAGS = tuple(f"deeplab_jax.{name}_flags" for name in ("crf", "model", "process", "size"))
 
 
 def run(
@@ -62,6 +62,8 @@ def run(
             print(_flag_help(flags.FLAGS, main.__module__))
             sys.exit(0)
         rest = flags.FLAGS(argv)[1:]
+        if "config" not in flags.FLAGS:
+            refuse_overrides("this command reads no config; leave it out")
         if huge_pages and command:
             startup.restart_with_huge_pages()
         startup.set_xla_defaults(training="mode" in flags.FLAGS and "train" in (flags.FLAGS["mode"].value or ""))
@@ -142,6 +144,12 @@ def config_from_flags(name: str | None):
     if problem := schema.problem(config):
         raise UserError(problem)
     return config
+
+
+def refuse_overrides(why: str) -> None:
+    """Raises `UserError` if the command line has a `--config.field=value`, which nothing would read."""
+    if _OVERRIDES:
+        raise UserError(f"--config.{_OVERRIDES[0]}: {why}")
 
 
 def _with_empty_model(argv: list[str]) -> list[str]:

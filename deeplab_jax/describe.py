@@ -38,7 +38,7 @@ def define_flags() -> None:
     flags.DEFINE_string("config", None, "config file or shipped name; --config.field=value changes a field")
     flags.DEFINE_bool("json", False, "print JSON instead of the table")
     flags.DEFINE_bool("memory", False, "compile a training step for the compiler's account of its memory; minutes")
-    flags.DEFINE_integer("num_classes", 0, "classes; 0 = as many as the config's data set has")
+    flags.DEFINE_integer("num_classes", 0, "classes; 0 = as many as the config's data set has", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> None:

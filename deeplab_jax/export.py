@@ -24,7 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run")
     model_flags.define()
     flags.DEFINE_string("out", None, "folder for the artifact")
-    flags.DEFINE_list("sizes", ["321x321", "513x513"], "sizes of the programs, HEIGHTxWIDTH, enlarged to 8 k + 1")
+    flags.DEFINE_list("sizes", ["321x321", "513x513"], "sizes of the programs, HEIGHTxWIDTH, enlarged as photographs are padded")
     flags.DEFINE_list("platforms", list(PLATFORMS), "platforms on which the programs run")
     flags.DEFINE_integer("step", None, "step of the checkpoint; default: the best, or the newest")
     flags.DEFINE_string("preset", None, "CRF parameters: a preset's name or file; default: the model's")
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--out is missing; name the folder for the artifact")
     source = model_flags.source(FLAGS)
     sizes = [parse_size(text) for text in FLAGS.sizes]
+    if not sizes:
+        raise UserError("--sizes is empty; give one or more sizes, such as --sizes=321x321,513x513")
     unknown = sorted(set(FLAGS.platforms) - set(PLATFORMS))
     if unknown or not FLAGS.platforms:
         raise UserError(f"--platforms={','.join(FLAGS.platforms)}: choose from {', '.join(PLATFORMS)}")
@@ -79,7 +81,7 @@ def parse_size(text: str) -> tuple[int, int]:
       UserError: it is neither, or outside 9 to 4097.
     """
     parts = text.strip().lower().split("x")
-    if len(parts) in (1, 2) and all(p.isdigit() and 9 <= int(p) <= 4097 for p in parts):
+    if len(parts) in (1, 2) and all(p.isdecimal() and 9 <= int(p) <= 4097 for p in parts):
         return int(parts[0]), int(parts[-1])
     raise UserError(f"--sizes: '{text}' is not a size; write HEIGHTxWIDTH, each from 9 to 4097, such as 321x513")
 

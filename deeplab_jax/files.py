@@ -170,5 +170,5 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """
     for path in Path(folder).glob(".*.*.*.*.*"):
         _, pid, thread, token = path.name.removesuffix(path.suffix).rsplit(".", 3)
-        if pid.isdigit() and thread.isdigit() and len(token) == 6 and path.is_file():
+        if pid.isdecimal() and thread.isdecimal() and len(token) == 6 and path.is_file():
             path.unlink(missing_ok=True)

@@ -81,6 +81,11 @@ def open_model():
             "give one of --model NAME (--model lists them), --workdir W, --artifact A, or --config FILE with "
             "--init_from WEIGHTS"
         )
+    if not FLAGS.init_from:
+        why = f"--{given[0]} has a config of its own; leave it out, or use this command's flags (see --help)"
+        cli.refuse_overrides(why)
+        if FLAGS.config:
+            raise UserError(f"--config={FLAGS.config}: {why}")
     if FLAGS.artifact:
         fixed = [*crf_flags.NAMES, "batch_size", "cut_above"]
         changed = [name for name in fixed if FLAGS[name].present]
@@ -91,7 +96,7 @@ def open_model():
     options = {"cut_above": FLAGS.cut_above, "batch_size": FLAGS.batch_size, "crf_iterations": FLAGS.crf_iterations}
     options["devices"] = jax.local_devices()
     if FLAGS.workdir or FLAGS.model:
-        segment = load(FLAGS.workdir or model_flags.source(FLAGS), **options)
+        segment = load(model_flags.source(FLAGS), **options)
     else:
         segment = load_weights(cli.config_from_flags(FLAGS.config), FLAGS.init_from, **options)
     setting = crf_flags.setting(FLAGS, FLAGS.crf_iterations, segment.crf)

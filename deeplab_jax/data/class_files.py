@@ -119,9 +119,9 @@ def _text_line(path: Path, where: str, line: str) -> _Line:
     if len(words) >= 2 and (hexadecimal := _HEX.match(words[-1])) and words[-1].startswith("#"):
         return _Line(where, " ".join(words[:-1]), _from_hex(hexadecimal["hex"]))
     trailing = len(words) - next((i for i in range(len(words), 0, -1) if not _is_number(words[i - 1])), 0)
-    if trailing >= 3 and len(words) > 3 and all(w.isdigit() for w in words[-3:]):
+    if trailing >= 3 and len(words) > 3 and all(w.isdecimal() for w in words[-3:]):
         return _Line(where, " ".join(words[:-3]), tuple(int(w) for w in words[-3:]))
-    if len(words) > 3 and all(w.isdigit() for w in words[:3]):
+    if len(words) > 3 and all(w.isdecimal() for w in words[:3]):
         return _Line(where, " ".join(words[3:]), tuple(int(w) for w in words[:3]))
     if (trailing >= 2 and len(words) > 1) or any(c in line for c in "{}[]<>=") or (":" in line and _odd_colon(line)):
         raise UserError(f"{path}: {where} is not understood; write a class as: name, or name R G B")
@@ -189,7 +189,7 @@ def _entries(content: object) -> list[_Line]:
         return [_Line(f"entry {n}", str(name), None) for n, name in enumerate(content)]
     if isinstance(content, list):
         return _from_objects(content)
-    if isinstance(content, dict) and all(isinstance(v, str) and k.isdigit() for k, v in content.items()):
+    if isinstance(content, dict) and all(isinstance(v, str) and k.isdecimal() for k, v in content.items()):
         return _by_id([(int(k), v, None) for k, v in content.items()])
     if isinstance(content, dict) and all(isinstance(v, int) for v in content.values()):
         return _by_id([(v, k, None) for k, v in content.items()])

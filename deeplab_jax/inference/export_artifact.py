@@ -22,7 +22,7 @@ from deeplab_jax.inference.manifest import FORMAT, MANIFEST, WEIGHTS
 from deeplab_jax.inference.program import flat_weights, program
 from deeplab_jax.inference.saved_model import write_saved_model
 from deeplab_jax.inference.segmenter import Segmenter
-from deeplab_jax.inference.tiling import STRIDE, padded_size
+from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.target import tracing_for
 from deeplab_jax.version import __version__
 
@@ -47,7 +47,7 @@ def write_artifact(
     Args:
       segmenter: network and CRF; test-time scales and mirroring are kept, tiles are not.
       out: the folder; an existing artifact is replaced.
-      sizes: (H, W) of the programs, each enlarged to 8 k + the network's `size_extra` (usually 1).
+      sizes: (H, W) of the programs, each enlarged to the size to which the segmenter pads such a photograph.
       platforms: of "cpu", "cuda", "tpu".
       source: JSON values on the origin of the weights, stored in the manifest.
       saved_model: also a TensorFlow SavedModel, in `saved_model/`.
@@ -79,7 +79,9 @@ def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: d
     weights = flat_weights(segmenter)
     np.savez(folder / WEIGHTS, **weights)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
     programs: list[dict[str, Any]] = []
-    for height, width in sorted({tuple(padded_size(n, STRIDE, segmenter.size_extra) for n in size) for size in sizes}):
+    # As a workdir pads photographs: positions of the scores, hence labels, depend on the padded size.
+    multiple, extra = segmenter.size_multiple, segmenter.size_extra
+    for height, width in sorted({tuple(padded_size(n, multiple, extra) for n in size) for size in sizes}):
         with tracing_for(platforms):
             bilateral = crf.choose_bilateral(segmenter.setting.options["bilateral"], height, width)
             exported = jax.export.export(jax.jit(program(segmenter, bilateral)), platforms=tuple(platforms))(

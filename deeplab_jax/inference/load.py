@@ -16,6 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.classes import KNOWN, Classes
 from deeplab_jax.inference.artifact import Artifact, load_artifact
 from deeplab_jax.inference.from_config import create_segmenter
+from deeplab_jax.inference.options import check_whole
 from deeplab_jax.inference.segment import Segment, digest_of
 from deeplab_jax.limits import CUT_ABOVE, REFUSE_ABOVE
 from deeplab_jax.weights import box, contents, conversion, files
@@ -58,6 +59,8 @@ def load(
     >>> result = segment(photograph)  # doctest: +SKIP
     """
     cut_above, refuse_above = options.pop("tile_above", cut_above), options.pop("max_pixels", refuse_above)
+    check_whole("cut_above", cut_above, 1)
+    check_whole("refuse_above", refuse_above, 0)
     chosen: dict[str, Any] = {"crf_iterations": crf_iterations, "crf": crf, "cut_above": cut_above}
     if crf_iterations is not None:
         try:
@@ -76,11 +79,11 @@ def load(
             f"exported artifact, or the name of a shipped model ({box.listed()})"
         )
     if not (path / "config.json").is_file():
-        if step is not None or crf is not None or options:
-            raise UserError(
-                f"{path}: step, crf and options are fixed in an exported artifact; load its workdir instead"
-            )
         artifact = load_artifact(path)
+        if step is not None or crf is not None or options or cut_above != CUT_ABOVE:
+            raise UserError(
+                f"{path}: step, crf, cut_above and options are fixed in an exported artifact; load its workdir instead"
+            )
         artifact.refuse_above = refuse_above
         if crf_iterations is not None:
             artifact.crf_iterations = crf_iterations
@@ -179,7 +182,7 @@ def from_variables(
         raise UserError(str(e)) from e
     if crf_iterations is not None:
         setting = replace(setting, iterations=crf_iterations)
-    return segment.use_crf(setting, keep_compatibility=crf is None)
+    return segment.use_crf(setting, keep_compatibility=crf is None or options.get("compatibility") is not None)
 
 
 def names_of(config: Any, classes: int) -> tuple[tuple[str, ...], np.ndarray]:

@@ -151,13 +151,14 @@ class Segmenter:
         Raises:
           UserError: marginals are not finite.
         """
-        counts = (iterations,) if isinstance(iterations, int) else tuple(iterations)
+        one = isinstance(iterations, int | np.integer)
+        counts = (int(iterations),) if one else tuple(iterations)
         h, w = image.shape[:2]
         found = self._mean_field(log_probs, image, counts, self._device(), params)
         cropped = [np.asarray(q)[:h, :w] for q in found]
         for q in cropped:
             require_finite(np.isfinite(q.min()))  # NumPy's minimum propagates NaN: no second array
-        return cropped[0] if isinstance(iterations, int) else cropped
+        return cropped[0] if one else cropped
 
     def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
         """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
@@ -281,7 +282,7 @@ class Segmenter:
         if log_probs.shape[:2] != shape:
             log_probs = tiling.pad(np.asarray(log_probs, np.float32), shape)
         log_probs = jax.device_put(log_probs, self.devices[device])
-        last = max(counts)
+        last = max(counts, default=0)
         found = {0: jnp.exp(log_probs)} if 0 in counts else {}
         if last:
             mask = np.zeros(shape, bool)

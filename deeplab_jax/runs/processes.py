@@ -127,7 +127,7 @@ def launched() -> bool:
 
 def _number(variable: str, default: int = 1) -> int:
     value = os.environ.get(variable, "")
-    return int(value) if value.isdigit() else default
+    return int(value) if value.isdecimal() else default
 
 
 def heartbeat_seconds() -> int:
@@ -137,7 +137,7 @@ def heartbeat_seconds() -> int:
       UserError: the variable is not a whole number above 0.
     """
     text = os.environ.get("DEEPLAB_HEARTBEAT_SECONDS", "100")
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UserError(f"DEEPLAB_HEARTBEAT_SECONDS={text}: must be a whole number above 0")
     return int(text)
 
@@ -172,7 +172,7 @@ def place(wanted: bool, coordinator: str = "", process_id: int = -1, num_process
     else:
         return 0, 1
     several = any(part.partition("(")[0] != "1" for part in here.split(","))  # "8(x4)": 8 on each of 4 hosts
-    if several and local.isdigit() and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ","):  # else one GPU is chosen
+    if several and local.isdecimal() and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ","):  # else one GPU is chosen
         jax.config.update("jax_cuda_visible_devices", local)
         jax.config.update("jax_rocm_visible_devices", local)
     return found
