@@ -24,7 +24,8 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run")
     model_flags.define()
     flags.DEFINE_string("out", None, "folder for the artifact")
-    flags.DEFINE_list("sizes", ["321x321", "513x513"], "sizes of the programs, HEIGHTxWIDTH, enlarged as photographs are padded")
+    sizes = "sizes of the programs, HEIGHTxWIDTH, enlarged as photographs are padded"
+    flags.DEFINE_list("sizes", ["321x321", "513x513"], sizes)
     flags.DEFINE_list("platforms", list(PLATFORMS), "platforms on which the programs run")
     flags.DEFINE_integer("step", None, "step of the checkpoint; default: the best, or the newest")
     flags.DEFINE_string("preset", None, "CRF parameters: a preset's name or file; default: the model's")

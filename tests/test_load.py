@@ -91,8 +91,8 @@ def test_iterations_without_end_are_refused_before_anything_is_read(tmp_path, it
 def test_load_of_nothing_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         deeplab_jax.load(tmp_path / "none")
-    with pytest.raises(UserError):
-        deeplab_jax.load(tmp_path)
+    with pytest.raises(UserError, match="neither a training workdir nor an exported artifact"):
+        deeplab_jax.load(tmp_path, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,46 @@ def test_load_of_nothing_is_a_sentence(tmp_path):
 def test_arrays_that_are_no_photograph(segment, array):
     with pytest.raises(UserError, match="uint8"):
         segment(array)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be a whole number, at least 1"),
+        ({"batch_size": 2.5}, "batch_size=2.5: must be a whole number"),
+        ({"size_multiple": 12}, "size_multiple=12: must be a multiple of 8"),
+        ({"tile": -5}, "tile=-5: must be a whole number, at least 0"),
+        ({"scales": ()}, r"scales=\(\): must be one or more numbers from 0.05 to 16"),
+        ({"scales": 1.0}, "scales=1.0: must be one or more numbers"),
+        ({"scales": (0.0,)}, r"scales=\(0.0,\): must be one or more numbers"),
+        ({"mirror": "yes"}, "mirror=yes: must be True or False"),
+        ({"resize": "bad"}, "resize=bad: must be one of corners, half_pixel"),
+        ({"cut_above": 0}, "cut_above=0: must be a whole number, at least 1"),
+        ({"cut_above": "x"}, "cut_above=x: must be a whole number"),
+        ({"refuse_above": -1}, "refuse_above=-1: must be a whole number, at least 0"),
+        ({"compatibility": np.eye(3)}, r"compatibility: must be \(4, 4\) finite numbers, and has shape \(3, 3\)"),
+        ({"batchsize": 2}, "batchsize=2: there is no such option; did you mean 'batch_size'"),
+        ({"nonsense": 2}, "nonsense=2: there is no such option; there are compatibility, scales, mirror"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(workdir, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        deeplab_jax.load(workdir, **options)
+
+
+def test_a_compatibility_is_used_with_any_setting(workdir, segment):
+    image, penalties = photograph(SIZE), 5 * (1 - np.eye(4))
+    for options in ({}, {"crf": "v2_vgg16"}):
+        given, potts = (deeplab_jax.load(workdir, **options, **more) for more in ({"compatibility": penalties}, {}))
+        assert (given(image).marginals != potts(image).marginals).any()
+        np.testing.assert_array_equal(given(image, 0).marginals, potts(image, 0).marginals)
+
+
+def test_refining_takes_any_whole_number(segment):
+    steps, image = segment.segmenter, photograph(SIZE)
+    (scores,) = steps.scores([image])
+    np.testing.assert_array_equal(steps.refine(scores, image, np.int64(2)), steps.refine(scores, image, 2))
+    assert steps.refine(scores, image, ()) == []
 
 
 def test_in_pieces_is_like_whole(workdir, segment):

@@ -13,20 +13,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.crf.frank_wolfe import REGULARIZERS
-from deeplab_jax.crf.params import NORMALIZATIONS, check_iterations, is_traced
+from deeplab_jax.crf.params import NORMALIZATIONS, as_array, check_iterations, is_traced
 
 UPDATES = ("parallel", "convergent", "frank_wolfe")
 
 
-def check_static(iterations: int, normalization: str, update: str = "parallel", cutoff: float | None = None) -> None:
+def check_static(
+    iterations: int,
+    normalization: str,
+    update: str = "parallel",
+    cutoff: float | None = None,
+    include_self: bool = True,
+    storage_dtype: Any = None,
+) -> None:
     """Checks everything that is not an array."""
     check_iterations(iterations)
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization={normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
     if update not in UPDATES:
         raise ValueError(f"update={update!r} must be one of {', '.join(UPDATES)}")
-    if cutoff is not None and not 0 < cutoff < 1:
+    if cutoff is not None and not 0 < _number(cutoff) < 1:
         raise ValueError(f"cutoff={cutoff} must lie between 0 and 1, or be None")
+    if not isinstance(include_self, bool | np.bool_ | int):
+        raise ValueError(f"include_self={include_self!r} must be True or False")
+    if storage_dtype is not None and not _is_float(storage_dtype):
+        raise ValueError(f"storage_dtype={storage_dtype!r} must be a type of floats, such as jnp.bfloat16, or None")
     if update != "parallel":
         check_symmetric(normalization, f'update="{update}"')
 
@@ -46,10 +57,49 @@ def check_regularizer(regularizer: str, regularization: float, update: str) -> N
     """Checks what `update="frank_wolfe"` takes, and that no other update is given it."""
     if regularizer not in REGULARIZERS:
         raise ValueError(f"regularizer={regularizer!r} must be one of {', '.join(REGULARIZERS)}")
-    if isinstance(regularization, bool) or not isinstance(regularization, int | float) or not 0 < regularization < 1e6:
+    if not 0 < _number(regularization) < 1e6:
         raise ValueError(f"regularization={regularization!r} must be a number above 0, up to 1e+06")
     if update != "frank_wolfe" and (regularizer, regularization) != ("entropy", 1):
         raise ValueError(f'regularizer and regularization belong to update="frank_wolfe"; this one is {update!r}')
+
+
+def _number(value: Any) -> float:
+    """A concrete number as a float, else NaN."""
+    if isinstance(value, str | bytes | bool) or is_traced(value):
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _is_float(dtype: Any) -> bool:
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+    except TypeError:
+        return False
+
+
+def real_array(value: Any, name: str) -> jax.Array:
+    """The argument as an array; ValueError unless it consists of real numbers."""
+    try:
+        array = as_array(value)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{name} must be an array of real numbers, not {_kind(value)}") from e
+    if not _are_real(array.dtype):
+        raise ValueError(f"{name} must be an array of real numbers, not {_kind(array)}")
+    return array
+
+
+def kernel_pairs(kernels: Any) -> tuple[tuple[Any, Any], ...]:
+    """The argument `kernels` as pairs of features and a weight, without further checks."""
+    try:
+        pairs = tuple(kernels)
+    except TypeError:
+        pairs = (kernels,)
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("kernels must be pairs of features and a weight, as in [(features, 1.0)]")
+    return tuple((features, weight) for features, weight in pairs)
 
 
 def check_symmetric(normalization: str, what: str) -> None:
@@ -92,13 +142,15 @@ def check_image(image: Any, unary_shape: tuple[int, ...]) -> None:
 
 def check_mask(mask: Any, unary_shape: tuple[int, ...]) -> None:
     """Checks that a mask has the unary's shape without its labels."""
-    if mask is not None and (not hasattr(mask, "shape") or mask.shape != unary_shape[:-1]):
+    if mask is not None and (not hasattr(mask, "shape") or mask.shape != unary_shape[:-1] or not _are_real(mask.dtype)):
         raise ValueError(f"mask must have shape {unary_shape[:-1]} to go with unary, not {_kind(mask)}")
 
 
-def check_labels(labels: jax.Array, classes: int) -> None:
-    """Checks that labels are class ids."""
-    if not is_traced(labels) and labels.size and (_low(labels) < 0 or _high(labels) >= classes):
+def check_labels(labels: jax.Array, classes: int, mask: jax.Array | None = None) -> None:
+    """Checks that labels are class ids where `mask` is True."""
+    if is_traced((labels, mask)) or not labels.size:
+        return
+    if _outside(labels, classes, mask):
         raise ValueError(f"labels hold ids outside 0..{classes - 1}, the unary's classes; mask out unlabelled pixels")
 
 
@@ -123,14 +175,16 @@ def _check_numbers(value: Any, name: str) -> None:
     if is_traced(value):
         return
     kind = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
-    if not any(jnp.issubdtype(kind, wanted) for wanted in (jnp.floating, jnp.integer, jnp.bool_)):
+    if not _are_real(kind):
         raise ValueError(f"{name} must consist of numbers, not {kind}")
     if not _finite(value):
         raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
-    """Checks that a kernel's features are [..., D] over the unary's points, and finite."""
+    """Checks that a kernel's features are [..., D] over the unary's points, real and finite."""
+    if hasattr(features, "dtype") and not _are_real(features.dtype):
+        raise ValueError(f"{name} must be an array of real numbers, not {_kind(features)}")
     if not hasattr(features, "shape") or features.shape[:-1] != points or features.shape[-1] < 1:
         raise ValueError(f"{name} must be features of shape {(*points, 'D')} to go with unary, not {_kind(features)}")
     if not is_traced(features) and not _finite(features):
@@ -146,13 +200,10 @@ def _unusable(unary: Any) -> bool:
 
 
 @jax.ensure_compile_time_eval()
-def _low(values: Any) -> int:
-    return int(_on_host(values).min())
-
-
-@jax.ensure_compile_time_eval()
-def _high(values: Any) -> int:
-    return int(_on_host(values).max())
+def _outside(labels: Any, classes: int, mask: Any) -> bool:
+    labels = _on_host(labels)
+    wrong = (labels < 0) | (labels >= classes)
+    return bool((wrong if mask is None else wrong & (_on_host(mask) != 0)).any())
 
 
 @jax.ensure_compile_time_eval()
@@ -172,6 +223,10 @@ def _on_host(values: Any) -> Any:
         return np.asarray(values)
     here = values.is_fully_addressable and all(device.platform == "cpu" for device in values.devices())
     return np.asarray(values) if here else values
+
+
+def _are_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, wanted) for wanted in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def _kind(value: Any) -> str:

@@ -63,7 +63,8 @@ def energy(
         raise ValueError(
             f"labels must be integers {jnp.shape(unary)[:-1]} to go with unary, not {labels.dtype} {labels.shape}"
         )
-    checks.check_labels(labels, jnp.shape(unary)[-1])
+    checks.check_mask(mask, jnp.shape(unary))
+    checks.check_labels(labels, jnp.shape(unary)[-1], mask)
     certain = jax.nn.one_hot(
         labels, jnp.shape(unary)[-1], dtype=jnp.promote_types(jnp.asarray(unary).dtype, jnp.float32)
     )
@@ -118,7 +119,8 @@ def kl_free_energy(
     """
     checks.check_static(0, normalization)
     checks.check_symmetric(normalization, "the CRF")
-    unary, image, q = (as_array(x) for x in (unary, image, q))
+    unary, image, q = as_array(unary), checks.real_array(image, "image"), checks.real_array(q, "q")
+    kernels = checks.kernel_pairs(kernels)
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
     checks.check_mask(mask, unary.shape)

@@ -44,7 +44,7 @@ SMOOTHNESS = "gaussian"  # the filter of the smoothness kernel, which depends on
 
 def check_name(name: str) -> None:
     """Raises ValueError for a name that is neither "auto" nor in `FILTERS`."""
-    if name != "auto" and name not in FILTERS:
+    if not isinstance(name, str) or (name != "auto" and name not in FILTERS):
         raise ValueError(f"bilateral={name!r} must be one of auto, {', '.join(FILTERS)}")
 
 

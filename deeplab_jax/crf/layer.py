@@ -11,12 +11,12 @@ import numpy as np
 
 from deeplab_jax.crf import filters
 from deeplab_jax.crf.mean_field import mean_field
-from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.params import WEIGHT_FIELDS, CRFParams
 from deeplab_jax.crf.setting import setting_from_config
 
 LEARNABLE = ("weights", "compatibility", "stds")
 STDS = ("bilateral_xy_std", "bilateral_rgb_std", "gaussian_xy_std")
-WEIGHTS = ("bilateral_weight", "gaussian_weight")
+WEIGHTS = WEIGHT_FIELDS
 
 
 class MeanFieldCRF(nn.Module):

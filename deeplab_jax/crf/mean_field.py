@@ -18,11 +18,21 @@ from jax import lax
 from deeplab_jax.crf import checks, convergent, filters, gaussian, iteration, plain, pruning
 from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, point_kernels
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import Array, CRFParams, Value, as_array, as_mask, check_params, truncation_radius
+from deeplab_jax.crf.params import (
+    WEIGHT_FIELDS,
+    Array,
+    CRFParams,
+    Value,
+    as_array,
+    as_mask,
+    check_params,
+    per_class,
+    truncation_radius,
+    with_arrays,
+)
 
-# Logit, below the greatest, of a label that the unary rules out with +inf: sums with it stay finite, and its exp is 0.
-_IMPOSSIBLE = -1e6
-_LEAST = -1e30  # before the greatest is known
+# Logit of a label that the unary rules out with +inf: sums with it stay finite, and no message reaches it.
+_IMPOSSIBLE = -1e30
 
 
 def mean_field(
@@ -92,16 +102,16 @@ def mean_field(
     >>> np.asarray(q.argmax(-1)).tolist()  # and is outvoted by the others
     [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
     """
-    checks.check_static(iterations, normalization, update, cutoff)
+    checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype)
     checks.check_regularizer(regularizer, regularization, update)
-    unary, image = as_array(unary), as_array(image)
+    unary, image, kernels = as_array(unary), checks.real_array(image, "image"), checks.kernel_pairs(kernels)
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
     checks.check_mask(mask, unary.shape)
     mask = as_mask(mask)
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
-    for name in ("bilateral_weight", "gaussian_weight"):
+    for name in WEIGHT_FIELDS:
         checks.check_weight(getattr(params, name), name, unary.shape[-1])
     for n, (features, weight) in enumerate(kernels):
         checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
@@ -115,13 +125,13 @@ def mean_field(
         iterations=int(iterations),
         normalization=normalization,
         bilateral=chosen,
-        cutoff=cutoff,
+        cutoff=None if cutoff is None else float(cutoff),
         radius=truncation_radius(params.gaussian_xy_std, gaussian.TRUNCATE),
         extra=(filters.for_points(chosen),) * len(kernels),
         update=update,
         regularizer=regularizer,
         regularization=float(regularization),
-        include_self=include_self,
+        include_self=bool(include_self),
         return_all=counts is not None or bool(return_all),
         counts=counts,
         return_log=return_log,
@@ -129,7 +139,8 @@ def mean_field(
         storage_dtype=storage_dtype,
     )
     points = tuple(as_array(f) for f, _ in kernels)
-    weights = tuple(w for _, w in kernels)
+    weights = tuple(per_class(w) for _, w in kernels)
+    params = with_arrays(params)
     arguments = unary, image, params, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.image_marginals(*arguments, options)
@@ -179,9 +190,9 @@ def mean_field_features(
     >>> np.asarray(q.argmax(-1)).tolist()  # the second follows the first
     [0, 0, 1]
     """
-    checks.check_static(iterations, normalization, update, cutoff)
+    checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype)
     checks.check_regularizer(regularizer, regularization, update)
-    unary = as_array(unary)
+    unary, kernels = as_array(unary), checks.kernel_pairs(kernels)
     checks.check_unary(unary, (2,))
     checks.check_mask(mask, unary.shape)
     mask = as_mask(mask)
@@ -199,19 +210,19 @@ def mean_field_features(
         iterations=int(iterations),
         normalization=normalization,
         bilateral=None,
-        cutoff=cutoff,
+        cutoff=None if cutoff is None else float(cutoff),
         extra=(chosen,) * len(kernels),
         update=update,
         regularizer=regularizer,
         regularization=float(regularization),
-        include_self=include_self,
+        include_self=bool(include_self),
         return_all=counts is not None or bool(return_all),
         counts=counts,
         return_log=return_log,
         storage_dtype=storage_dtype,
     )
     points = tuple(as_array(f) for f, _ in kernels)
-    weights = tuple(w for _, w in kernels)
+    weights = tuple(per_class(w) for _, w in kernels)
     arguments = unary, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.point_marginals(*arguments, options)
@@ -257,7 +268,7 @@ def solve(
 ) -> jax.Array:
     """Runs the iterations on unary [N, C]; returns the results that `options` request, in the unary's type."""
     dtype = _compute_dtype(unary)
-    negative = jnp.maximum(-unary.astype(dtype), _LEAST)
+    negative = jnp.maximum(-unary.astype(dtype), _IMPOSSIBLE)
     negative = jnp.maximum(negative - lax.stop_gradient(negative.max(-1, keepdims=True)), _IMPOSSIBLE)
     if mask is not None:
         negative = jnp.where(mask[:, None], negative, 0)

@@ -12,6 +12,8 @@ import numpy as np
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 FIELDS = ("bilateral_weight", "bilateral_xy_std", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std")
 
+WEIGHT_FIELDS = ("bilateral_weight", "gaussian_weight")
+
 # Lowest and highest value of each number, as float32: the same in flags, presets, configs and calls.
 WIDTHS = (0.01, 1e6)  # pixels, or units of a 0..255 image
 WEIGHTS = (-1e6, 1e6)
@@ -62,10 +64,12 @@ class CRFParams:
           ValueError: a weight is for another number of classes, or has none for one of them.
         """
         weights = {}
-        for name in (n for n in FIELDS if n.endswith("weight") and np.ndim(getattr(self, n))):
+        for name in (n for n in WEIGHT_FIELDS if np.ndim(getattr(self, n))):
             weight = np.asarray(getattr(self, name))
             if classes not in (None, len(weight)):
                 raise ValueError(f"{name} has a number for each of {len(weight)} classes, but there are {classes}")
+            if min(ids, default=0) < 0:
+                raise ValueError(f"{min(ids)} is no class id")
             if max(ids, default=0) >= len(weight):
                 raise ValueError(
                     f"{name} has a number for each of the classes 0 to {len(weight) - 1}, and none for {max(ids)}"
@@ -82,6 +86,9 @@ def check_params(params: CRFParams, where: str = "") -> None:
     Raises:
       ValueError: a value is outside its range, or not a number.
     """
+    if not isinstance(params, CRFParams):
+        hint = '; those of a preset are PRESETS["v2_resnet101"].params' if hasattr(params, "params") else ""
+        raise ValueError(f"{where}params must be CRFParams, not {type(params).__name__}{hint}")
     for name in FIELDS:
         value = getattr(params, name)
         if is_traced(value):
@@ -144,6 +151,16 @@ def as_mask(value: Any) -> jax.Array | None:
     if value is None:
         return None
     return value != 0 if isinstance(value, jax.Array) else as_array(np.asarray(value) != 0)
+
+
+def per_class(weight: Any) -> Any:
+    """A weight given as a list or tuple as an array; other weights unchanged."""
+    return jnp.asarray(weight) if isinstance(weight, list | tuple) else weight
+
+
+def with_arrays(params: CRFParams) -> CRFParams:
+    """The same parameters, weights given as lists or tuples as arrays: in programs each number would be an argument."""
+    return dataclasses.replace(params, **{name: per_class(getattr(params, name)) for name in WEIGHT_FIELDS})
 
 
 def components(std: Value, count: int, dtype: Any) -> jax.Array:

@@ -18,9 +18,8 @@ from deeplab_jax.crf import buffers, host_lattice, pruning, ready, ready_kernels
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import Array, CRFParams, Value, is_traced
 
-_NEVER = -1e30  # log probability of a label that only fills a lane
+_NEVER = -1e30  # log probability of a label that the unary rules out, or that only fills a lane
 _BLOCK = 16384  # points whose log probabilities are computed at once; they stay in the cache
-_SMALLEST = -1e6  # log probability, below the greatest, of a label that the unary rules out
 
 
 def covers(options: Options, *arguments: Any) -> bool:
@@ -241,7 +240,7 @@ class _Start:
                 np.copyto(log, 0, where=valid[part] == 0)  # whatever is there, NaN included
             np.maximum(log, np.float32(_NEVER), out=log)
             log -= log.max(0)
-            np.maximum(log, np.float32(_SMALLEST), out=log)
+            np.maximum(log, np.float32(_NEVER), out=log)
             if not prune:
                 return None
             share = np.exp(log, out=self.share[:, part])

@@ -17,7 +17,7 @@ def unary_from_logits(logits: Any) -> jax.Array:
     """-log softmax(logits) for logits [..., C] of any float type; [..., C], float32 or wider.
 
     Raises:
-      ValueError: they are not floats.
+      ValueError: they are not floats, or a position has no finite logit or one of +inf.
 
     >>> print(unary_from_logits(np.zeros((1, 4), np.float32)).round(2))  # four equally likely labels: log 4
     [[1.39 1.39 1.39 1.39]]
@@ -26,6 +26,8 @@ def unary_from_logits(logits: Any) -> jax.Array:
         logits = as_host(logits)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floats, not {logits.dtype}")
+    if not is_traced(logits) and not _have_a_greatest(logits):
+        raise ValueError("logits hold NaN or +inf, or only -inf at a position")
     if isinstance(logits, jax.Array):
         return -jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
     shifted = logits.astype(_wide(logits.dtype))
@@ -46,8 +48,8 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
     >>> print(unary_from_probabilities([[0.5, 0.5, 0.0]]).round(2))
     [[ 0.69  0.69 18.42]]
     """
-    if not floor > 0:
-        raise ValueError(f"floor={floor} must be greater than 0")
+    if not np.finfo(np.float32).tiny <= floor <= 1:
+        raise ValueError(f"floor={floor} must be a normal float32 number above 0, up to 1")
     xp = jnp if isinstance(probabilities, jax.Array) else np
     probabilities = probabilities if xp is jnp else as_host(probabilities)
     if not jnp.issubdtype(probabilities.dtype, jnp.floating):
@@ -81,8 +83,8 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
     labels = labels if xp is jnp else as_host(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, not {labels.dtype}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} must be at least 2")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be a whole number, at least 2")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1")
     if not is_traced(labels):
@@ -93,17 +95,22 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
             raise ValueError(
                 f"labels hold {int(wrong[0])}; with {num_classes} classes they are 0..{num_classes - 1}{hint}"
             )
-    labels = labels.astype(np.int32)
+    without = None if unknown is None else labels == unknown
     given, other = -math.log(confidence), -math.log((1 - confidence) / (num_classes - 1))
     believed = xp.where(labels[..., None] == np.arange(num_classes), np.float32(given), np.float32(other))
-    if unknown is not None:
-        believed = xp.where((labels != unknown)[..., None], believed, np.float32(math.log(num_classes)))
+    if without is not None:
+        believed = xp.where(without[..., None], np.float32(math.log(num_classes)), believed)
     return as_array(believed)
 
 
 def _wide(dtype: Any) -> np.dtype:
     """The type of a unary from values of this type: float32 or wider, as far as JAX allows."""
     return jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
+
+
+@jax.ensure_compile_time_eval()
+def _have_a_greatest(logits: jax.Array | np.ndarray) -> bool:
+    return bool((abs(logits.max(-1)) < np.inf).all()) if logits.size else True
 
 
 @jax.ensure_compile_time_eval()

@@ -31,8 +31,9 @@ def create_segmenter(
       **options: further arguments of `Segmenter`, overriding those of `config.eval`.
 
     Raises:
-      UserError: an option is not a `Segmenter`'s or cannot be used, `config.model` describes no network, `config.crf` names no known parameters or filter, or mirrored
-        images are averaged and `config.data.mirror_swaps` is wrong (see `imaging.mirror.checked_swaps`).
+      UserError: an option is not a `Segmenter`'s or cannot be used, `config.model` describes no network, `config.crf`
+        names no known parameters or filter, or mirrored images are averaged and `config.data.mirror_swaps` is wrong
+        (see `imaging.mirror.checked_swaps`).
     """
     check(options, len(class_names))
     try:

@@ -14,9 +14,8 @@ from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.runs.schema import RANGES
 
 # Keyword arguments of `Segmenter`.
-NAMES = tuple(
-    name for name, p in inspect.signature(Segmenter.__init__).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-)
+_PARAMETERS = inspect.signature(Segmenter.__init__).parameters.values()
+NAMES = tuple(p.name for p in _PARAMETERS if p.kind is inspect.Parameter.KEYWORD_ONLY)
 _RESIZE = ("corners", "half_pixel")
 _WHOLE = {"batch_size": 1, "size_multiple": 1, "size_extra": 0, "tile": 0}  # and the lowest value
 

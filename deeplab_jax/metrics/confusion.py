@@ -28,19 +28,26 @@ def confusion_matrix(
       [G, C, C] int64, rows are the truth.
 
     Raises:
-      ValueError: a class id is outside 0..C-1, or the shapes differ.
+      ValueError: a class id is outside 0..C-1, a group outside 0..G-1, the shapes differ, or one is not of integers.
     """
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth is {truth.shape} and the prediction is {prediction.shape}; they must be equal")
+    for name, values in (("truth", truth), ("prediction", prediction), ("group", group)):
+        if values is not None and values.shape != truth.shape:
+            raise ValueError(f"truth is {truth.shape} and the {name} is {values.shape}; they must be equal")
+        if values is not None and not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+            raise ValueError(f"the {name} must consist of integers, not {values.dtype}")
     valid = truth != VOID
     t, p = truth[valid].astype(np.int64), prediction[valid].astype(np.int64)
-    if t.size and t.max() >= num_classes:
-        raise ValueError(f"the label holds class id {t.max()}, but there are {num_classes} classes")
+    if t.size and (t.max() >= num_classes or t.min() < 0):
+        odd = t.max() if t.max() >= num_classes else t.min()
+        raise ValueError(f"the label holds class id {odd}, but there are {num_classes} classes")
     if p.size and (p.max() >= num_classes or p.min() < 0):
         raise ValueError(f"the prediction holds an id outside 0..{num_classes - 1}")
     cell = t * num_classes + p
     if group is not None:
-        cell += group[valid].astype(np.int64) * num_classes**2
+        g = group[valid].astype(np.int64)
+        if g.size and (g.max() >= num_groups or g.min() < 0):
+            raise ValueError(f"the group holds an id outside 0..{num_groups - 1}")
+        cell += g * num_classes**2
     counts = np.bincount(cell, minlength=num_groups * num_classes**2)
     return counts.reshape(num_groups, num_classes, num_classes).astype(np.int64)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.crf import CRFParams, energy, mean_field, mean_field_features
+from deeplab_jax.crf import PRESETS, CRFParams, energy, mean_field, mean_field_features
 from deeplab_jax.crf.unary import unary_from_labels, unary_from_logits, unary_from_probabilities
 
 UNARY = np.zeros((4, 5, 3), np.float32)
@@ -40,6 +40,23 @@ NAN = np.where(np.arange(3) == 1, np.nan, UNARY).astype(np.float32)
         ((UNARY, IMAGE, CRFParams()), {"compatibility": np.eye(2)}, r"compatibility has shape \(2, 2\)"),
         ((UNARY, IMAGE, CRFParams()), {"mask": np.ones(4)}, r"mask must have shape \(4, 5\)"),
         ((UNARY, IMAGE, CRFParams()), {"cutoff": 1.5}, "cutoff=1.5 must lie between 0 and 1"),
+        ((UNARY, IMAGE, CRFParams()), {"cutoff": "a"}, "cutoff=a must lie between 0 and 1"),
+        ((UNARY, IMAGE, CRFParams()), {"include_self": "no"}, "include_self='no' must be True or False"),
+        ((UNARY, IMAGE, CRFParams()), {"storage_dtype": jnp.int32}, "storage_dtype=.*int32.* must be a type of floats"),
+        (
+            (UNARY, IMAGE, CRFParams()),
+            {"storage_dtype": "half a byte"},
+            "storage_dtype='half a byte' must be a type",
+        ),
+        ((UNARY, IMAGE, CRFParams()), {"bilateral": ["exact"]}, r"bilateral=\['exact'\] must be one of auto"),
+        ((UNARY, IMAGE, PRESETS["v2_resnet101"]), {}, r"params must be CRFParams, not Setting; .*\.params"),
+        ((UNARY, IMAGE, {"bilateral_weight": 1.0}), {}, "params must be CRFParams, not dict"),
+        ((UNARY, IMAGE * 1j, CRFParams()), {}, "image must be an array of real numbers, not complex"),
+        ((UNARY, IMAGE.astype(str), CRFParams()), {}, "image must be an array of real numbers, not <U"),
+        ((UNARY, IMAGE, CRFParams()), {"mask": np.full((4, 5), "no")}, r"mask must have shape \(4, 5\)"),
+        ((UNARY, IMAGE, CRFParams()), {"kernels": [(UNARY, 1.0, 2)]}, "kernels must be pairs of features and a weight"),
+        ((UNARY, IMAGE, CRFParams()), {"kernels": (UNARY, 1.0)}, "kernels must be pairs of features and a weight"),
+        ((UNARY, IMAGE, CRFParams()), {"kernels": [(UNARY * 1j, 1.0)]}, r"kernels\[0\]\[0\] must be an array of real"),
         ((UNARY, IMAGE, CRFParams()), {"kernels": [(UNARY[0], 1.0)]}, r"kernels\[0\]\[0\] must be features"),
         ((UNARY, IMAGE, CRFParams()), {"kernels": [(UNARY, np.nan)]}, r"kernels\[0\]\[1\] holds NaN"),
         (
@@ -57,6 +74,29 @@ NAN = np.where(np.arange(3) == 1, np.nan, UNARY).astype(np.float32)
 def test_says_which_argument_is_wrong(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         mean_field(*arguments, **options)
+
+
+def test_numbers_of_any_kind_are_numbers():
+    """NumPy's and JAX's, and kernels that can be read only once."""
+    rng = np.random.default_rng(0)
+    unary, image = rng.uniform(0, 3, (4, 5, 3)).astype(np.float32), rng.integers(0, 255, (4, 5, 3))
+    expected = mean_field(unary, image, CRFParams(), 2, cutoff=0.5, include_self=False, kernels=[(unary, 2.0)])
+    found = mean_field(unary, image, CRFParams(), 2, cutoff=jnp.float32(0.5), include_self=np.False_,
+                       kernels=zip([unary], [2.0], strict=True))  # fmt: skip
+    np.testing.assert_array_equal(found, expected)
+    mean_field(unary, image, CRFParams(), 2, update="frank_wolfe", regularization=np.float32(0.5))
+
+
+@pytest.mark.parametrize("bilateral", ("exact", "separable", "permutohedral"))
+def test_weights_may_be_lists_and_tuples(bilateral):
+    rng = np.random.default_rng(0)
+    unary, image = rng.uniform(0, 3, (4, 5, 3)).astype(np.float32), rng.integers(0, 255, (4, 5, 3))
+    each = (1.0, 2.0, 0.5)
+    expected = mean_field(unary, image, CRFParams(np.float32(each), 9.0, 20.0), 3, bilateral=bilateral)
+    for weight in (each, list(each), np.diag(each).tolist()):
+        for prune in (None, True, False):
+            found = mean_field(unary, image, CRFParams(weight, 9.0, 20.0), 3, bilateral=bilateral, prune=prune)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_points_need_points():
@@ -88,11 +128,16 @@ def test_unary_from_logits_and_probabilities():
     np.testing.assert_allclose(floored, [0, -np.log(1e-8)], rtol=1e-5)
     with pytest.raises(ValueError, match="probabilities hold values that are negative"):
         unary_from_probabilities(np.array([1.0, -0.1]))
-    with pytest.raises(ValueError, match="floor=0"):
-        unary_from_probabilities(p, floor=0)
+    for floor in (0, 1e-40, np.inf, np.nan):
+        with pytest.raises(ValueError, match=f"floor={floor}"):
+            unary_from_probabilities(p, floor=floor)
     np.testing.assert_array_equal(unary_from_logits(logits.tolist()), unary_from_logits(logits))
     with pytest.raises(ValueError, match="logits must be floats, not int"):
         unary_from_logits([[1, 2]])
+    for odd in ([0, np.inf], [0, np.nan], [-np.inf, -np.inf]):
+        with pytest.raises(ValueError, match=r"logits hold NaN or \+inf, or only -inf"):
+            unary_from_logits(np.float32([[0, 1], odd]))
+    np.testing.assert_array_equal(unary_from_logits(np.float32([[0, -np.inf]])), [[0, np.inf]])
 
 
 def test_either_byte_order():
@@ -113,6 +158,10 @@ def test_unary_from_labels():
         unary_from_labels(np.array([255]), 3, unknown=None)
     with pytest.raises(ValueError, match=r"confidence=1\.0 must lie between"):
         unary_from_labels(np.array([0]), 3, confidence=1.0)
+    with pytest.raises(ValueError, match=r"num_classes=2\.5 must be a whole number"):
+        unary_from_labels(np.array([0]), 2.5)
+    far = 2**32 + 1  # as a 32-bit number it would be label 1
+    np.testing.assert_allclose(unary_from_labels(np.array([0, far]), 3, unknown=far)[1], np.log(3), rtol=1e-6)
 
 
 def test_unaries_of_the_hosts_arrays_are_those_of_jaxs():
@@ -139,3 +188,15 @@ def test_labels_beyond_the_classes_have_no_energy():
         labels[1, 2] = wrong
         with pytest.raises(ValueError, match=r"labels hold ids outside 0\.\.2"):
             energy(labels, UNARY, IMAGE, CRFParams())
+
+
+def test_labels_under_the_mask_do_not_count():
+    rng = np.random.default_rng(0)
+    unary, image = rng.uniform(0, 3, (4, 5, 3)).astype(np.float32), rng.integers(0, 255, (4, 5, 3))
+    labels, mask = rng.integers(0, 3, (4, 5)), rng.uniform(size=(4, 5)) > 0.3
+    expected = energy(labels, unary, image, CRFParams(), mask=mask)
+    void = np.where(mask, labels, 255)
+    np.testing.assert_allclose(energy(void, unary, image, CRFParams(), mask=mask), expected, rtol=1e-6)
+    void[mask] = 255
+    with pytest.raises(ValueError, match=r"labels hold ids outside 0\.\.2"):
+        energy(void, unary, image, CRFParams(), mask=mask)

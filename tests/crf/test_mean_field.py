@@ -305,6 +305,18 @@ def test_infinity_rules_a_label_out(definition, scene, update):
     np.testing.assert_allclose(np.delete(q, 2, -1), expected(definition, without), atol=2e-4)
 
 
+@pytest.mark.parametrize("bilateral", ["exact", "permutohedral"])
+def test_no_message_brings_a_label_back_that_infinity_rules_out(bilateral):
+    unary = np.zeros((40, 40, 2), np.float32)
+    unary[:20, :, 0] = 50
+    unary[5, 5] = 0, np.inf  # whatever the half around it says
+    image = np.full((40, 40, 3), 50, np.uint8)
+    strong = CRFParams(3000.0, 160.0, 10.0, 3.0, 3.0)
+    for prune in (None, False):
+        q = mean_field(unary, image, strong, 2, normalization="none", bilateral=bilateral, prune=prune)
+        np.testing.assert_array_equal(q[5, 5], [1, 0])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize(("size", "cutoff"), [("small", None), ("full", None), ("full", 1e-3)])

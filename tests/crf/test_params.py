@@ -124,5 +124,7 @@ def test_weights_of_some_classes():
     assert CRFParams().of_classes(np.uint8([9])) == CRFParams()
     with pytest.raises(ValueError, match=r"bilateral_weight has .* the classes 0 to 2, and none for 3"):
         params.of_classes(np.uint8([0, 3]))
+    with pytest.raises(ValueError, match="-1 is no class id"):
+        params.of_classes(np.array([-1, 0]))
     with pytest.raises(ValueError, match="for each of 3 classes, but there are 2"):
         params.of_classes(np.uint8([0, 1]), classes=2)

@@ -96,3 +96,16 @@ def test_refuses_ids_outside_the_classes():
         confusion.confusion_matrix(np.full((2, 2), 7, np.uint8), np.zeros((2, 2), np.uint8), 6)
     with pytest.raises(ValueError, match=r"must be equal"):
         confusion.confusion_matrix(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), 6)
+
+
+def test_ids_outside_the_matrix_are_refused():
+    zeros = np.zeros((2, 2), np.uint8)
+    for arguments, sentence in (
+        ((np.full((2, 2), -1), zeros, 2), "the label holds class id -1, but there are 2 classes"),
+        ((zeros, zeros, 2, np.full((2, 2), 3), 2), r"the group holds an id outside 0\.\.1"),
+        ((zeros, zeros, 2, np.full((2, 2), -1), 2), r"the group holds an id outside 0\.\.1"),
+        ((zeros, zeros, 2, np.zeros(3, int), 2), r"truth is \(2, 2\) and the group is \(3,\)"),
+        ((zeros, np.full((2, 2), 0.9), 2), "the prediction must consist of integers, not float64"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            confusion.confusion_matrix(*arguments)
