@@ -96,7 +96,7 @@ def open_model():
     options = {"cut_above": FLAGS.cut_above, "batch_size": FLAGS.batch_size, "crf_iterations": FLAGS.crf_iterations}
     options["devices"] = jax.local_devices()
     if FLAGS.workdir or FLAGS.model:
-        segment = load(model_flags.source(FLAGS), **options)
+        segment = load(FLAGS.workdir or model_flags.source(FLAGS), **options)
     else:
         segment = load_weights(cli.config_from_flags(FLAGS.config), FLAGS.init_from, **options)
     setting = crf_flags.setting(FLAGS, FLAGS.crf_iterations, segment.crf)

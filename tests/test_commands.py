@@ -1,6 +1,7 @@
 """Commands as a user runs them, from a training workdir to its artifact, its report and its page."""
 
 import http.client
+import importlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 import deeplab_jax
@@ -30,6 +32,42 @@ def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
     done = call("predict", "--model=camvid", f"--out={tmp_path}/{'q' * 300}", "a.png")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.endswith(": the name is too long; choose a shorter one\n")
+
+
+@pytest.mark.parametrize("command", ["export", "report", "serve", "refine", "convert_labels"])
+def test_a_field_of_a_config_is_refused_where_none_is_read(command, tmp_path):
+    done = call(command, f"--out={tmp_path / 'o'}" if command not in ("serve", "report") else "--workdir=w",
+                "--config.eval.mirror=false")  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: --config.eval.mirror=false: this command reads no config; leave it out\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["main", "predict", "refine", "describe", "convert_weights", "convert_labels", "crf_search", "check_dataset",
+     "export", "report", "serve"],
+)  # fmt: skip
+def test_help_has_every_flag(command):
+    module, before = importlib.import_module(f"deeplab_jax.{command}"), set(flags.FLAGS)
+    module.define_flags()
+    own = set(flags.FLAGS) - before
+    for name in own:
+        delattr(flags.FLAGS, name)
+    done = call(command, "--help")
+    assert done.returncode == 0 and own
+    assert own <= {line.split(":")[0].strip().removeprefix("--") for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(("sizes", "sentence"), [("", "--sizes is empty; give"), ("³³", "--sizes: '³³' is not a size")])
+def test_export_refuses_sizes_that_are_none(sizes, sentence, tmp_path):
+    done = call("export", "--model=camvid", f"--out={tmp_path}/e", f"--sizes={sizes}")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {sentence}") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_describe_refuses_a_negative_number_of_classes():
+    done = call("describe", "--config=shapes", "--num_classes=-3")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "num_classes" in done.stderr
 
 
 @pytest.mark.parametrize(

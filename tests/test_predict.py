@@ -330,6 +330,12 @@ def test_command_with_converted_weights_and_bad_files(segment, tmp_path):
         (["--out=o", "a.png"], "give one of --model NAME"),
         (["--out=o", "--workdir=nowhere"], "no photograph given"),
         (["--out=o", "--workdir=nowhere", "a.png"], "nowhere: no such folder"),
+        (["--out=o", "--workdir=tests", "a.png"], "tests: is neither a training workdir nor an exported artifact"),
+        (["--out=o", "--model=camvid", "--config=folder", "a.png"], "--config=folder: --model has a config of its own"),
+        (
+            ["--out=o", "--model=camvid", "--config.eval.mirror=false", "a.png"],
+            "--config.eval.mirror=false: --model has a config of its own; leave it out, or use this command's flags",
+        ),
     ],
 )
 def test_command_refuses_in_a_sentence(arguments, words):
