@@ -276,7 +276,7 @@ def test_many_uploads_at_once_keep_no_quick_answer_waiting(workdir, monkeypatch)
                 released.set()
                 for thread in uploads:
                     thread.join()
-                server.close()
+                server.trigger.pull_trigger(server.close)  # in its own thread, which is not looking at what is closed
 
         return SimpleNamespace(effective_port=port, run=run)
 
