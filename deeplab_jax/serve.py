@@ -7,6 +7,7 @@ Answers on this computer only (127.0.0.1). Photographs above a quarter of a mega
 `deeplab_jax.predict` works at full size. Uploads stay in memory, the last few of them, and are never written.
 """
 
+import logging
 import threading
 from collections.abc import Sequence
 
@@ -37,15 +38,16 @@ def main(argv: Sequence[str]) -> int:
     from waitress import create_server
 
     from deeplab_jax.inference.load import load
-    from deeplab_jax.pages.local import MAX_BYTES, create_app
+    from deeplab_jax.pages.local import AT_ONCE, MAX_BYTES, create_app
 
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request waits for a thread
     app = create_app(load(source, step=FLAGS.step))
     try:
         server = create_server(
             app,
             host="127.0.0.1",
             port=FLAGS.port,
-            threads=4,
+            threads=2 * AT_ONCE,  # half are free for quick answers while the others wait for a computation
             max_request_body_size=MAX_BYTES + 1024,
             inbuf_overflow=MAX_BYTES + 2048,  # an upload is never put on disk
             ident="deeplab_jax",

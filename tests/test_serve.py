@@ -1,7 +1,10 @@
 """The local page: its answers, its refusals, and its appearance in a browser."""
 
 import base64
+import http.client
 import io
+import json
+import logging
 import struct
 import threading
 import time
@@ -16,6 +19,7 @@ from deeplab_jax.crf import CRFParams, Setting, adjustable, ready
 from deeplab_jax.imaging import decoding
 from deeplab_jax.imaging.palettes import voc_palette
 from tests.browser import complaints, headless_browser, keep_screenshot
+from tests.command_line import call
 from tests.toy_workdir import NAMES, photograph
 
 pytest.importorskip("flask", reason="Flask is not installed")
@@ -38,14 +42,19 @@ def no_network(images):
     return [np.zeros((*i.shape[:2], len(NAMES)), np.float32) for i in images]
 
 
-@pytest.fixture(scope="module")
-def bare_app():
-    """The page without a network: every class is as likely as the others."""
+def bare_segment(scores=no_network) -> SimpleNamespace:
+    """A model without a network: every class is as likely as the others."""
     segment = SimpleNamespace(class_names=NAMES, palette=voc_palette(), crf_iterations=4, crf=Setting(CRFParams()))
     segment.segmenter = SimpleNamespace(
-        scores=no_network, pad_to=lambda shapes: None, padded_shape=lambda size: size, size_extra=1
+        scores=scores, pad_to=lambda shapes: None, padded_shape=lambda size: size, size_extra=1
     )
-    return local.create_app(segment)
+    return segment
+
+
+@pytest.fixture(scope="module")
+def bare_app():
+    """The page without a network."""
+    return local.create_app(bare_segment())
 
 
 @pytest.fixture
@@ -106,14 +115,21 @@ def test_large_photographs_are_scaled_down(bare, monkeypatch):
 def test_wrong_requests_get_a_sentence(bare_app, bare):
     found = bare.post("/photograph", data=encoded(photograph(SIZE))).get_json()
     good = settings(bare_app, id=found["id"])
-    for change in ({"iterations": 1e9}, {"iterations": "3"}, {"gaussian_xy_std": 0}, {"bilateral_weight": None},
+    for change in ({"iterations": 1e9}, {"iterations": "3"}, {"iterations": 2.7}, {"preview": "yes"}, {"preview": None},
+                   {"gaussian_xy_std": 0}, {"bilateral_weight": None},
                    {"bilateral_xy_std": True}, {"bilateral_rgb_std": float("nan")}):  # fmt: skip
         answer = bare.post("/segment", json=good | change)
         assert answer.status_code == 400
         assert next(iter(change)) in answer.get_json()["error"]
     assert bare.post("/segment", json=good | {"id": "../../etc/passwd"}).status_code == 404
     assert bare.post("/segment", json=[1]).status_code == 400
-    assert bare.post("/segment", data=b"{", content_type="application/json").status_code == 400
+    answer = bare.post("/segment", data=b"{", content_type="application/json")
+    assert answer.status_code == 400
+    assert answer.get_json()["error"] == "the request is not valid JSON; give one object"
+    assert bare.post("/segment", json=good | {"iterations": 0.0, "preview": True}).status_code == 200
+    answer = bare.post("/photograph", data={"file": (io.BytesIO(encoded(photograph(SIZE))), "a.png")})
+    assert answer.status_code == 400
+    assert answer.get_json()["error"].startswith("the body is a form; send the picture's bytes alone")
     assert bare.post("/segment", data=b"x").status_code == 415
     assert bare.get("/../setup.py").status_code == 404
     assert bare.get("/photograph").status_code == 405
@@ -220,6 +236,61 @@ def test_a_hundred_malformed_files(bare, kind):
             refused += 1
             assert answer.get_json()["error"]
     assert bare.post("/photograph", data=whole).status_code == 200
+
+
+def test_many_uploads_at_once_keep_no_quick_answer_waiting(workdir, monkeypatch):
+    waitress = pytest.importorskip("waitress", reason="waitress is not installed")
+    create_server, released = waitress.create_server, threading.Event()
+    more, refused, found = 12, threading.Semaphore(0), []
+
+    def scores(images):
+        released.wait(60)
+        return no_network(images)
+
+    def ask(port, method, path, body=None) -> tuple:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, json.loads(answer.read())
+
+    def upload(port) -> None:
+        found.append(ask(port, "POST", "/photograph", encoded(photograph(SIZE))))
+        if found[-1][0] == 503:
+            refused.release()
+
+    def server_for_a_test(*arguments, **options) -> SimpleNamespace:
+        server = create_server(*arguments, **options)
+        port = server.effective_port
+
+        def run() -> None:
+            threading.Thread(target=server.run, daemon=True).start()
+            uploads = [threading.Thread(target=upload, args=[port]) for _ in range(local.AT_ONCE + more)]
+            for thread in uploads:
+                thread.start()
+            try:
+                assert all(refused.acquire(timeout=10) for _ in range(more))
+                start = time.perf_counter()
+                assert ask(port, "GET", "/state")[0] == 200
+                assert time.perf_counter() - start < 2
+            finally:
+                released.set()
+                for thread in uploads:
+                    thread.join()
+                server.trigger.pull_trigger(server.close)  # in its own thread, which is not looking at what is closed
+
+        return SimpleNamespace(effective_port=port, run=run)
+
+    monkeypatch.setattr(waitress, "create_server", server_for_a_test)
+    monkeypatch.setattr("deeplab_jax.inference.load.load", lambda *_, **__: bare_segment(scores))
+    monkeypatch.setattr(logging.getLogger("waitress.queue"), "level", logging.NOTSET)
+    done = call("serve", f"--workdir={workdir}", "--port=0", "--nowarm_up")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not logging.getLogger("waitress.queue").isEnabledFor(logging.WARNING)
+    assert sorted(status for status, *_ in found) == [200] * local.AT_ONCE + [503] * more
+    for status, headers, answer in found:
+        if status == 503:
+            assert headers["Retry-After"] == "5"
+            assert answer == {"error": "busy with earlier requests; try again in a few seconds"}
 
 
 DROP = """

@@ -6,7 +6,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from deeplab_jax.console import say, shown
 from deeplab_jax.errors import UserError
@@ -18,7 +18,8 @@ VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".m
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 )
-_LONGEST_ENDING = len("_iterations.png")
+_ENDINGS = (".png", "_overlay.png", "_iterations.png", "_probs.npy", ".mp4")  # of the files that commands write
+_LONGEST_ENDING = max(map(len, _ENDINGS))
 _LONGEST_NAME = 255  # bytes that file systems accept
 
 
@@ -30,9 +31,9 @@ def walk(
 ) -> Iterator[Path]:
     """The files below a folder with these suffixes, in any case, sorted by path.
 
-    Symbolic links are followed, but not back into an enclosing folder. Hidden files and folders, those of
-    `SYSTEM_FOLDERS` and folders with an image's suffix are skipped. A pipe, a device, a socket or a dangling link is
-    left out, which is reported on stderr.
+    Symbolic links are followed, but not back into an enclosing folder. Hidden files and folders, and those of
+    `SYSTEM_FOLDERS`, are skipped. A pipe, a device, a socket or a dangling link is left out, which is reported on
+    stderr.
 
     Args:
       exclude: a resolved folder that is not entered.
@@ -231,21 +232,34 @@ def _refuse(sentence: str) -> None:
 def result_stems(inputs: Sequence[Input], endings: Sequence[str] = ("", "_overlay")) -> list[str]:
     """Names the results of each input so that no two inputs write the same file.
 
+    No result has the name of a folder of another's: `dir.bmp` does not become `dir.png` next to `dir.png/a.jpg`.
+
     Args:
       endings: appended to a stem to name its PNG files; `a_overlay.jpg` must not collide with the overlay of `a.jpg`.
+
+    Raises:
+      UserError: two inputs would share a name whatever folders are put in front of it.
 
     >>> result_stems([Input(Path("in") / name, Path("in")) for name in ("a.jpg", "a.png", "b.png")])
     ['a.jpg', 'a.png', 'b']
     """
     levels = [0] * len(inputs)
+    highest = 1 + max((len(root.resolve().parts) for root in {item.root for item in inputs}), default=0)
     while True:
         stems = [item.stem(level) for item, level in zip(inputs, levels)]
+        folders = {parent.as_posix() for stem in stems for parent in PurePosixPath(stem).parents}
         writers = defaultdict(set)
+        clashing: set[int] = set()
         for i, stem in enumerate(stems):
             for ending in endings:
                 writers[stem + ending].add(i)
-        clashing = set().union(*(ids for ids in writers.values() if len(ids) > 1))
+            if any(stem + ending in folders for ending in _ENDINGS):
+                clashing.add(i)
+        clashing = clashing.union(*(ids for ids in writers.values() if len(ids) > 1))
         if not clashing:
             return stems
+        if all(levels[i] > highest for i in clashing):
+            path = inputs[min(clashing)].path
+            raise UserError(f"{shown(path)}: its results would have the names of another file's; rename it")
         for i in clashing:
             levels[i] += 1

@@ -3,6 +3,8 @@
 import itertools
 import logging
 import os
+import re
+import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,14 @@ _SAID_EVERY = 25  # frames
 logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns if pixels are made square
 # ffmpeg is started by a fork that executes it at once: the deadlock that JAX warns of cannot happen.
 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+# A playlist within the file can only open files.
+_ONLY_FILES = ["-protocol_whitelist", "file"]
+# What ffmpeg's readers of mp4, mkv and webm, ogv and avi say of files cut short or overwritten, but go on with.
+_DAMAGE = re.compile(
+    r"^\[.*(partial file|ended prematurely|invalid as first byte of an EBML|CRC mismatch|wrong during header parsing)",
+    re.M,
+)
+_RATE = re.compile(r"^Output #0.*?^ +Stream #0:0[^\n]* ([\d.]+)(k?) fps", re.M | re.S)
 _SQUARE = ["-vf", "scale=round(iw*sar):ih,setsar=1"]  # keeps the picture's shape if pixels are not square
 
 
@@ -38,7 +48,7 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
       A remark: the number of frames.
 
     Raises:
-      UserError: `source` is not a video, or `result` cannot be written.
+      UserError: `source` is not a video or is damaged, or `result` cannot be written.
     """
     rate, size, expected, frames = open_video(source)
     meter = Meter(expected)
@@ -71,32 +81,66 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
 
 
 def open_video(path: Path) -> tuple[float, tuple[int, int], int, Iterator[np.ndarray]]:
-    """Opens a video: frames per second, (width, height), approximate number of frames, uint8 [H, W, 3] RGB frames.
+    """Opens a video: frames per second, (width, height), number of frames, and the frames: uint8 [H, W, 3] RGB.
 
-    Pixels that are not square are made square: the frames have the shape that a player shows.
+    The whole video is decoded once before the first frame, which finds damage early and gives the number of frames.
+    Pixels that are not square are made square: the frames have the shape that a player shows. If the frame rate varies,
+    frames are repeated so that it does not.
 
     Raises:
-      UserError: ffmpeg cannot read it.
+      UserError: ffmpeg cannot read it, or cannot read it to its end.
     """
-    # A playlist within the file can only open files.
-    only_files = ["-protocol_whitelist", "file"]
-    reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", input_params=only_files, output_params=_SQUARE)
+    rate, frame_count = _examine(path)
+    reader = imageio_ffmpeg.read_frames(_file(path), pix_fmt="rgb24", input_params=_ONLY_FILES, output_params=_SQUARE)
     try:
-        meta = next(reader)
-        width, height = meta["size"]
+        width, height = next(reader)["size"]
         first = next(reader)
     except (OSError, RuntimeError, StopIteration, KeyError, IndexError, ValueError) as e:
-        raise UserError(f"{path}: cannot be decoded as a video; replace or remove it") from e
+        raise _not_a_video(path) from e
 
     def frames() -> Iterator[np.ndarray]:
+        number = 0
         try:
             for data in itertools.chain([first], reader):
                 yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+                number += 1
         except (OSError, RuntimeError, ValueError) as e:
-            raise UserError(f"{path}: cannot be decoded to its end; replace or remove it") from e
+            raise _damaged(path) from e
+        if number < frame_count:
+            raise _damaged(path)
 
-    frame_count = round(meta.get("duration", 0) * meta["fps"])
-    return meta["fps"], (width, height), frame_count, frames()
+    return rate, (width, height), frame_count, frames()
+
+
+def _examine(path: Path) -> tuple[float, int]:
+    """Decodes a whole video as `read_frames` does; returns frames per second and the number of frames.
+
+    They are those of ffmpeg's output: the input's header may lack both, or have the average of a rate that varies.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostats", "-xerror", *_ONLY_FILES, "-i", _file(path)]
+    command += ["-an", "-sn", "-dn", "-vcodec", "rawvideo", "-f", "image2pipe", "-progress", "pipe:1"]
+    command += ["-y", os.devnull]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    counts = re.findall(r"^frame=(\d+)$", done.stdout, re.M)  # a report every half second, and one at the end
+    rate = _RATE.search(done.stderr)
+    if not re.search(r"^ +Stream #0:.* Video: ", done.stderr, re.M):
+        raise _not_a_video(path)
+    if done.returncode or _DAMAGE.search(done.stderr):
+        raise _damaged(path)
+    if not rate or not counts or not int(counts[-1]):
+        raise _not_a_video(path)
+    return float(rate[1]) * (1000 if rate[2] else 1), int(counts[-1])
+
+
+def _not_a_video(path: Path) -> UserError:
+    return UserError(f"{path}: cannot be decoded as a video; replace or remove it")
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: cannot be decoded to its end, as it is damaged or incomplete; replace it, or convert it with ffmpeg "
+        "to keep what is left"
+    )
 
 
 def _file(path: Path) -> str:

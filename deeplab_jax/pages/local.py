@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flask import Flask, Response, abort, jsonify, render_template, request
 from PIL import Image
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 
 from deeplab_jax import crf
 from deeplab_jax.crf.adjustable import mean_field_any, radius_for
@@ -38,6 +38,7 @@ WORK_PIXELS = 250_000  # larger photographs are scaled down to this for the page
 SHAPES = ((385, 641), (513, 513), (641, 385), (225, 1121), (1121, 225))
 KEPT = 8  # uploads whose scores are kept; older ones are dropped
 MAX_ITERATIONS = 20
+AT_ONCE = 8  # requests that compute or wait for that; more are told to come again
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,17 @@ class Desk:
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._lock = threading.Lock()  # of the uploads
         self._compute = threading.Lock()  # one computation at a time: a second would slow both
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """One of `AT_ONCE` places for requests that decode or compute; if all are taken, the answer is status 503."""
+        if not self._places.acquire(blocking=False):
+            abort(503, "busy with earlier requests; try again in a few seconds")
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def add(self, image: np.ndarray) -> tuple[str, Upload]:
         """Adds a photograph, [h, w, 3] uint8, scaled down for the page if needed; returns its id and upload."""
@@ -220,9 +232,9 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
         return response
 
     @app.errorhandler(HTTPException)
-    def in_words(error: HTTPException) -> tuple[Response, int]:
+    def in_words(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
         sentence = f"larger than {MAX_BYTES // 2**20} MB" if error.code == 413 else error.description
-        return jsonify(error=sentence), error.code or 500
+        return jsonify(error=sentence), error.code or 500, {"Retry-After": "5"} if error.code == 503 else {}
 
     @app.errorhandler(UserError)
     def of_the_model(error: UserError) -> tuple[Response, int]:
@@ -258,14 +270,17 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
 
     @app.post("/photograph")
     def photograph() -> Response:
+        if request.mimetype.startswith("multipart/"):
+            abort(400, "the body is a form; send the picture's bytes alone (curl --data-binary @FILE)")
         data = request.get_data()
-        try:
-            image = files.read_photograph(data, name="the file", refuse_above=REFUSE_ABOVE)
-        except UserError as e:
-            abort(400, str(e).split(";")[0])
-        except Exception:  # Pillow's decoders raise many exceptions on hostile bytes
-            abort(400, "the file cannot be decoded as an image")
-        key, upload = desk.add(image)
+        with desk.place():
+            try:
+                image = files.read_photograph(data, name="the file", refuse_above=REFUSE_ABOVE)
+            except UserError as e:
+                abort(400, str(e).split(";")[0])
+            except Exception:  # Pillow's decoders raise many exceptions on hostile bytes
+                abort(400, "the file cannot be decoded as an image")
+            key, upload = desk.add(image)
         height, width = upload.image.shape[:2]
         picture = _encode(upload.image, "JPEG", quality=92)
         given = f"{image.shape[1]}×{image.shape[0]}"
@@ -277,12 +292,19 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
             wanted = request.get_json()
         except RecursionError:
             abort(400, "the JSON is nested too deeply; give one object")
+        except BadRequest:
+            abort(400, "the request is not valid JSON; give one object")
         if not isinstance(wanted, dict) or not isinstance(wanted.get("id"), str):
             abort(400, "give a JSON object with the id of a photograph")
         upload = desk.get(wanted["id"])
         if upload is None:
             abort(404, "this photograph is no longer kept; drop it again")
         iterations = _number(wanted.get("iterations"), 0, most, "iterations")
+        if iterations % 1:
+            abort(400, f"iterations must be a whole number from 0 to {most}")
+        preview = wanted.get("preview", False)
+        if not isinstance(preview, bool):
+            abort(400, "preview must be true or false")
         values = {}
         for slider in SLIDERS:
             value, own = wanted.get(slider.name), desk.defaults()[slider.name]
@@ -290,7 +312,8 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
             values[slider.name] = own if untouched else _number(value, slider.low, slider.high, slider.name)
         params = desk.params(values)
         start = time.perf_counter()
-        labels = desk.labels(upload, params, int(iterations), stride=2 if wanted.get("preview") is True else 1)
+        with desk.place():
+            labels = desk.labels(upload, params, int(iterations), stride=2 if preview else 1)
         seconds = time.perf_counter() - start
         counts = np.bincount(labels.ravel(), minlength=len(segment.class_names)) / labels.size
         present = [[i, round(float(counts[i]), 4)] for i in np.argsort(-counts, kind="stable").tolist() if counts[i]]

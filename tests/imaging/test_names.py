@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import cli
+from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.imaging import files, listing
 
@@ -29,8 +30,6 @@ def test_results_of_the_longest_names_are_written_and_differ(tmp_path):
 
 
 def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
-    from deeplab_jax.errors import UserError
-
     with pytest.raises(UserError, match="cannot be written"):
         write_text(tmp_path / ("写" * 90), "x")
     seen = []
@@ -65,3 +64,27 @@ def test_predict_takes_a_file_whose_name_begins_with_a_dash(tmp_path, monkeypatc
     assert call("predict", "--out=o", "-x.jpg", "b.jpg").returncode == 0
     assert seen == [["./-x.jpg", "b.jpg"]]
     assert "Unknown command line flag" in call("predict", "--out=o", "-z.jpg").stderr
+
+
+def test_no_result_has_the_name_of_a_folder_of_results(tmp_path):
+    names = ("dir.bmp", "dir.png/in.png", "b.jpg", "b_overlay.png/b.png", "v.mov", "v.mp4/a.png")
+    folder = tmp_path / "in"
+    for name in (*names, "x/abc", "y/abc"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    inputs = listing.find_inputs([folder])
+    stems = {i.path.relative_to(folder).as_posix(): s for i, s in zip(inputs, listing.result_stems(inputs))}
+    assert stems == {
+        "dir.bmp": "dir.bmp", "dir.png/in.png": "dir.png/in", "b.jpg": "b.jpg",
+        "b_overlay.png/b.png": "b_overlay.png/b", "v.mov": "v.mov", "v.mp4/a.png": "v.mp4/a",
+    }  # fmt: skip
+    given = listing.find_inputs([folder / "x/abc", folder / "y/abc"])
+    assert listing.result_stems(given) == ["x/abc", "y/abc"]
+
+
+def test_names_that_no_folder_tells_apart_are_a_sentence(tmp_path):
+    for name in ("a.jpg", "a.jpg_overlay"):
+        (tmp_path / name).touch()
+    inputs = listing.find_inputs([tmp_path / "a.jpg", tmp_path / "a.jpg_overlay"])
+    with pytest.raises(UserError, match=r"a\.jpg: its results would have the names of another file's; rename it"):
+        listing.result_stems(inputs)
