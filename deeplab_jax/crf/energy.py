@@ -19,7 +19,17 @@ from deeplab_jax.crf.kernels import (
     weighted,
 )
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import Array, CRFParams, Value, as_array, as_mask, check_params, truncation_radius
+from deeplab_jax.crf.params import (
+    Array,
+    CRFParams,
+    Value,
+    as_array,
+    as_mask,
+    check_params,
+    per_class,
+    truncation_radius,
+    with_arrays,
+)
 
 
 def energy(
@@ -140,7 +150,8 @@ def kl_free_energy(
         include_self=include_self,
     )
     features = tuple(as_array(f) for f, _ in kernels)
-    return _free_energy(q, unary, image, params, compatibility, mask, features, tuple(w for _, w in kernels), options)
+    weights = tuple(per_class(w) for _, w in kernels)
+    return _free_energy(q, unary, image, with_arrays(params), compatibility, mask, features, weights, options)
 
 
 @partial(jax.jit, static_argnames="options")

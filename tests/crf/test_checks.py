@@ -97,6 +97,9 @@ def test_weights_may_be_lists_and_tuples(bilateral):
         for prune in (None, True, False):
             found = mean_field(unary, image, CRFParams(weight, 9.0, 20.0), 3, bilateral=bilateral, prune=prune)
             np.testing.assert_allclose(found, expected, atol=1e-5)
+    labels, params = unary.argmin(-1), CRFParams(each, 9.0, 20.0)
+    expected = energy(labels, unary, image, CRFParams(np.float32(each), 9.0, 20.0), kernels=[(unary, np.float32(each))])
+    np.testing.assert_allclose(energy(labels, unary, image, params, kernels=[(unary, each)]), expected, rtol=1e-6)
 
 
 def test_points_need_points():

@@ -12,7 +12,9 @@ from tests.data.miniatures import make_camvid
 @pytest.fixture
 def config(tmp_path):
     folder = make_camvid(tmp_path / "camvid")  # training photographs of the drives A and B
-    return load_config("camvid_heldout", [f"data.dir={folder}", f"data.cache_dir={tmp_path / 'cache'}", "data.holdout=1"])
+    return load_config(
+        "camvid_heldout", [f"data.dir={folder}", f"data.cache_dir={tmp_path / 'cache'}", "data.holdout=1"]
+    )
 
 
 def test_the_drive_left_out_is_what_is_measured(config, tmp_path, monkeypatch):
