@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.define_flags("camvid_heldout", "camvid_drives")
+    common.define_flags("camvid", "camvid_drives")
     flags.DEFINE_list("drives", list(DRIVES), "beginnings of the photographs' names, one drive each")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "one network per drive and seed")
     flags.DEFINE_string("idea", "shipped", "name of the idea")

@@ -1,7 +1,7 @@
 """How many mean-field iterations, which parameters, and is end-to-end training worth it?
 
   python -m experiments.crf_iterations --config shapes --config.num_steps=200 --config.data.holdout=20
-  python -m experiments.crf_iterations --config camvid_heldout --config.data.dir=PATH/camvid --workdir runs/camvid \
+  python -m experiments.crf_iterations --config camvid --config.data.dir=PATH/camvid --workdir runs/camvid \
       --learn_steps 100
 
 Mean IoU and mean IoU within --trimap_width pixels of boundaries after 0 to 10 iterations of the CRF, with its

@@ -2,7 +2,7 @@
 
   python -m experiments.end_to_end --config shapes --config.data.holdout=100 --config.num_steps=400 --steps 200 \\
       --rate 0.02
-  python -m experiments.end_to_end --config camvid_heldout --config.data.dir=PATH/camvid --start "runs/camvid_{seed}" \\
+  python -m experiments.end_to_end --config camvid --config.data.dir=PATH/camvid --start "runs/camvid_{seed}" \\
       --rows a,b,c,c_stride2 --seeds 0,1,2 --steps 500
 
 All rows start from the same network, trained piecewise, and from the CRF parameters that a search found for it:

@@ -12,9 +12,7 @@ from tests.data.miniatures import make_camvid
 @pytest.fixture
 def config(tmp_path):
     folder = make_camvid(tmp_path / "camvid")  # training photographs of the drives A and B
-    return load_config(
-        "camvid_heldout", [f"data.dir={folder}", f"data.cache_dir={tmp_path / 'cache'}", "data.holdout=1"]
-    )
+    return load_config("camvid", [f"data.dir={folder}", f"data.cache_dir={tmp_path / 'cache'}", "data.holdout=1"])
 
 
 def test_the_drive_left_out_is_what_is_measured(config, tmp_path, monkeypatch):
@@ -43,7 +41,7 @@ def test_the_drive_left_out_is_what_is_measured(config, tmp_path, monkeypatch):
 
 
 def test_a_screened_idea_gets_a_third_of_the_schedule():
-    config = camvid_drives.screened(load_config("camvid_heldout"), 3)
+    config = camvid_drives.screened(load_config("camvid"), 3)
     assert (config.num_steps, config.eval.every, config.checkpoint.every) == (2800, 700, 233)
     assert config.num_steps % config.eval.every == 0 and config.optimizer.warmup_steps == 16
 
