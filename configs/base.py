@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.crf.bilateral = "auto"  # auto, permutohedral, exact, separable
     config.crf.normalization = "after"  # none, before, after, symmetric
     config.crf.preset = "v2_resnet101"  # a name in crf.PRESETS, a preset file (.json), or "" = the five below
-    config.crf.bilateral_weight = 4.0  # w1; or one for each class, as in the camvid config
+    config.crf.bilateral_weight = 4.0  # w1; or one for each class: 1,1,4
     config.crf.bilateral_xy_std = 67.0  # sigma_alpha, pixels of the photograph
     config.crf.bilateral_rgb_std = 3.0  # sigma_beta, 0..255
     config.crf.gaussian_weight = 3.0  # w2; or one for each class

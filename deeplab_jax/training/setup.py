@@ -147,7 +147,7 @@ def check_classes(config: ConfigDict, class_names: Sequence[str]) -> None:
     try:
         setting_from_config(config.crf).params.of_classes(np.arange(len(class_names)), len(class_names))
     except ValueError as e:
-        raise UserError(f"config.crf: {e}") from e
+        raise UserError(f"config.crf: {e}; give as many, or one for all") from e
     thin_flags(config.search.thin, class_names)
     checked_swaps(config.data.mirror_swaps, len(class_names))
     check_class_weights(config.loss.class_weights, len(class_names))

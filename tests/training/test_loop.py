@@ -43,6 +43,7 @@ def test_a_run_leaves_its_record(runs, tmp_path):
     [
         (["search.thin=pole,"], "thin class 'pole': no such class; there are background, ball, "),
         (["search.objective=iou"], "config.search.objective=iou: must be one of mean_iou, trimap, both"),
+        (["crf.preset=", "crf.bilateral_weight=1,2"], "bilateral_weight has a number for each of 2 classes, but"),
         (["data.mirror_swaps=((0,9),)"], "config.data.mirror_swaps=((0, 9),): must name classes between 0 and 6"),
         (["data.mirror_swaps=((0,1),(1,2))"], "names class 1 more than once; give each class one partner"),
         (["data.mirror_swaps=(0,1)"], "must be pairs of class ids, as in ((3,4),(5,6))"),
