@@ -83,7 +83,7 @@ class Watch:
         except (OSError, ValueError):
             line = b""
         rank = line.removeprefix(_HELLO).strip()
-        if line.startswith(_HELLO) and rank.isdecimal():
+        if line.startswith(_HELLO) and rank.isdigit():
             self._controls[int(rank)] = writer
             await self._until_gone(int(rank), reader, writer)
             return
@@ -126,7 +126,7 @@ class Watch:
         while line := await _line(reader):
             said_bye = said_bye or line.startswith(_BYE)
             other = line.removeprefix(_LOST).strip()
-            if line.startswith(_LOST) and other.isdecimal():
+            if line.startswith(_LOST) and other.isdigit():
                 rank = int(other)
                 break
         if said_bye or self._lost:
