@@ -146,7 +146,7 @@ def check_mask(mask: Any, unary_shape: tuple[int, ...]) -> None:
         raise ValueError(f"mask must have shape {unary_shape[:-1]} to go with unary, not {_kind(mask)}")
 
 
-def check_labels(labels: jax.Array, classes: int, mask: jax.Array | None = None) -> None:
+def check_labels(labels: jax.Array, classes: int, mask: jax.Array | np.ndarray | None = None) -> None:
     """Checks that labels are class ids where `mask` is True."""
     if is_traced((labels, mask)) or not labels.size:
         return

@@ -137,8 +137,8 @@ def kl_free_energy(
     mask = as_mask(mask)
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
-    weights = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
-    convergent.check_affinities(weights, compatibility, unary.shape[-1], "the CRF")
+    every = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
+    convergent.check_affinities(every, compatibility, unary.shape[-1], "the CRF")
     if q.shape != unary.shape:
         raise ValueError(f"q must have the unary's shape {unary.shape}, not {q.shape}")
     chosen = choose_bilateral(bilateral, unary.shape[-3], unary.shape[-2])
