@@ -15,15 +15,15 @@ from deeplab_jax.inference import video
 from deeplab_jax.inference.photographs import PredictOptions, predict
 from tests.toy_workdir import NAMES, photograph
 
+# ffmpeg is started by a fork that executes it at once.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 SIZE = (48, 64)
 DAMAGED = "cannot be decoded to its end, as it is damaged or incomplete; replace it, or convert it with ffmpeg"
 MPEG4 = {"codec": "mpeg4", "quality": 9}
 THEORA = {"codec": "libtheora"}
 VP9 = {"codec": "libvpx-vp9"}
 EARLY_HEADER = {"output_params": ["-movflags", "+faststart"]}
-VARIABLE = {
-    "output_params": ["-vf", "setpts=N*N/30/TB", "-fps_mode", "vfr", "-bf", "0"]
-}  # frame n at n * n / 30 seconds
+VARIABLE = {"output_params": ["-vf", "setpts=N*N/30/TB", "-fps_mode", "vfr", "-bf", "0"]}  # frame n at n * n / 30 s
 
 
 def write(path: Path, count: int = 30, fps: float = 10, **options) -> bytes:
