@@ -115,11 +115,11 @@ def seconds_per_step(config: ConfigDict, steps: int = 5) -> float:
 
 def softened(preset: str, divisor: float, path: Path) -> str:
     """Writes a preset file's parameters with their weights divided, and returns the new file's name."""
-    from deeplab_jax.crf.layer import WEIGHTS
+    from deeplab_jax.crf.params import WEIGHT_FIELDS
     from deeplab_jax.crf.setting import read_preset, write_preset
 
     setting = read_preset(preset)
-    weights = {name: np.divide(getattr(setting.params, name), divisor) for name in WEIGHTS}
+    weights = {name: np.divide(getattr(setting.params, name), divisor) for name in WEIGHT_FIELDS}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_preset(path, dataclasses.replace(setting, params=dataclasses.replace(setting.params, **weights)))
     return str(path)

@@ -12,7 +12,7 @@ from PIL import Image
 import deeplab_jax.data
 from deeplab_jax import crf
 from deeplab_jax.config import load_config
-from deeplab_jax.crf import layer
+from deeplab_jax.crf.params import WEIGHT_FIELDS
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.runs.job import Job
@@ -169,7 +169,7 @@ def test_learned_weights_make_the_labels_likelier(trained, tmp_path):
         total = 0.0
         for i in range(5):
             log_probs, image, label = (x[::2, ::2] for x in store[i])
-            params = setting.params.replace(**{n: np.float32(getattr(setting, n)) for n in layer.WEIGHTS})
+            params = setting.params.replace(**{n: np.float32(getattr(setting, n)) for n in WEIGHT_FIELDS})
             log_q = np.asarray(crf.mean_field(-log_probs, image, params.at_stride(2), 5, return_log=True))
             total += log_q[label < 4][np.arange((label < 4).sum()), label[label < 4]].mean()
         return total / 5

@@ -26,9 +26,7 @@ from deeplab_jax.crf.params import (
     as_array,
     as_mask,
     check_params,
-    per_class,
     truncation_radius,
-    with_arrays,
 )
 
 
@@ -137,7 +135,8 @@ def kl_free_energy(
     mask = as_mask(mask)
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
-    every = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
+    weights = tuple(w for _, w in kernels)
+    every = [params.bilateral_weight, params.gaussian_weight, *weights]
     convergent.check_affinities(every, compatibility, unary.shape[-1], "the CRF")
     if q.shape != unary.shape:
         raise ValueError(f"q must have the unary's shape {unary.shape}, not {q.shape}")
@@ -150,8 +149,7 @@ def kl_free_energy(
         include_self=include_self,
     )
     features = tuple(as_array(f) for f, _ in kernels)
-    weights = tuple(per_class(w) for _, w in kernels)
-    return _free_energy(q, unary, image, with_arrays(params), compatibility, mask, features, weights, options)
+    return _free_energy(q, unary, image, params, compatibility, mask, features, weights, options)
 
 
 @partial(jax.jit, static_argnames="options")

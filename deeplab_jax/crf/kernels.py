@@ -89,7 +89,7 @@ def build_kernel(
     Args:
       name: the filter's name.
       structure: the result of its `build`.
-      weight: number, [C] or [C, C].
+      weight: number, [C] or [C, C]; also as lists or tuples.
       normalization: "none" (Kraehenbuhl and Koltun 2011, Eq. 2), "before" and "after" (divided by filter(1) before or
         after filtering), "symmetric" (by its square root before and after).
       mask: [N, 1], 1 where a pixel takes part, else 0.
@@ -105,6 +105,8 @@ def build_kernel(
         "after": (mask, mask * scale),
         "symmetric": (mask * jnp.sqrt(scale), mask * jnp.sqrt(scale)),
     }[normalization]
+    if isinstance(weight, list | tuple):
+        weight = jnp.asarray(weight)
     return Kernel(structure, before, after, sums * mask, weight, name, include_self)
 
 

@@ -16,7 +16,6 @@ from deeplab_jax.crf.setting import setting_from_config
 
 LEARNABLE = ("weights", "compatibility", "stds")
 STDS = ("bilateral_xy_std", "bilateral_rgb_std", "gaussian_xy_std")
-WEIGHTS = WEIGHT_FIELDS
 
 
 class MeanFieldCRF(nn.Module):
@@ -85,7 +84,7 @@ class MeanFieldCRF(nn.Module):
         bilateral = filter_for(self.learn, self.bilateral)
         fields = {}
         if "weights" in self.learn:
-            for name in WEIGHTS:
+            for name in WEIGHT_FIELDS:
                 fields[name] = self.param(name, self._weight, getattr(self.crf, name))
         if "stds" in self.learn:
             for name in STDS:
@@ -142,6 +141,6 @@ def learned(variables: dict[str, Any], start: CRFParams) -> tuple[CRFParams, jax
     (3.5, 3.0, None)
     """
     values = variables.get("params", variables)
-    fields = {name: values[name] for name in WEIGHTS if name in values}
+    fields = {name: values[name] for name in WEIGHT_FIELDS if name in values}
     fields |= {name: jnp.exp(values[f"log_{name}"]) for name in STDS if f"log_{name}" in values}
     return dataclasses.replace(start, **fields), values.get("compatibility")

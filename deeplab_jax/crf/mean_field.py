@@ -26,9 +26,7 @@ from deeplab_jax.crf.params import (
     as_array,
     as_mask,
     check_params,
-    per_class,
     truncation_radius,
-    with_arrays,
 )
 
 # Logit of a label that the unary rules out with +inf: sums with it stay finite, and no message reaches it.
@@ -139,8 +137,7 @@ def mean_field(
         storage_dtype=storage_dtype,
     )
     points = tuple(as_array(f) for f, _ in kernels)
-    weights = tuple(per_class(w) for _, w in kernels)
-    params = with_arrays(params)
+    weights = tuple(w for _, w in kernels)
     arguments = unary, image, params, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.image_marginals(*arguments, options)
@@ -222,7 +219,7 @@ def mean_field_features(
         storage_dtype=storage_dtype,
     )
     points = tuple(as_array(f) for f, _ in kernels)
-    weights = tuple(per_class(w) for _, w in kernels)
+    weights = tuple(w for _, w in kernels)
     arguments = unary, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.point_marginals(*arguments, options)

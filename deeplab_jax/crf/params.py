@@ -153,16 +153,6 @@ def as_mask(value: Any) -> jax.Array | None:
     return value != 0 if isinstance(value, jax.Array) else as_array(np.asarray(value) != 0)
 
 
-def per_class(weight: Any) -> Any:
-    """A weight given as a list or tuple as an array; other weights unchanged."""
-    return jnp.asarray(weight) if isinstance(weight, list | tuple) else weight
-
-
-def with_arrays(params: CRFParams) -> CRFParams:
-    """The same parameters, weights given as lists or tuples as arrays: in programs each number would be an argument."""
-    return dataclasses.replace(params, **{name: per_class(getattr(params, name)) for name in WEIGHT_FIELDS})
-
-
 def components(std: Value, count: int, dtype: Any) -> jax.Array:
     """A width as `[count]`: one number repeated, or `count` numbers as they are."""
     if isinstance(std, tuple | list):

@@ -50,6 +50,8 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
     Raises:
       UserError: `source` is not a video or is damaged, or `result` cannot be written.
     """
+    if say:
+        say(f"{source}: checking that it is whole")
     rate, size, expected, frames = open_video(source)
     meter = Meter(expected)
 

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from deeplab_jax.crf.kernels import choose_bilateral
-from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.mean_field import mean_field
+from deeplab_jax.crf.params import WEIGHT_FIELDS
 from deeplab_jax.search.grid import Candidate
 from deeplab_jax.search.scores import ScoreStore, padded, shared_shapes
 
@@ -51,7 +51,7 @@ def learn_weights(
       UserError: an image can no longer be read.
     """
     classes = store[0][0].shape[-1]
-    weights = {name: jnp.full(classes, jnp.float32(getattr(start.params, name))) for name in WEIGHTS}
+    weights = {name: jnp.full(classes, jnp.float32(getattr(start.params, name))) for name in WEIGHT_FIELDS}
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, passes * len(store)))
     state = optimizer.init(weights)
     order = np.random.default_rng(seed)
@@ -104,7 +104,7 @@ def _loss_and_gradient(
 
 def with_weights(start: Candidate, weights: Mapping[str, tuple[float, ...]]) -> Candidate:
     """`start` with weights per class instead of the factor for thin classes."""
-    bilateral, gaussian = (tuple(weights[name]) for name in WEIGHTS)
+    bilateral, gaussian = (tuple(weights[name]) for name in WEIGHT_FIELDS)
     return start._replace(bilateral_weight=bilateral, gaussian_weight=gaussian, thin_factor=1.0, thin=())
 
 

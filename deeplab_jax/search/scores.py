@@ -14,10 +14,9 @@ from deeplab_jax.console import Meter
 from deeplab_jax.crf import plain
 from deeplab_jax.crf.gaussian import TRUNCATE
 from deeplab_jax.crf.kernels import choose_bilateral, image_kernels
-from deeplab_jax.crf.layer import WEIGHTS
 from deeplab_jax.crf.mean_field import solve
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import truncation_radius
+from deeplab_jax.crf.params import WEIGHT_FIELDS, truncation_radius
 from deeplab_jax.data import reading
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.inference import buckets
@@ -192,7 +191,7 @@ class CRFScorer:
             )
             labels = self._labels(log_probs, photograph, shape, group[0].params, options)
             for setting in group:
-                yield setting, counts(labels(*(getattr(setting.params, name) for name in WEIGHTS)))
+                yield setting, counts(labels(*(getattr(setting.params, name) for name in WEIGHT_FIELDS)))
 
     def _labels(self, log_probs, photograph, shape, params, options) -> Callable[..., np.ndarray]:
         """The labels [H, W] as a function of the two weights; by the filter that `mean_field` uses here."""

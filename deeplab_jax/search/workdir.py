@@ -11,8 +11,7 @@ import numpy as np
 
 from deeplab_jax import data
 from deeplab_jax.crf.filters import check_name
-from deeplab_jax.crf.layer import WEIGHTS
-from deeplab_jax.crf.params import FIELDS
+from deeplab_jax.crf.params import FIELDS, WEIGHT_FIELDS
 from deeplab_jax.crf.setting import Setting, setting_from_config, write_preset
 from deeplab_jax.data.reading import read
 from deeplab_jax.errors import UserError
@@ -206,7 +205,7 @@ def _remembered(
 
         if job.is_first and remembered() is None:
             learned = learn(start)
-            weights = {name: getattr(learned, name) for name in WEIGHTS}
+            weights = {name: getattr(learned, name) for name in WEIGHT_FIELDS}
             write_text(path, json.dumps({"about": asked, "weights": weights}))
         job.wait_until(lambda: remembered() is not None)
         found = remembered()

@@ -118,7 +118,9 @@ def test_progress_and_rate_without_a_rate_in_the_header(model, tmp_path):
     write(tmp_path / "v.ogv", 30, 12, **THEORA)
     lines = []
     assert predict(model, [tmp_path / "v.ogv"], PredictOptions(tmp_path / "out"), say=lines.append) == 0
-    assert re.fullmatch(r".*v\.ogv: frame 25 of 30, [\d.]+ frames/s, .* left", lines[0])
-    assert lines[1].endswith("v.mp4  (30 frames)")
+    checking, progress, done = lines
+    assert checking == f"{tmp_path / 'v.ogv'}: checking that it is whole"
+    assert re.fullmatch(r".*v\.ogv: frame 25 of 30, [\d.]+ frames/s, .* left", progress)
+    assert done.endswith("v.mp4  (30 frames)")
     rate, size, count, _ = video.open_video(tmp_path / "out/v.mp4")
     assert (rate, size, count) == (12, SIZE[::-1], 30)
