@@ -9,9 +9,9 @@ results are skipped on a rerun. Writes OUT.png (palette PNG of class ids), OUT_o
 OUT_iterations.png. Probabilities below 1e-8 are raised to it. With --distributed (automatic under SLURM and Open MPI)
 several processes share the photographs (docs/scaling.md).
 
-A label map holds ids, in any format but JPEG, which invents ids; --unknown is the one for no label. With --classes it
-may hold the classes' colors; then void (255; black, white and (224, 224, 192) unless a class has them) is unknown,
-without --unknown. Scribbles spread best with wide kernels, for example
+A label map holds ids, in any format but JPEG and lossy WebP, which invent ids; --unknown is the one for no label.
+With --classes it may hold the classes' colors; then void (255; black, white and (224, 224, 192) unless a class has
+them) is unknown, without --unknown. Scribbles spread best with wide kernels, for example
   --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5
 Where a label with few scribbles vanishes, raise --confidence.
 """

@@ -182,7 +182,7 @@ def _read_label(found: Inspection, builder: base.SegmentationBuilder, source: ba
         except UserError as e:
             raise _MissingLabelError(str(e)) from e
     if raw.startswith(b"\xff\xd8"):
-        found.add("jpeg mask")
+        found.add("lossy mask")
     label = builder.read_label(source)
     if builder.LABEL_TABLE is not None:
         label = builder.LABEL_TABLE[label]
@@ -192,7 +192,7 @@ def _read_label(found: Inspection, builder: base.SegmentationBuilder, source: ba
 def _inspect_facts(found: Inspection, facts: Facts, builder) -> None:
     """Records what a mask of the user's own data shows besides its ids."""
     if facts.lossy:
-        found.add("jpeg mask")
+        found.add("lossy mask")
     by_color = facts.family in builder.meaning().by_color
     if by_color and _holds_boundary(facts) and not _is_class(BOUNDARY_COLOR, builder.mask_colors()):
         found.add("boundary void")

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[bool, str]] = {
     "all void": (False, "labels are void everywhere; they contribute nothing"),
     "much void": (False, "labels are more than half void (255)"),
     "boundary void": (False, f"labels hold the color {BOUNDARY_COLOR}, PASCAL's boundary; it is read as void"),
-    "jpeg mask": (False, "labels are JPEGs, whose compression invents ids near edges; use PNG"),
+    "lossy mask": (False, "labels have lossy compression, which invents ids near edges; use PNG"),
     "other color": (False, "palette masks show their classes' colors under other ids; they are looked up by color"),
     "unusable image": (True, "images cannot be used"),
     **{f"{row.name} image": (False, f"images {row.note}") for row in photographs.IMAGE_KINDS if row.note},

@@ -148,6 +148,23 @@ def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int
     return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
+def is_lossy(image: Image.Image, data: bytes) -> bool:
+    """Whether samples may differ from those that were saved; of an AVIF in color it is not known, and False."""
+    if image.format == "WEBP":
+        return b"VP8 " in _webp_chunks(data)
+    return image.format == "JPEG" or (image.format in ("AVIF", "JPEG2000") and image.mode.startswith(("L", "I")))
+
+
+def _webp_chunks(data: bytes) -> set[bytes]:
+    """The names of a WebP file's chunks: "VP8 " is the lossy compression, "VP8L" the lossless one."""
+    names, at = set(), 12
+    while at + 8 <= len(data):
+        names.add(data[at : at + 4])
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return names
+
+
 def frames_of(image: Image.Image) -> int:
     """The number of pages or frames of a file; the second picture in a camera's JPEG does not count."""
     if image.format not in ("TIFF", "GIF", "PNG", "WEBP", "AVIF"):

@@ -180,7 +180,7 @@ def _decode(source: str | os.PathLike | bytes, name: str) -> _Decoded:
     image = decoding.open_image(data, where, load=False)
     factor, largest = decoding.gray_packing(image)
     kind = next(k for k in MASK_KINDS if k.fits(image))
-    lossy = image.format == "JPEG" or (image.format in ("WEBP", "AVIF", "JPEG2000") and kind.family == "gray")
+    lossy = decoding.is_lossy(image, data)
     image = decoding.loaded(image, data, where)
     palette = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3) if image.mode == "P" else None
     if decoding.is_turned(image):

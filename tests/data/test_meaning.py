@@ -141,6 +141,17 @@ def test_lossy_gray_masks_saved_as_rgb_are_refused_too(folder):
         check(config)
 
 
+def test_a_webp_mask_is_lossy_if_its_compression_is(folder):
+    gray = (blocks(0, 3) * 40)[..., None].repeat(3, -1)
+    colors = "a 0 0 0\nb 40 40 40\nc 80 80 80\nd 120 120 120\n"
+    with pytest.raises(UserError, match=r"p0.webp: has lossy compression, which invents ids"):
+        check(folder([pillow(gray, "WEBP", quality=50)], suffix="webp"))
+    config = folder([pillow(blocks(0, 3)[..., None].repeat(3, -1), "WEBP", lossless=True)], suffix="webp")
+    check(config)
+    np.testing.assert_array_equal(labels(config)[0], blocks(0, 3))
+    assert "lossy mask" in check(folder([pillow(gray, "WEBP", quality=50)], colors, suffix="webp"))
+
+
 def test_ignore_and_reduce_zero(folder):
     config = folder([pillow(blocks(0, 1, 2, 7), "PNG")], "a\nb\nc\n")
     config.data.ignore = (7,)
