@@ -13,6 +13,7 @@ from deeplab_jax.data import reading
 from deeplab_jax.data.augment import VOID, Augmentation, augment
 from deeplab_jax.data.dataset import Example, SegmentationDataset
 from deeplab_jax.errors import UserError
+from deeplab_jax.limits import CROP_SCALES, CROP_SIDES
 
 _ORDER, _AUGMENT = 0, 1  # two independent streams of random numbers
 _BATCHES_AHEAD = 4
@@ -148,6 +149,9 @@ def check_augmentation(config) -> None:
             raise UserError(f"{stage.named('scales')}={scales}: needs at least one scale, all above 0")
         if len(crop) != 2 or not all(isinstance(n, int) and n > 0 for n in crop):
             raise UserError(f"{stage.named('crop')}={crop}: must be two sizes in pixels, height and width")
+        for name, values, (least, most) in (("scales", scales, CROP_SCALES), ("crop", crop, CROP_SIDES)):
+            if not all(least <= v <= most for v in values):
+                raise UserError(f"{stage.named(name)}={values}: must be between {least:g} and {most:g}")
 
 
 def train_batches(

@@ -14,6 +14,7 @@ from deeplab_jax.config import PER_CLASS, fields, load_config, recorded_config
 from deeplab_jax.crf.filters import FILTERS
 from deeplab_jax.crf.layer import LEARNABLE
 from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS, NORMALIZATIONS, WEIGHTS, WIDTHS
+from deeplab_jax.limits import CROP_SCALES, CROP_SIDES
 from deeplab_jax.metrics.trimap import SOURCES
 from deeplab_jax.models import architecture_of
 from deeplab_jax.old_fields import renamed
@@ -39,8 +40,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "crf.iterations": (0, MAX_ITERATIONS),
     "crf.train_iterations": (0, MAX_ITERATIONS),
     "crf.stride": (1, 1024),
-    "data.crop": (1, 1 << 14),
-    "data.scales": (0.01, 16),
+    "data.crop": CROP_SIDES,
+    "data.scales": CROP_SCALES,
     **dict.fromkeys(("data.brightness", "data.contrast", "data.saturation"), (0, 1)),
     "data.gamma": (0, 8),
     "data.color_cast": (0, 1),

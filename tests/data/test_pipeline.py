@@ -184,6 +184,8 @@ def test_first_steps_on_smaller_photographs(camvid):
         (((0.5, (17, 25), (0.5,)),), r"config\.data\.stages\[0\]: scales: with continuous_scale, give two numbers"),
         (((0.5, (17, 25), (0.0, 0.5)),), r"config\.data\.stages\[0\]: scales=.*all above 0"),
         (((0.5, (17,), (0.25, 0.75)),), r"config\.data\.stages\[0\]: crop=.*height and width"),
+        (((0.5, (17, 25), (0.25, 17.0)),), r"config\.data\.stages\[0\]: scales=.*between 0\.01 and 16$"),
+        (((0.5, (17, 16385), (0.25, 0.75)),), r"config\.data\.stages\[0\]: crop=.*between 1 and 16384$"),
         (((1.5, (17, 25), (0.25, 0.75)),), r"config\.data\.stages=.*at most 1 in total"),
         (((0.6, (17, 25), (0.25, 0.75)),) * 2, r"config\.data\.stages=.*at most 1 in total"),
         ((0.5, (17, 25), (0.25, 0.75)), r"config\.data\.stages=.*needs entries \(share of the steps"),
