@@ -27,13 +27,13 @@ def get_config() -> ConfigDict:
     config.model.batch_norm = "frozen"  # frozen (stored statistics and affine) or trained (synchronised)
     config.model.allow_random_frozen = False  # frozen batch norm without init_from is a mistake; True allows it
     config.model.stride_on = "1x1"  # where a bottleneck's stride sits: 1x1 (Caffe) or 3x3 (torchvision)
-    # caffe_bgr (mean subtraction), torch_rgb (/255, mean, std), or own_rgb (each photograph's own mean and deviation)
+    # caffe_bgr (mean subtraction), torch_rgb (/255, mean, std), or own_rgb (each photograph's own mean and std)
     config.model.preprocessing = "caffe_bgr"
     config.model.resize = "corners"  # bilinear resize: corners (Caffe, the papers) or half_pixel (deeplab-pytorch)
     config.model.dropout = 0.5  # VGG's fc6 and fc7
     config.model.widths = (64, 128, 192, 192)  # resnet_small only: channels per stage
     config.model.blocks = (2, 2, 2, 2)  # resnet_small only: basic blocks per stage
-    config.model.fine_branch = 0  # resnet_small only: channels of a stride-4 side branch; 0 = none
+    config.model.fine_branch = 0  # resnet_small only: channels of a branch that makes scores of stride 4; 0 = none
     config.model.dtype = "float32"  # compute type: float32 or bfloat16 (parameters stay float32)
     config.model.matmul_precision = "default"  # of float32 products: default, high, highest (docs/scaling.md)
     config.model.remat = False  # recompute blocks in the backward pass to save memory
@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
     config.crf.iterations = 10  # mean-field iterations; 0 = no CRF
     config.crf.bilateral = "auto"  # auto, permutohedral, exact, separable
     config.crf.normalization = "after"  # none, before, after, symmetric
-    config.crf.preset = "v2_resnet101"  # a name in crf.PRESETS, a preset file (.json), or "" = the five below
+    # A name in crf.PRESETS, a preset file (.json), or "" = the five fields below, which count only then.
+    config.crf.preset = "v2_resnet101"
     config.crf.bilateral_weight = 4.0  # w1; or one for each class: 1,1,4
     config.crf.bilateral_xy_std = 67.0  # sigma_alpha, pixels of the photograph
     config.crf.bilateral_rgb_std = 3.0  # sigma_beta, 0..255

@@ -143,6 +143,10 @@ def config_from_flags(name: str | None):
 
     if problem := schema.problem(config):
         raise UserError(problem)
+    for override in _OVERRIDES:
+        if config.crf.preset and override.partition("=")[0] in schema.OF_PRESETS:
+            raise UserError(f"--config.{override}: has no effect, as config.crf.preset={config.crf.preset} sets all five "
+                            "parameters; add --config.crf.preset= and give the others too")  # fmt: skip
     return config
 
 
@@ -201,7 +205,8 @@ def _flag_help(flag_values, module: str) -> str:
     lines = []
     for name in sorted(shown):
         flag = shown[name]
-        default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
+        default = ",".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
+        default = "" if default in (None, "", False) else f" (default: {default})"
         lines.append(f"  --{name}: {flag.help}{default}")
     return "\n".join(lines)
 

@@ -45,6 +45,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the command with the file as its only argument."""
     if len(argv) != 1:
         raise UserError(f"convert_weights needs one file or workdir, not {len(argv)}; see --help")
     if not FLAGS.out and not FLAGS.describe:

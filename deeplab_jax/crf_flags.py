@@ -40,7 +40,7 @@ def define(preset: str, values: flags.FlagValues = flags.FLAGS) -> None:
     for name, meaning in _MEANING.items():
         allowed = _WIDTH if name.endswith("std") else _WEIGHT
         flags.DEFINE_float(name, None, f"{meaning}, {allowed}; default: the preset's", flag_values=values)
-    define_bilateral("filter of the color kernel; default: auto", values)
+    define_bilateral("filter of the color kernel; default: the preset's, else the model's or auto", values)
     of = "of the kernels; default: the preset's"
     flags.DEFINE_enum("normalization", None, NORMALIZATIONS, of, flag_values=values)
 

@@ -2,7 +2,7 @@
 
     python -m deeplab_jax.describe --config configs/voc_aspp_l.py [--json] [--memory]
 
-The sizes are those of the config's crop, at scale 1; parameters and FLOPs are of one image.
+The sizes are those of the config's crop, at scale 1; FLOPs are for one image.
 """
 
 import json

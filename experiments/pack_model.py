@@ -162,18 +162,18 @@ def write_card(out: Path) -> None:
         megabytes=(out / box.WEIGHTS).stat().st_size / 1e6,
         images=about["images"] or "",
         trained=f", {about['trained']}, {about['step']} steps" if about["trained"] else f", {about['step']} steps",
-        command=_command(config),
+        command=_command(config, f"runs/{about['run']}"),
         run=f"runs/{about['run']}",
         name=out.name,
-        preset=f" --preset {about['preset']}" if about["preset"] else "",
+        preset=f" --preset deeplab_jax/box/{out.name}/crf_preset.json" if about["preset"] else "",
         crf=f"{preset.iterations} iterations, {', '.join(values)} ({preset.source})",
         measured=_figures(out),
     )
     write_text(out / box.CARD, text)
 
 
-def _command(config) -> str:
-    """The command that trains this config: configs/camvid.py, with the differences as flags."""
+def _command(config, run: str) -> str:
+    """The command that trains this config in `run`: configs/camvid.py, with the differences as flags."""
     shipped = dict(fields(load_config("camvid")))
     changed = [
         f"--config.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
@@ -181,7 +181,7 @@ def _command(config) -> str:
         if name in shipped and value != shipped[name] and name not in (*PLACES, "name")
     ]
     return " \\\n    ".join(
-        ["python -m deeplab_jax.main --config configs/camvid.py --config.data.dir=CAMVID", *changed]
+        [f"python -m deeplab_jax.main --config configs/camvid.py --config.data.dir=CAMVID --workdir {run}", *changed]
     )
 
 

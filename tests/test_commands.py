@@ -42,6 +42,17 @@ def test_a_field_of_a_config_is_refused_where_none_is_read(command, tmp_path):
     assert done.stderr == "error: --config.eval.mirror=false: this command reads no config; leave it out\n"
 
 
+def test_a_parameter_beside_a_preset_is_refused():
+    """The preset's value would be used in its place."""
+    done = call("describe", "--config=folder", "--config.crf.bilateral_xy_std=20")
+    assert done.returncode == 1 and done.stderr == (
+        "error: --config.crf.bilateral_xy_std=20: has no effect, as config.crf.preset=v2_resnet101 sets all five "
+        "parameters; add --config.crf.preset= and give the others too\n"
+    )
+    done = call("describe", "--config=voc_aspp_l", "--config.crf.preset=", "--config.crf.bilateral_xy_std=20")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     ["main", "predict", "refine", "describe", "convert_weights", "convert_labels", "crf_search", "check_dataset",

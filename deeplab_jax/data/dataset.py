@@ -276,9 +276,8 @@ def set_aside(names: Sequence[str], data_config, sequence_of=lambda name: None) 
 def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: None, block: int = 10) -> np.ndarray:
     """The training examples to set aside, always the same for the same names.
 
-    Photographs: every n-th. Frames of videos resemble their neighbours, so single frames would look too good: each
-      video
-    contributes its share in blocks of about `block` consecutive frames, spread evenly over the video.
+    Photographs: spread evenly over the list. Frames of videos resemble their neighbours, so single frames would look too
+    good: each video contributes its share in blocks of about `block` consecutive frames, spread evenly over the video.
 
     Args:
       names: of the training examples, in order (frames of a video in the order of time).
@@ -287,6 +286,9 @@ def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: N
 
     Returns:
       int64 `[count]`, increasing.
+
+    Raises:
+      UserError: the count is not between 1 and one less than the number of names.
     """
     if not 0 < count < len(names):
         raise UserError(

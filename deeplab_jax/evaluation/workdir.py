@@ -37,6 +37,9 @@ def evaluate_split(
       split: of `config.data`.
       out_dir: where results are written; None = nowhere.
       crf_iterations: overrides `config.eval.crf_iterations`.
+
+    Raises:
+      UserError: the split cannot be read, or has another number of classes than the checkpoint.
     """
     config = copy.deepcopy(config)
     if crf_iterations is not None:
@@ -99,7 +102,9 @@ def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables:
         format_results(results) if results else "",
     ]
     if processes.is_first():
-        lines.append(f"open: {workdir / 'eval'} (results and overlays), tensorboard --logdir {workdir / 'tensorboard'}")
+        log = workdir / "tensorboard"  # not written where TensorFlow is not installed
+        shown = f", tensorboard --logdir {log}" if log.is_dir() else ""
+        lines.append(f"open: {workdir / 'eval'} (results and overlays){shown}")
     return "\n".join(line for line in lines if line)
 
 

@@ -99,6 +99,9 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str], gap: int =
 
     Returns:
       [H, W, 3] uint8.
+
+    Raises:
+      ValueError: there are not as many titles as pictures.
     """
     if len(images) != len(titles):
         raise ValueError(f"{len(images)} pictures but {len(titles)} titles; each picture needs one")

@@ -56,6 +56,9 @@ class Segmenting(ABC):
 
         Returns:
           For each (labels uint8 [H, W], marginals [H, W, C] if requested else None: float32, float16 for a large one).
+
+        Raises:
+          UserError: a photograph of another shape, type or size than the model accepts.
         """
 
     def plan(self, sizes: Sequence[tuple[int, int]]) -> None:  # noqa: B027

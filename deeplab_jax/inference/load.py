@@ -174,7 +174,11 @@ def from_variables(
     cut_above: int = CUT_ABOVE,
     **options: Any,
 ) -> Segment:
-    """Like `load`, from a run's config and variables in memory."""
+    """Like `load`, from a run's config and variables in memory.
+
+    Raises:
+      UserError: an option, the CRF's setting, or the number of iterations is impossible.
+    """
     segment = Segment(create_segmenter(config, variables, class_names, palette, **options), identity, cut_above)
     try:
         setting = segment.crf if crf is None else crf if isinstance(crf, Setting) else preset_named(str(crf))

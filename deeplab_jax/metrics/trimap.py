@@ -32,6 +32,9 @@ def distance(label: np.ndarray, source: str = "boundary") -> np.ndarray:
 
     Returns:
       [H, W] float64, infinite where the image has no such pixel.
+
+    Raises:
+      ValueError: another source.
     """
     if source not in SOURCES:
         raise ValueError(f"trimap_source is '{source}'; it must be one of {', '.join(SOURCES)}")

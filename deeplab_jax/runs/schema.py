@@ -66,6 +66,7 @@ RANGES: dict[str, tuple[float, float]] = {
 } | {f"crf.{name}": WIDTHS if name.endswith("std") else WEIGHTS for name in FIELDS}
 
 _NOT_EMPTY = ("data.crop", "eval.scales", "eval.crf_iterations")
+OF_PRESETS = tuple(f"crf.{name}" for name in FIELDS)  # count only where `crf.preset` is empty
 _GRID = tuple(f"search.grid.{name}" for name in (*FIELDS, "thin_factor"))
 
 # Those of fields that only training and searches read. Records are not held to them: a run that began before they were

@@ -52,6 +52,9 @@ def select(builder, sources: Sequence[base.Source], split: str, seed: int) -> np
       sources: all examples.
       split: train, val, test or all.
       seed: draws the validation images if neither folders nor lists name them.
+
+    Raises:
+      UserError: a list cannot be read or names an image that does not exist, or a split would be empty.
     """
     options = builder.options
     lists = {"train": options.train_list, "val": options.val_list}
