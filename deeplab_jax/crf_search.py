@@ -48,7 +48,7 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "", "split to use; default: holdout if config.data.holdout is set, else eval.split")
     flags.DEFINE_enum("objective", None, OBJECTIVES, f"what to maximize; {from_config}objective")
     flags.DEFINE_integer("trimap_width", 5, "pixels around the true boundaries that count as trimap", lower_bound=1)
-    flags.DEFINE_enum("grid", None, GRIDS, "the paper whose coarse grid is searched; default: the values in config.search.grid")
+    flags.DEFINE_enum("grid", None, GRIDS, f"the paper whose coarse grid is searched; {from_config}grid's values")
     for name in FIELDS:
         flags.DEFINE_list(name, None, "coarse values, separated by commas; default: the grid's")
     flags.DEFINE_list(

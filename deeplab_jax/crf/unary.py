@@ -46,7 +46,8 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
       [..., C] float32, or wider where the probabilities are.
 
     Raises:
-      ValueError: probabilities that are not floats, a value that is negative or not finite, or a floor that is not a normal float32 up to 1.
+      ValueError: probabilities that are not floats, are negative or not finite, or a floor that is not a normal
+        float32 up to 1.
 
     >>> print(unary_from_probabilities([[0.5, 0.5, 0.0]]).round(2))
     [[ 0.69  0.69 18.42]]
@@ -76,8 +77,8 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
       [..., C] float32.
 
     Raises:
-      ValueError: labels that are not integers or outside the C classes, a C that is not a whole number of at least 2, or a confidence outside
-        (0, 1).
+      ValueError: labels that are not integers or outside the C classes, a C that is not a whole number of at least 2,
+        or a confidence outside (0, 1).
 
     >>> print(np.exp(-np.asarray(unary_from_labels(np.array([1, 255]), 3, confidence=0.8))).round(2))
     [[0.1  0.8  0.1 ]

@@ -276,8 +276,8 @@ def set_aside(names: Sequence[str], data_config, sequence_of=lambda name: None) 
 def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: None, block: int = 10) -> np.ndarray:
     """The training examples to set aside, always the same for the same names.
 
-    Photographs: spread evenly over the list. Frames of videos resemble their neighbours, so single frames would look too
-    good: each video contributes its share in blocks of about `block` consecutive frames, spread evenly over the video.
+    Photographs: spread evenly over the list. Frames of videos resemble their neighbours, so single frames would look
+    too good: each video contributes its share in blocks of about `block` consecutive frames, spread evenly over it.
 
     Args:
       names: of the training examples, in order (frames of a video in the order of time).
