@@ -146,8 +146,8 @@ def config_from_flags(name: str | None):
     for override in _OVERRIDES:
         if config.crf.preset and override.partition("=")[0] in schema.OF_PRESETS:
             raise UserError(
-                f"--config.{override}: has no effect, as config.crf.preset={config.crf.preset} sets all five parameters; "
-                "add --config.crf.preset= and give the others too"
+                f"--config.{override}: has no effect, as config.crf.preset={config.crf.preset} sets all five "
+                "parameters; add --config.crf.preset= and give the others too"
             )
     return config
 

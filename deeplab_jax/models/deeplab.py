@@ -68,9 +68,9 @@ class DeepLab(nn.Module):
             random changes (`data.augment.even_light`).
 
         Returns:
-          Scores [B, h, w, num_classes] float32 at the output stride, or at stride 4 with a `fine_branch`; and a
-          dict: with several scales "scales", the score map of each (see `multiscale.fuse_scales`); with a CRF "marginals" and "log_marginals" [B, h', w',
-          num_classes] on the image sampled at `crf.stride`.
+          Scores [B, h, w, num_classes] float32 at the output stride, or at stride 4 with a `fine_branch`; and a dict:
+          with several scales "scales", the score map of each (see `multiscale.fuse_scales`); with a CRF "marginals" and
+          "log_marginals" [B, h', w', num_classes] on the image sampled at `crf.stride`.
         """
         a = self.architecture
         backbone = backbone_of(a)
