@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from deeplab_jax.config import files_named
-    from deeplab_jax.data import audit, has_holdout
+    from deeplab_jax.data import audit, has_holdout, open_dataset, require_labels
     from deeplab_jax.data.pipeline import check_augmentation
     from deeplab_jax.imaging import listing
     from deeplab_jax.training.setup import check_classes, check_crf
@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     print(report(result))
     if result.class_names:
         check_classes(config, result.class_names)
+    if config.eval.every and config.eval.select_split and not result.errors:
+        require_labels(open_dataset(config.data, config.eval.select_split, config.seed))
     if FLAGS.examples and result.errors:
         print("No contact sheet: it shows the network's input, which the errors above prevent.", file=sys.stderr)
     elif FLAGS.examples:

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,20 +64,38 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         config = module.get_config()
     except SyntaxError as e:
         raise UserError(f"{path}: line {e.lineno} is not Python ({e.msg})") from e
-    except AttributeError as e:
-        problem = str(e).splitlines()[0]
-        raise UserError(f"{path}: {problem}{old_fields.hint(problem)}") from e
+    except UserError:
+        raise
+    except Exception as e:  # the file is a user's program
+        problem = str(e).splitlines()[0] if str(e) else type(e).__name__
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if Path(f.filename) == path]
+        raise UserError(f"{path}: line {lines[-1] if lines else 1}: {problem}{old_fields.hint(problem)}") from e
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() returns {type(config).__name__}; it must return the config")
     if old_fields.has_old(config):
         try:
             config = ConfigDict(old_fields.renamed(config.to_dict()))
         except ValueError as e:
             raise UserError(f"{path}: {e}") from e
+    if path.resolve() != (SHIPPED / "base.py").resolve():
+        _check_names(path, config)
     with config.unlocked():
         config.name = path.stem
     config.lock()
     for override in overrides:
         set_field(config, override)
     return config
+
+
+def _check_names(path: Path, config: ConfigDict) -> None:
+    """Raises `UserError` if a config has a field that no config has, or lacks one: `get_config` may begin anywhere."""
+    known, given = dict(fields(load_config("base"))), dict(fields(config))
+    for name in given:
+        if name not in known and name != "name":
+            raise UserError(f"{path}: the config has no field '{name}'{nearest(name, [*known])}")
+    for name in known:
+        if name not in given and name != "name":
+            raise UserError(f"{path}: the config lacks the field '{name}'; begin with base.get_config()")
 
 
 def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
@@ -164,14 +183,15 @@ def _parse(text: str, old: object, where: str) -> object:
     kind = type(old).__name__
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = tuple(text.removesuffix(",").split(",")) if isinstance(old, tuple) else None
     if isinstance(old, tuple):
         return tuple(value) if isinstance(value, list | tuple) else (value,)
-    if isinstance(old, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(old, int) and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
-        return int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+        if isinstance(old, float):
+            return float(value)
+        if isinstance(old, int) and value == int(value):
+            return int(value)
     raise UserError(f"{where}={text}: needs a value of type {kind}, such as {old!r}")
 
 

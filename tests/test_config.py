@@ -43,6 +43,10 @@ def test_overrides_take_the_fields_type(override, field, value):
         ("model.remat=maybe", "needs true or false"),
         ("crf.bilateral_weight=1,x", "needs a number, or one for each class, such as 4.0 or 1.0,1.0,4.0"),
         ("crf.bilateral_xy_std=1,2", "needs a value of type float"),
+        ("num_steps=1e400", "needs a value of type int"),
+        (f"optimizer.learning_rate={10**400}", "needs a value of type float"),
+        ("batch_size={[]:1}", "needs a value of type int"),
+        (f"seed={'(' * 5000}", "needs a value of type int"),
         ("seed", "needs a value"),
     ],
 )
@@ -71,6 +75,39 @@ def test_a_users_own_config_may_start_from_a_shipped_one(tmp_path):
     )
     with pytest.raises(UserError, match="modl"):
         load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("c.optimizer.learning_rat = 0.5", "no field 'optimizer.learning_rat'; did you mean 'optimizer.learning_rate'"),
+        ("c.modle = 3", "the config has no field 'modle'; did you mean 'mod"),
+        ("del c.eval.mirror", "the config lacks the field 'eval.mirror'; begin with base.get_config"),
+        ("c.data.crop = 97", r"line 6: .*<class 'tuple'>"),
+        ("c.batch_size = '4'", r"line 6: .*<class 'int'>"),
+        ("c = 1 / 0", "line 6: division by zero"),
+        ("c = 3", r"get_config\(\) returns int; it must return the config"),
+    ],
+)
+def test_mistakes_in_a_users_own_config_are_named(tmp_path, line, sentence):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from deeplab_jax.configs import base\n\n\ndef get_config():\n    c = base.get_config()\n"
+        f"    {line}\n    return c\n"
+    )
+    with pytest.raises(UserError, match=rf"^{file}: .*{sentence}"):
+        load_config(str(file))
+
+
+def test_a_value_of_another_type_is_named(tmp_path):
+    """A config that begins with a copy of its own is not held to types until a command reads it."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\nfrom deeplab_jax.configs import base\n\n\ndef get_config():\n"
+        "    return ConfigDict(base.get_config().to_dict() | {'batch_size': '4'})\n"
+    )
+    done = call("describe", f"--config={file}")
+    assert (done.returncode, done.stderr) == (1, "error: 'config.batch_size' is '4', and should be like 10\n")
 
 
 @pytest.mark.parametrize(

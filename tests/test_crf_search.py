@@ -1,5 +1,6 @@
 """`crf_search`: coarse to fine, resumable, lattices shared, results that other commands accept."""
 
+import copy
 import shutil
 import threading
 import types
@@ -47,6 +48,9 @@ class Images:
     def __getitem__(self, i):
         return self.examples[i]
 
+    def record(self, i):
+        return {"name": self.examples[i].name.encode()}
+
     def group_of(self, name):
         return f"drive {int(name[-1]) % 2}"
 
@@ -87,8 +91,14 @@ def test_search_of_a_workdir(trained, monkeypatch):
 
     lines.clear()  # again: the network is not needed, nothing is measured
     monkeypatch.setattr(CRFScorer, "count", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr("deeplab_jax.search.workdir.create_segmenter", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("deeplab_jax.search.workdir.create_segmenter", lambda *_, **__: pytest.fail("computed again"))
     assert search_workdir(toy_config(), workdir, axes, **arguments)[1] == table
+
+    other = copy.copy(images)  # the same number of other images, as of another list or share: nothing is taken over
+    other.examples = [e._replace(name=f"another {e.name}") for e in images.examples]
+    monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: other)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        search_workdir(toy_config(), workdir, axes, **arguments)
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ import importlib
 # Loaded lazily: tables of classes and annotations are also used where tensorflow-datasets is not installed.
 _HOME = {
     "Example": "dataset", "SegmentationDataset": "dataset", "holdout_indices": "dataset", "has_holdout": "dataset",
-    "open_dataset": "dataset", "require_two_classes": "dataset",
+    "open_dataset": "dataset", "require_labels": "dataset", "require_two_classes": "dataset",
     "prefetch": "pipeline", "stages": "pipeline", "train_batches": "pipeline",
 }  # fmt: skip
 __all__ = list(_HOME)

@@ -104,7 +104,7 @@ def audit(
 
     Args:
       builder: defines the classes and how labels are read.
-      splits: the result of `sources_of`.
+      splits: the result of `sources_of`; the first is the one for training, whose images need labels.
       progress: called once for every example.
       threads: number of reading threads.
 
@@ -116,8 +116,11 @@ def audit(
         builder.meaning()
     class_names = builder.classes().names
     inspections = []
+    train = next(iter(splits), "")
     tasks = [(split, source) for split, sources in splits.items() for source in sources]
-    for inspection in base.in_threads(lambda t: inspect(builder, t[0], t[1], len(class_names)), tasks, threads):
+    for inspection in base.in_threads(
+        lambda t: inspect(builder, t[0], t[1], len(class_names), t[0] == train), tasks, threads
+    ):
         inspections.append(inspection)
         progress()
     _duplicates(inspections)
@@ -130,9 +133,12 @@ def audit(
     return _summarize(builder, class_names, splits, inspections, findings)
 
 
-def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, num_classes: int) -> Inspection:
+def inspect(
+    builder: base.SegmentationBuilder, split: str, source: base.Source, num_classes: int, needs_label: bool = False
+) -> Inspection:
     """Reads one example and records problems; never raises for a bad file."""
-    found = Inspection(split, source.name, str(source.image), str(source.label))
+    label = source.image if source.label is None else source.label  # which lacks one
+    found = Inspection(split, source.name, str(source.image), str(label))
     damaged = "skipped" if builder.on_corrupt == "skip" else "unreadable"
     try:
         data = base.read_bytes(source.image)
@@ -141,7 +147,9 @@ def inspect(builder: base.SegmentationBuilder, split: str, source: base.Source, 
         return found
     found.digest = hashlib.blake2b(data, digest_size=16).digest()
     _inspect_image(found, data, damaged)
-    if source.label is None:
+    if source.label is None or (isinstance(source.label, _RecordFile) and not source.label.read_bytes()):
+        if needs_label:
+            found.add("label missing")
         return found
     facts = builder.survey().get(source.label) if hasattr(builder, "survey") else None
     try:
@@ -175,6 +183,9 @@ class _MissingLabelError(UserError):
 
 def _read_label(found: Inspection, builder: base.SegmentationBuilder, source: base.Source):
     """(pixels of each id, size) of a label that only its builder can read."""
+    if isinstance(source.label, _RecordFile):  # written with its ids of classes
+        label = files.read_label(source.label.read_bytes(), str(source.label))
+        return np.bincount(label.ravel(), minlength=256), label.shape
     raw = b""
     if getattr(source.label, "suffix", "") != ".json":  # one file for all images: read once, by the builder
         try:

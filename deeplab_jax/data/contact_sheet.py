@@ -25,19 +25,19 @@ def contact_sheet(config, count: int = 12, columns: int = 4) -> np.ndarray:
     batches = train_batches(dataset, config)
     palette = dataset.palette.copy()
     palette[255] = 255
-    height, width = config.data.crop
+    examples = [batches.example(*divmod(n, config.batch_size)) for n in range(count)]
+    height, width = np.max([label.shape for _, label, _ in examples], axis=0).tolist()  # stages have crops of their own
     columns = min(columns, count)
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * (2 * width + 6), rows * (height + _CAPTION + 4)), (40, 40, 40))
     pen = ImageDraw.Draw(sheet)
-    for n in range(count):
-        image, label, valid = batches.example(*divmod(n, config.batch_size))
+    for n, (image, label, valid) in enumerate(examples):
         x, y = n % columns * (2 * width + 6), n // columns * (height + _CAPTION + 4)
         present = [dataset.class_names[i] for i in np.unique(label) if i < dataset.num_classes]
         caption = f"{batches.source(n).name}: {', '.join(present)}"
         pen.text((x + 2, y + 2), caption[: (2 * width) // 6], (255, 255, 255))
         for part, picture in enumerate((image, palette[label])):
-            picture = np.where(valid[..., None], picture, _crosses(height, width))
+            picture = np.where(valid[..., None], picture, _crosses(*label.shape))
             sheet.paste(Image.fromarray(np.ascontiguousarray(picture, np.uint8)), (x + part * width, y + _CAPTION))
     return np.array(sheet)
 

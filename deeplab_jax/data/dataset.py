@@ -221,6 +221,18 @@ def require_two_classes(dataset: SegmentationDataset) -> None:
     )
 
 
+def require_labels(dataset: SegmentationDataset) -> None:
+    """Raises `UserError` if no pixel of a split has a label: nothing could be measured on it."""
+    for i in range(len(dataset)):
+        encoded = dataset.record(i)["label"]
+        if encoded and encoded != b"corrupt" and (files.read_label(encoded) != VOID).any():
+            return
+    raise UserError(
+        f"{dataset.name} split '{dataset.split}': its images have no labels, or only void ones, so nothing can be "
+        "measured on them; choose another split"
+    )
+
+
 def has_holdout(data_config) -> bool:
     """Whether `config.data` sets training images aside as the split "holdout"."""
     return bool(data_config.holdout or prefixes(data_config))
@@ -302,12 +314,15 @@ def holdout_indices(names: Sequence[str], count: int, sequence_of=lambda name: N
     counts = {video: int(share) for video, share in shares.items()}
     for video in sorted(shares, key=lambda v: counts[v] - shares[v])[: count - sum(counts.values())]:
         counts[video] += 1
-    held = []
+    held: list[int] = []
     for video, members in videos.items():
+        taken: list[int] = []
         blocks = counts[video] if video is None else -(-counts[video] // block)
         for b in range(blocks):
             size = counts[video] * (b + 1) // blocks - counts[video] * b // blocks
             segment = members[len(members) * b // blocks : len(members) * (b + 1) // blocks]
-            start = (len(segment) - size) // 2
-            held += segment[start : start + size]
+            start = max(0, (len(segment) - size) // 2)
+            taken += segment[start : start + size]
+        left = sorted({*members} - {*taken})  # where nearly all are taken, a block may be longer than its part
+        held += taken + left[: counts[video] - len(taken)]
     return np.array(sorted(held), np.int64)

@@ -154,6 +154,7 @@ def evaluate(
     if out_dir and labelled:
         pictures = gallery.write(per_image)
         if process_index == 0:
+            gallery.remove_others(pictures)
             write_results(out_dir, split, results, per_image, names, pictures)
             gallery.write_plots(results, total.sum(1))
     return results
@@ -320,7 +321,8 @@ def _over_processes(total: np.ndarray, labelled: int, per_image: np.ndarray, nam
     scores = gather(per_image)
     per_image = np.where(np.isnan(scores), -1, scores).max(0)
     per_image[per_image < 0] = np.nan
-    text = gather(np.array([n.encode()[:200] for n in names], "S200"))
+    longest = int(gather(np.array([max(len(n.encode()) for n in names)], np.int64)).max())
+    text = gather(np.array([n.encode() for n in names], f"S{max(1, longest)}"))
     names = [max(column).decode(errors="replace") for column in text.T.tolist()]
     return total, labelled, per_image, names, gather(filters).max(0)
 

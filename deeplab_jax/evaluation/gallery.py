@@ -75,6 +75,17 @@ class Gallery:
             pictures.append(self._write_one(f"{self.split}_{kind}{place[kind]}", kind, index))
         return pictures
 
+    def remove_others(self, pictures: Sequence[dict]) -> None:
+        """Removes the pictures that an earlier evaluation of the split, with more of them, left beside these."""
+        if self.out_dir is None or not pictures:
+            return
+        new = {file for about in pictures for file in (about["overlay"], about["photo"], about["truth"])}
+        new |= {file for about in pictures for file in about["labels"].values()}
+        ours = re.compile(re.escape(self.split) + r"_(worst|best|sample)\d+(_(photo|truth|crf\d+))?\.png")
+        for path in (self.out_dir / "overlays").rglob("*.png"):
+            if ours.fullmatch(path.name) and path.relative_to(self.out_dir).as_posix() not in new:
+                path.unlink(missing_ok=True)
+
     def write_plots(self, results: Sequence[dict], confusion: np.ndarray) -> None:
         """Writes the confusion matrix after the most CRF iterations, and the trimap curves.
 

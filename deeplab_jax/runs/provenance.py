@@ -132,7 +132,10 @@ def config_of(workdir: str | Path, step: int, meta: dict) -> ConfigDict:
 def _own_config(workdir: Path, step: int, meta: dict) -> ConfigDict | None:
     """The config that applied when a checkpoint was written, or None if only config.json can tell."""
     if "config" in meta:
-        return schema.config(meta["config"])
+        try:
+            return schema.config(meta["config"])
+        except ValueError as e:
+            raise UserError(f"{workdir}: checkpoint {step}: its config cannot be used: {e}") from e
     try:
         earlier = schema.history(read_json(workdir / "config_history.json"))
         held = next((entry["config"] for entry in earlier if entry["until_step"] >= step), None)

@@ -16,7 +16,8 @@ import numpy as np
 
 from deeplab_jax.console import clock, say
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import reason, remove_leftovers, replace_together, set_aside, write_text
+from deeplab_jax.files import read_json, reason, remove_leftovers, replace_together, set_aside, write_text
+from deeplab_jax.runs import schema
 from deeplab_jax.runs.record import inspect_record
 
 
@@ -231,8 +232,13 @@ def show_evaluation(workdir: str | Path, step: int, split: str, results: list[di
         prefix = f"{split}/crf{result['crf_iterations']}"
         writer.write_scalars(step, {f"{prefix}/{n}": float(v) for n, v in values.items() if v is not None})
     folder = Path(workdir) / "eval"
-    paths = [*folder.glob(f"{split}_*.png"), *(folder / "overlays").glob(f"{split}_*.png")]
-    for path in sorted(paths):
+    try:
+        written = schema.pictures(read_json(folder / f"{split}_images.json"))["pictures"]
+    except (OSError, ValueError):
+        written = []  # a split's pictures are known by this list only: another split's name may begin as this one's
+    paths = [folder / f"{split}_confusion.png", folder / f"{split}_trimap.png"]
+    paths += [folder / "overlays" / Path(str(entry.get("overlay"))).name for entry in written]
+    for path in sorted(path for path in paths if path.is_file()):
         name = f"{split}/{path.stem.removeprefix(split + '_')}"
         _show_picture(writer, step, name, path)
     writer.flush()

@@ -154,7 +154,7 @@ def _check_types(defaults: dict, given: dict, prefix: str) -> None:
 
 def _is_list(field: str, value: object) -> bool:
     """Whether the field holds one number for each class."""
-    return field in PER_CLASS and isinstance(value, list | tuple)
+    return field.removeprefix("config.") in PER_CLASS and isinstance(value, list | tuple)
 
 
 def _alike(given: object, default: object) -> bool:
@@ -181,10 +181,20 @@ def problem(settings: ConfigDict) -> str:
     values = dict(fields(settings))
     return (
         _no_numbers(values)
+        or _of_another_type(settings)
         or _out_of_range(values, RANGES | RANGES_OF_TRAINING, (*_NOT_EMPTY, *_GRID))
         or _no_choice(values, CHOICES)
         or _unfit(values, settings.model)
     )
+
+
+def _of_another_type(settings: ConfigDict) -> str:
+    """A sentence about a field that a config file gave another type, or ""."""
+    try:
+        _check_types(_defaults(), settings.to_dict(), "config.")
+    except ValueError as e:
+        return str(e)
+    return ""
 
 
 def _no_numbers(values: Mapping[str, object]) -> str:

@@ -69,6 +69,7 @@ def thin_flags(names: Sequence[str], class_names: Sequence[str]) -> tuple[bool, 
     Raises:
       UserError: a name is not a class.
     """
+    names = [str(name) for name in names]  # a flag's 1 is the class "1"
     if unknown := [name for name in names if name not in class_names]:
         raise UserError(f"thin class '{unknown[0]}': no such class; there are {', '.join(class_names)}")
     return tuple(name in names for name in class_names)

@@ -1,5 +1,6 @@
 """The measurements of a search: counts by setting and image, in files, so that a stopped search can continue."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from deeplab_jax.files import write_text
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import reason, remedy, write_text
 
 
 class Counts(NamedTuple):
@@ -84,11 +86,14 @@ class Ledger:
         return json.dumps([key, image, {kind: [column.tolist() for column in c] for kind, c in counts.items()}]) + "\n"
 
     def add(self, setting: Keyed | None, image: int, counts: dict[str, Counts]) -> None:
-        """Stores one result."""
+        """Stores one result; raises `UserError` if it cannot be written."""
         key = setting.key if setting else ""
         self.results[key, image] = counts
-        self._file.write(self._line(key, image, counts))
-        self._file.flush()
+        try:
+            self._file.write(self._line(key, image, counts))
+            self._file.flush()
+        except OSError as e:
+            raise UserError(f"{self._path}: cannot be written ({reason(e)}); {remedy(e)}") from e
 
     def get(self, setting: Keyed | None, image: int) -> dict[str, Counts] | None:
         return self.results.get((setting.key if setting else "", image))
@@ -101,4 +106,5 @@ class Ledger:
         return known
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been reported
+            self._file.close()

@@ -13,12 +13,12 @@ from deeplab_jax import data
 from deeplab_jax.crf.filters import check_name
 from deeplab_jax.crf.params import FIELDS, WEIGHT_FIELDS
 from deeplab_jax.crf.setting import Setting, setting_from_config, write_preset
-from deeplab_jax.data.reading import read
+from deeplab_jax.data.reading import name_of, read
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs.checkpoints import load_workdir
-from deeplab_jax.runs.job import Job
+from deeplab_jax.runs.job import Job, digest
 from deeplab_jax.search import groups, report, scores
 from deeplab_jax.search.grid import Axes, Candidate, Ledger, configured_axes, search, thin_flags
 from deeplab_jax.search.learning import learn_weights, with_weights
@@ -101,9 +101,8 @@ def search_workdir(
         return create_segmenter(run_config, variables, meta["class_names"], palette, devices=jax.local_devices())
 
     about = {"step": meta["step"], "data": dataset.fingerprint, "split": split, "scales": list(config.eval.scales),
-             "mirror": config.eval.mirror, "tile": config.eval.tile, "seed": config.seed}  # fmt: skip
-    if split == "holdout" and config.data.holdout_by:
-        about["holdout_by"] = config.data.holdout_by
+             "mirror": config.eval.mirror, "tile": config.eval.tile, "seed": config.seed,
+             "names": digest([name_of(dataset, i) for i in indices])}  # fmt: skip
     folder = workdir / "crf_search"
     store = scores.ScoreStore(folder / "scores", dataset, indices, about, job)
     store.complete(segmenter, say)

@@ -1,6 +1,7 @@
 """Momentum SGD as in the papers: schedules, per-group rates, decay masks, as one optax chain."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,19 @@ def create_optimizer(config, schedule: Callable | None = None) -> optax.Gradient
         return optax.chain(*clip, optax.scale_by_adam(b1=opt.momentum), decay, group, rate, optax.scale(-1.0))
     momentum = optax.trace(decay=opt.momentum, nesterov=opt.nesterov)
     return optax.chain(*clip, decay, group, rate, momentum, optax.scale(-1.0))
+
+
+def at_step(opt_state: optax.OptState, step: jax.typing.ArrayLike) -> optax.OptState:
+    """The optimizer's state with its schedule at `step`: steps that updated nothing count, as in the record."""
+
+    def is_schedule(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda s: s._replace(count=jnp.asarray(step, s.count.dtype)) if is_schedule(s) else s,
+        opt_state,
+        is_leaf=is_schedule,
+    )
 
 
 def _map_with_path(fn, tree: dict) -> dict:

@@ -39,9 +39,13 @@ class Selection:
 
         It can become the best one only if it is `saved` as a checkpoint, for which the disk may have been too full.
         """
-        result = evaluation.evaluate_split(
+        results = evaluation.evaluate_split(
             self._config, state.variables(), self._meta, self._config.eval.select_split, None, crf_iterations=(0,)
-        )[0]
+        )
+        if not results or results[0]["mean_iou"] is None:
+            say(f"step {step}: no pixel of '{self._config.eval.select_split}' that could be compared has a label")
+            return
+        result = results[0]
         classes = {f"select/iou/{n}": iou for n, iou in result["per_class_iou"].items() if iou is not None}
         self._reporter.scalars(step, {"select/mean_iou": result["mean_iou"]} | classes)
         best = saved and self._checkpoints.mark_best(step, result["mean_iou"])

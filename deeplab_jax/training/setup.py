@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.console import say
 from deeplab_jax.crf.layer import filter_for
 from deeplab_jax.crf.setting import setting_from_config
-from deeplab_jax.data import has_holdout, open_dataset, require_two_classes
+from deeplab_jax.data import has_holdout, open_dataset, require_labels, require_two_classes
 from deeplab_jax.data.class_weights import check_class_weights, class_weights_for
 from deeplab_jax.data.dataset import SegmentationDataset
 from deeplab_jax.errors import UserError
@@ -77,7 +77,7 @@ def prepare(config: ConfigDict, workdir: Path, restart: bool = False) -> Setup:
     require_two_classes(dataset)
     check_classes(config, dataset.class_names)
     if config.eval.every and config.eval.select_split:  # a misspelt one is reported now, not at the first evaluation
-        open_dataset(config.data, config.eval.select_split, seed=config.seed)
+        require_labels(open_dataset(config.data, config.eval.select_split, seed=config.seed))
     config = with_recorded_settings(config, None if restart else workdir)
     model = build_model(config, dataset.num_classes)
     schedule = create_schedule(config)

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from deeplab_jax.training import losses
-from deeplab_jax.training.optimizer import merge_params
+from deeplab_jax.training.optimizer import at_step, merge_params
 from deeplab_jax.training.state import TrainState, update_ema
 
 AXIS = "devices"
@@ -98,7 +98,7 @@ def create_train_step(
             (gradient, terms, batch_stats), _ = lax.scan(micro_step, zero, batch)
         gradient, terms = lax.psum((gradient, terms), AXIS)
 
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        updates, opt_state = optimizer.update(gradient, at_step(state.opt_state, state.step), state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         loss = sum(terms.values())
         valid = max(counts.values()) if len(counts) == 1 else jnp.max(jnp.stack(list(counts.values())))

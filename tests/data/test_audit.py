@@ -8,6 +8,7 @@ from PIL import Image
 
 from deeplab_jax import data
 from deeplab_jax.data import audit
+from deeplab_jax.data.contact_sheet import contact_sheet
 from deeplab_jax.errors import UserError
 from tests.command_line import call
 from tests.data.miniatures import blocks, make_camvid, write_image, write_label
@@ -96,9 +97,49 @@ def test_counts_and_duplicates_across_splits(config, tmp_path):
         audit.sources_of(config.data, ("test",))
 
 
+def test_contact_sheet_of_stages_with_crops_of_their_own(config, tmp_path):
+    config.data.update(name="camvid", dir=str(make_camvid(tmp_path / "camvid")), train_split="train")
+    config.data.update(stages=((0.5, (9, 17), (0.25, 0.75)),), crop=(17, 33), scales=(0.5, 1.0), continuous_scale=True)
+    config.update(num_steps=4, batch_size=2)
+    sheet = contact_sheet(config, 8, columns=4)  # four examples of each crop
+    rows = sheet.shape[0] // 2
+    assert sheet.shape == (2 * (17 + 16 + 4), 4 * (2 * 33 + 6), 3) and rows == 37
+    small, large = sheet[16 : 16 + 17, :66], sheet[rows + 16 : rows + 16 + 17, :66]
+    assert all((rest == 40).all() for rest in (small[9:], small[:, 17:33], small[:, 50:]))  # beside a small crop
+    assert not (large == 40).all(-1).any(0).all()
+
+
+def test_prepared_records_are_read_as_training_reads_them():
+    """Where there are no raw files: labels have the ids of classes already, and some have none."""
+    from deeplab_jax.data.builders.base import Source
+    from deeplab_jax.data.builders.coco_voc.coco_voc_dataset_builder import Builder
+    from deeplab_jax.imaging import files
+    from tests.imaging.writers import pillow
+
+    label = np.repeat(np.array([[0, 15, 255]], np.uint8), 20, 0)
+
+    class Records:
+        split = "train"
+
+        def record(self, i):
+            return {
+                "image": pillow(np.zeros((20, 3, 3), np.uint8), "PNG"), "name": b"a",
+                "label": b"" if i else files.encode_png(label),
+            }  # fmt: skip
+
+    sources = [
+        Source(str(i), audit._RecordFile(Records(), i, "image"), audit._RecordFile(Records(), i, "label"))
+        for i in range(2)
+    ]
+    builder = Builder.__new__(Builder)  # without its folder of prepared files
+    builder.on_corrupt = "stop"
+    result = audit.audit(builder, {"train": sources[:1], "test": sources[1:]})
+    assert not result.errors and result.pixels["train"][[0, 15]].tolist() == [20, 20]
+    assert [f.kind for f in audit.audit(builder, {"train": sources}).errors] == ["label missing"]
+
+
 def test_report_and_contact_sheet(config, tmp_path):
     from deeplab_jax.check_dataset import report
-    from deeplab_jax.data.contact_sheet import contact_sheet
 
     config.data.update(name="camvid", dir=str(make_camvid(tmp_path / "camvid")), train_split="train", crop=(33, 41))
     text = report(audit.audit(*audit.sources_of(config.data, ("train", "val"))))

@@ -256,6 +256,46 @@ def test_one_mask_for_each_class(tmp_path):
     np.testing.assert_array_equal(made["a.png"], blocks(0, 1, 2))
 
 
+@pytest.mark.parametrize("classes", [None, "labelmap.txt"])
+def test_a_rerun_does_not_read_what_it_wrote_inside_the_source(tmp_path, classes):
+    source = tmp_path / "source"
+    for name in ("cat", "dog") if classes is None else ("SegmentationClass", "JPEGImages"):
+        (source / name).mkdir(parents=True)
+    if classes is None:
+        for name, mask in (("cat", [[1, 1, 0]]), ("dog", [[0, 0, 1]])):
+            Image.fromarray(np.array(mask, np.uint8)).save(source / name / "a.png")
+    else:
+        source = tmp_path / "colored"
+        source.mkdir()
+        (source / "labelmap.txt").write_text("background:0,0,0::\ncat:128,0,0::\n")
+        Image.fromarray(np.array([[[0, 0, 0], [128, 0, 0]]], np.uint8)).save(source / "a.png")
+    for examples in (2, 0):  # the first run writes a sheet of overlays, too
+        result = conversion.convert(source, source / "out", None, None, examples)
+        assert result.count == 1 and "out" not in result.names
+        assert [p.name for p in (source / "out" / "masks").rglob("*.png")] == ["a.png"]
+
+
+def test_a_folder_of_the_background_is_no_class_of_its_own(tmp_path):
+    for name, mask in (("background", [[0, 0, 1]]), ("cat", [[1, 0, 0]])):
+        (tmp_path / "apart" / name).mkdir(parents=True)
+        Image.fromarray(np.array(mask, np.uint8)).save(tmp_path / "apart" / name / "a.png")
+    result, made = convert(tmp_path / "apart", tmp_path)
+    assert tuple(result.names) == ("background", "cat")
+    np.testing.assert_array_equal(made["a.png"], [[1, 0, 0]])
+
+
+def test_classes_without_a_background_are_noted(tmp_path):
+    for name, mask in (("car", [[1, 0, 0]]), ("road", [[0, 0, 1]])):
+        (tmp_path / "apart" / name).mkdir(parents=True)
+        Image.fromarray(np.array(mask, np.uint8)).save(tmp_path / "apart" / name / "a.png")
+    (tmp_path / "classes.txt").write_text("road\ncar\n")
+    result, made = convert(tmp_path / "apart", tmp_path, classes=tmp_path / "classes.txt")
+    np.testing.assert_array_equal(made["a.png"], [[1, 0, 0]])
+    assert result.note.startswith("pixels without an annotation are 'road', the first class of ")
+    (tmp_path / "classes.txt").write_text("nothing\nroad\ncar\n")
+    assert convert(tmp_path / "apart", tmp_path, classes=tmp_path / "classes.txt")[0].note == ""
+
+
 def test_a_ring_within_a_ring_is_a_hole():
     pixels = polygon([LARGE, SMALL], (H, W))
     assert pixels.sum() == 18 * 18 - 16 and not pixels[9, 9] and pixels[3, 3] and not pixels[:, 20:].any()

@@ -87,6 +87,14 @@ def test_holdout_of_photographs_is_spread():
     assert len(data.holdout_indices([f"{'ab'[i > 30]}{i}" for i in range(97)], 23, lambda n: n[0])) == 23
 
 
+def test_holdout_has_as_many_as_asked_for_even_of_nearly_all_frames():
+    for total in range(2, 60):
+        names = [f"{i:03d}" for i in range(total)]
+        for count in range(1, total):
+            held = data.holdout_indices(names, count, lambda n: "drive")
+            assert len(held) == len(set(held.tolist())) == count and (np.diff(held) > 0).all()
+
+
 def test_cache_of_decoded_images_has_a_limit(camvid):
     camvid.data.cache_decoded_mb = 1
     dataset = data.open_dataset(camvid.data, "train")

@@ -3,6 +3,7 @@
 import pytest
 
 from deeplab_jax import data
+from deeplab_jax.data import audit
 from deeplab_jax.errors import UserError
 from tests.data.miniatures import blocks, write_image, write_label
 
@@ -22,6 +23,39 @@ def folder(config, tmp_path):
 
 def names(config, split):
     return [example.name for example in data.open_dataset(config.data, split)]
+
+
+def test_a_test_folder_is_no_training_data_where_lists_divide_the_others(config, tmp_path):
+    """It needs no masks; only a list that names its images uses them."""
+    for name in ("train/a", "train/b", "val/c", "test/d", "e"):
+        write_image(tmp_path / "images" / f"{name}.jpg")
+        if not name.startswith("test"):
+            write_label(tmp_path / "masks" / f"{name}.png", blocks(0, 1))
+    config.data.update(
+        name="folder", dir=str(tmp_path), images="images", masks="masks", val_list="val.txt", train_split="train"
+    )
+    (tmp_path / "val.txt").write_text("train/b\n")
+    assert (names(config, "train"), names(config, "val")) == (["e", "train/a", "val/c"], ["train/b"])
+    assert (names(config, "test"), names(config, "all")) == (["test/d"], ["e", "train/a", "train/b", "val/c"])
+    (tmp_path / "train.txt").write_text("train/a\ntest/d\n")
+    config.data.train_list = "train.txt"
+    found = audit.audit(*audit.sources_of(config.data, ("train", "val"))).errors
+    assert [(f.kind, f.count) for f in found] == [("label missing", 1)] and "test/d" in found[0].examples[0]
+
+
+@pytest.mark.parametrize("void", [False, True])
+def test_a_split_without_labels_chooses_no_checkpoint(config, tmp_path, void):
+    """It is refused before the training, which would end at its first evaluation."""
+    for name in ("train/a", "train/b", "val/c"):
+        write_image(tmp_path / "images" / f"{name}.jpg")
+        write_label(tmp_path / "masks" / f"{name}.png", blocks(255) if void and name == "val/c" else blocks(0, 1))
+    if not void:
+        write_image(tmp_path / "images" / "test" / "d.jpg")
+    config.data.update(name="folder", dir=str(tmp_path), images="images", masks="masks", train_split="train")
+    split = "val" if void else "test"
+    with pytest.raises(UserError, match=f"folder split '{split}': its images have no labels, or only void ones"):
+        data.require_labels(data.open_dataset(config.data, split))
+    data.require_labels(data.open_dataset(config.data, "train"))
 
 
 @pytest.mark.parametrize(

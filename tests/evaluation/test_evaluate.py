@@ -111,6 +111,13 @@ def test_files_are_written(tmp_path):
             assert (tmp_path / file).is_file()
     assert (tmp_path / "mine_confusion.png").is_file() and (tmp_path / "mine_trimap.png").is_file()
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
+    other = tmp_path / "overlays" / "mine_too_best2.png"  # of another split
+    other.write_bytes(b"")
+    settings.eval.overlays = 1  # pictures of an earlier evaluation, with more of them, do not stay
+    evaluate(segmenter(), alike, settings, tmp_path, split="mine", progress=False)
+    overlays = {p.name for p in (tmp_path / "overlays").glob("*.png")}
+    assert overlays == {"mine_best1.png", "mine_worst1.png", "mine_sample1.png", other.name}
+    assert len(list((tmp_path / "overlays" / "parts").glob("*.png"))) == 3 * 4
 
 
 def test_limit_takes_the_first_images(dataset):

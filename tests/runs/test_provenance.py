@@ -7,7 +7,7 @@ import pytest
 from deeplab_jax import files
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs.checkpoints import Checkpoints, load_workdir
-from deeplab_jax.runs.provenance import begin_again, read_config, record_start
+from deeplab_jax.runs.provenance import begin_again, config_of, read_config, record_start
 from tests.toy_workdir import toy_config, write_toy_workdir
 
 
@@ -74,6 +74,15 @@ def test_a_checkpoint_has_the_network_that_it_was_trained_with(tmp_path):
     record_start(workdir, other, 7)
     config, _, meta = load_workdir(workdir)
     assert (meta["step"], config.model.head_rates, config.crf.iterations) == (7, toy_config().model.head_rates, 9)
+
+
+def test_a_checkpoint_whose_config_cannot_be_used_is_named(tmp_path):
+    """Such as one of a removed field, which nothing represents now."""
+    old = toy_config().to_dict()
+    old["model"]["width_multiplier"] = 0.5
+    for config in ({"model": {}}, old):
+        with pytest.raises(UserError, match=rf"^{tmp_path}: checkpoint 2: its config cannot be used: "):
+            config_of(tmp_path, 2, {"config": config})
 
 
 def test_a_damaged_config_is_replaced_by_the_checkpoints_own(tmp_path, capfd):

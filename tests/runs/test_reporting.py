@@ -96,7 +96,13 @@ def workdir(tensorboard, tmp_path_factory):
     reporter.close()
     (folder / "eval").mkdir()
     files.write_png(folder / "eval" / "val_confusion.png", confusion_picture(*CONFUSION))
-    files.write_png(folder / "eval" / "overlays" / "val_best1.png", np.full((6, 30, 3), 7, np.uint8))
+    for other in ("val_best1", "val_worst7", "val_aug_best1"):  # only the first is this evaluation's
+        files.write_png(folder / "eval" / "overlays" / f"{other}.png", np.full((6, 30, 3), 7, np.uint8))
+    about = {"kind": "best", "index": 0, "overlay": "overlays/val_best1.png", "photo": "p", "truth": "t",
+             "labels": {"0": "l"}}  # fmt: skip
+    (folder / "eval" / "val_images.json").write_text(
+        json.dumps({"images": [], "crf_iterations": [0], "pictures": [about]})
+    )
     show_evaluation(folder, 30, "val", RESULTS)
     return folder
 

@@ -10,6 +10,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.runs.job import Job
 from deeplab_jax.search import grid, groups
 from deeplab_jax.search.grid import Candidate, Counts, Ledger, Row
+from tests.small_disk import mounted
 
 GRID = dict(grid.GRIDS["v2"]) | {"normalization": ("after",)}
 BEST = Candidate(4.5, 55.0, 3.5, 3.0, 3.0, "after")
@@ -71,6 +72,18 @@ def test_a_stopped_search_goes_on(tmp_path):
     result = grid.search(second, ledger(tmp_path, step=1), GRID, say=str)
     assert result.best == expected.best and result.rows == expected.rows
     assert len(first.measured) + len(second.measured) == len(whole.measured)
+
+
+def test_a_full_disk_during_a_search_is_a_sentence(tmp_path):
+    with mounted(tmp_path / "disk", "64k") as disk:
+        results = ledger(disk, step=1)
+        many = {"mean_iou": Counts(*[np.arange(21)] * 3)}
+        with pytest.raises(UserError, match=r"results.jsonl: cannot be written \(no space left on device\); free disk"):
+            for image in range(4000):
+                results.add(None, image, many)
+        results.close()
+        whole = [line for line in (disk / "results.jsonl").read_text().splitlines()[1:] if line.endswith("]")]
+        assert len(whole) > 100  # what was written stands
 
 
 def test_results_of_another_checkpoint_are_not_used(tmp_path):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
@@ -10,6 +11,7 @@ from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs.schema import CHOICES
 from deeplab_jax.training.optimizer import (
+    at_step,
     create_optimizer,
     create_schedule,
     decays,
@@ -128,3 +130,26 @@ def test_a_frozen_network_leaves_the_crf_to_learn():
     assert set(trainable) == {"crf"} and set(frozen) == {"backbone", "head"}
     with pytest.raises(UserError, match="freeze_network=True leaves nothing to learn"):
         split_params(network, config)
+
+
+@pytest.mark.parametrize("name", CHOICES["optimizer.name"])
+def test_a_step_that_updates_nothing_counts_for_the_schedule(name):
+    """The record states the rate of the step's number; steps without a valid label must not put the schedule off."""
+    config = load_config("base", [f"optimizer.name={name}", "num_steps=10", "optimizer.schedule=poly"])
+    schedule = create_schedule(config)
+    optimizer = create_optimizer(config, schedule)
+    params = {"head": {"fc1": {"bias": jnp.ones(2)}}}
+    state = optimizer.init(params)
+    at_four = at_step(state, jnp.int32(4))
+    counted = [s for s in jax.tree.leaves(at_four, is_leaf=_is_schedule) if _is_schedule(s)]
+    assert len(counted) == 1 and int(counted[0].count) == 4
+    assert jax.tree.structure(at_four) == jax.tree.structure(state)
+    first, _ = optimizer.update(params, state, params)
+    later, after = optimizer.update(params, at_four, params)
+    ratio = later["head"]["fc1"]["bias"] / first["head"]["fc1"]["bias"]
+    np.testing.assert_allclose(ratio, float(schedule(4)) / float(schedule(0)), rtol=1e-5)
+    assert [int(s.count) for s in jax.tree.leaves(after, is_leaf=_is_schedule) if _is_schedule(s)] == [5]
+
+
+def _is_schedule(state) -> bool:
+    return isinstance(state, optax.ScaleByScheduleState)

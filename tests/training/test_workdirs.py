@@ -142,3 +142,14 @@ def test_ctrl_c_saves_and_the_next_run_ends_with_the_same_bits(runs, trained, tm
     states = [Checkpoints(w, read_only=True).restore(4)[0] for w in (trained, tmp_path / "run")]
     for name, value in states[0].items():
         np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("results", [[], [{"mean_iou": None, "per_class_iou": {}, "images": 2}]])
+def test_a_checkpoint_that_cannot_be_measured_is_not_chosen(runs, tmp_path, monkeypatch, capfd, results):
+    """Where all images that have labels are left out as corrupt; the training continues."""
+    monkeypatch.setattr("deeplab_jax.evaluation.workdir.evaluate_split", lambda *_, **__: results)
+    config = runs.config("eval.every=2", "eval.select_split=val")
+    state = types.SimpleNamespace(variables=lambda: {})
+    Selection(config, tmp_path, Checkpoints(tmp_path), None, {})(2, state)
+    assert "step 2: no pixel of 'val' that could be compared has a label" in capfd.readouterr().err
+    assert not (tmp_path / "best.json").exists()

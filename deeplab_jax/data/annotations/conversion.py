@@ -39,6 +39,7 @@ class Labelled(NamedTuple):
     masks: Sequence[tuple[str, Callable[[], np.ndarray]]]
     left_out: int = 0
     without_class: int = 0
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Result:
     names: Sequence[str]
     left_out: int
     without_class: int
+    note: str
     sheet: Path | None
 
     def words(self) -> str:
@@ -62,6 +64,8 @@ class Result:
             if count:
                 have, are = ("annotation has", "is") if count == 1 else ("annotations have", "are")
                 lines.append(f"note: {count} {have} {what} and {are} left out")
+        if self.note:
+            lines.append(f"note: {self.note}")
         if self.sheet:
             lines.append(f"Look at {self.sheet}")
         if self.failed:
@@ -82,11 +86,12 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
     Raises:
       UserError: the labels have no known format, or one of their files is damaged.
     """
-    labelled = open_labels(source, classes)
+    earlier = out.resolve()  # of an earlier run, if it is inside the source
+    labelled = open_labels(source, classes, None if earlier == source.resolve() else earlier)
     photographs = _photographs(images or (source if source.is_dir() else source.parent))
     written = [out / "classes.txt", out / "overlay.png", *(out / "masks" / f"{stem}.png" for stem, _ in labelled.masks)]
     given = source.rglob("*") if source.is_dir() else [source]
-    read = [p for p in (*given, *photographs.values()) if out not in p.parents]  # others: an earlier run's
+    read = [p for p in (*given, *photographs.values()) if earlier not in p.resolve().parents]
     read += [classes] if classes else []
     listing.check_outputs(written, read)
     _write_classes(out / "classes.txt", source, labelled)
@@ -108,7 +113,8 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
         rows = [tiles[n : n + _COLUMNS] for n in range(0, len(tiles), _COLUMNS)]
         files.write_png(sheet, stack([side_by_side([p for _, p in row], [s for s, _ in row]) for row in rows]))
     count = len(labelled.masks) - failed
-    return Result(labelled.kind, out, count, failed, labelled.names, labelled.left_out, labelled.without_class, sheet)
+    skipped = (labelled.left_out, labelled.without_class, labelled.note)
+    return Result(labelled.kind, out, count, failed, labelled.names, *skipped, sheet)
 
 
 def _write_classes(path: Path, source: Path, labelled: Labelled) -> None:
@@ -129,30 +135,30 @@ def _write_classes(path: Path, source: Path, labelled: Labelled) -> None:
     write_atomically(path, write)
 
 
-def open_labels(source: Path, classes: Path | None = None) -> Labelled:
-    """Reads the labels of any supported tool; raises like `convert`."""
+def open_labels(source: Path, classes: Path | None = None, exclude: Path | None = None) -> Labelled:
+    """Reads the labels of any supported tool, but not in the resolved folder `exclude`; raises like `convert`."""
     for suffix, read in ((".json", _json), (".xml", _cvat)):
-        paths = _below(source, suffix)
+        paths = _below(source, suffix, exclude)
         found = read(paths) if paths else None
         if found:
             return _of_shapes(source, *found, classes)
     if source.is_dir():
         listed = classes or raster.class_list(raster.colored_masks(source)) or raster.class_list(source)
-        apart = raster.folders_of_classes(source)
+        apart = raster.folders_of_classes(source, exclude)
         if apart and raster.colored_masks(source) == source:
-            return _of_shapes(source, "one mask for each class", raster.read_classes_apart(apart), classes)
+            return _of_shapes(source, "one mask for each class", raster.read_classes_apart(apart, exclude), classes)
         if listed:
-            return _of_colors(source, listed)
+            return _of_colors(source, listed, exclude)
     raise UserError(
         f"{source}: holds no labels in a known format: JSON of labelme, COCO or Label Studio, CVAT's XML for images, "
         "masks in colors with a labelmap.txt (or --classes), or one folder of masks for each class"
     )
 
 
-def _below(source: Path, suffix: str) -> list[Path]:
+def _below(source: Path, suffix: str, exclude: Path | None) -> list[Path]:
     if source.is_file():
         return [source] if source.suffix.lower() == suffix else []
-    return list(listing.walk(source, (suffix,)))
+    return list(listing.walk(source, (suffix,), exclude))
 
 
 def _json(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
@@ -182,11 +188,14 @@ def _cvat(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
 def _of_shapes(source: Path, kind: str, found: Annotations, classes: Path | None) -> Labelled:
     if not found.images:
         raise UserError(f"{source}: holds no annotated image")
+    note = ""
     if classes is not None:
         names, colors = class_files.read_classes(classes)
         unknown = sorted({a.label for i in found.images for a in i.areas if a.label and a.label not in names})
         if unknown:
             raise UserError(f"{classes}: lacks the class '{unknown[0]}', which {source} has; add it")
+        if any(a.label == names[0] for i in found.images for a in i.areas if a.label != "background"):
+            note = f"pixels without an annotation are '{names[0]}', the first class of {classes}: it lacks a background"
     else:
         names = ("background", *found.names)
         colors = None if found.colors is None else np.array([(0, 0, 0), *found.colors], np.uint8)
@@ -203,11 +212,11 @@ def _of_shapes(source: Path, kind: str, found: Annotations, classes: Path | None
     left_out = sum(image.left_out for image in found.images)
     without_class = sum(image.without_class for image in found.images)
     colors = palettes.voc_palette()[: len(names)] if colors is None else colors
-    return Labelled(kind, names, colors, made, left_out, without_class)
+    return Labelled(kind, names, colors, made, left_out, without_class, note)
 
 
-def _of_colors(source: Path, classes: Path) -> Labelled:
-    names, colors, paths = raster.read_colored(source, classes)
+def _of_colors(source: Path, classes: Path, exclude: Path | None) -> Labelled:
+    names, colors, paths = raster.read_colored(source, classes, exclude)
     if not paths:
         raise UserError(f"{source}: holds no mask")
     found = []

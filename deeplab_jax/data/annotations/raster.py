@@ -26,26 +26,28 @@ def colored_masks(folder: Path) -> Path:
     return inner if inner.is_dir() else folder
 
 
-def read_colored(folder: Path, classes: Path) -> tuple[tuple[str, ...], np.ndarray | None, list[Path]]:
-    """(names, colors, masks) of a folder of masks; `classes` is its list of labels."""
+def read_colored(
+    folder: Path, classes: Path, exclude: Path | None = None
+) -> tuple[tuple[str, ...], np.ndarray | None, list[Path]]:
+    """(names, colors, masks) of a folder of masks; `classes` is its list of labels, `exclude` as of `walk`."""
     names, colors = class_files.read_classes(classes)
-    return names, colors, list(walk(colored_masks(folder), IMAGE_SUFFIXES))
+    return names, colors, list(walk(colored_masks(folder), IMAGE_SUFFIXES, exclude))
 
 
-def folders_of_classes(folder: Path) -> list[Path]:
-    """The subfolders, if each holds the masks of one class; otherwise []."""
-    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    stems = [{stem for stem, _ in pairing.stems(p)} for p in inner]
+def folders_of_classes(folder: Path, exclude: Path | None = None) -> list[Path]:
+    """The subfolders but `exclude`, if each holds the masks of one class; otherwise []."""
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.resolve() != exclude)
+    stems = [{stem for stem, _ in pairing.stems(p, exclude)} for p in inner]
     shared = len(stems) > 1 and all(stems) and len(set.union(*stems)) < sum(map(len, stems))
     beside = any(p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())
     return inner if shared and not beside else []
 
 
-def read_classes_apart(folders: list[Path]) -> Annotations:
+def read_classes_apart(folders: list[Path], exclude: Path | None = None) -> Annotations:
     """One mask for each class: nonzero pixels belong to it; in overlaps, to the later one in alphabetical order."""
     by_image: dict[str, list[tuple[str, Path]]] = {}
     for folder in folders:
-        for stem, path in pairing.stems(folder):
+        for stem, path in pairing.stems(folder, exclude):
             by_image.setdefault(stem, []).append((folder.name, path))
     images = []
     for stem, parts in sorted(by_image.items()):
@@ -54,7 +56,7 @@ def read_classes_apart(folders: list[Path]) -> Annotations:
         if len(sizes) > 1:
             raise UserError(f"{parts[0][1]}: differs in size from the mask of another class of its image")
         images.append(Annotated(f"{stem}.png", areas[0].pixels.shape, areas))
-    return Annotations([folder.name for folder in folders], None, images)
+    return Annotations([folder.name for folder in folders if folder.name != "background"], None, images)
 
 
 def _inside(path: Path) -> np.ndarray:

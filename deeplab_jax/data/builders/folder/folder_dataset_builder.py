@@ -109,7 +109,7 @@ class Builder(base.SegmentationBuilder):
         return [self._resolve("classes")] if self.options.classes else []
 
     def available_splits(self, stored: Sequence[str] | None = None) -> list[str]:
-        return ["train", "val", *(["test"] if self._folders().get("test") is not None else []), "all"]
+        return ["train", "val", *(["test"] if len(splits.test_examples(self.sources()["images"])) else []), "all"]
 
     def split_expression(self, split: str) -> str:
         return "images"
@@ -117,9 +117,6 @@ class Builder(base.SegmentationBuilder):
     def select(self, split: str, seed: int) -> np.ndarray | None:
         """The examples of a split: those of its folder, or of its list, or a share drawn by the seed."""
         return splits.select(self, self.sources()["images"], split, seed)
-
-    def _folders(self) -> dict[str, np.ndarray]:
-        return splits.folders(self.sources()["images"])
 
     def _option(self, field: str):
         return getattr(self.options, field, _FIELDS[field])

@@ -22,7 +22,7 @@ def folders(sources: Sequence[base.Source]) -> dict[str, np.ndarray]:
     Raises:
       UserError: some examples are in folders of splits, others beside them.
     """
-    of = [_FOLDERS.get(s.name.split("/")[0].casefold()) if "/" in s.name else None for s in sources]
+    of = _split_names(sources)
     found = {name for name in of if name}
     if "train" not in found or len(found) < 2:
         return {}
@@ -37,11 +37,22 @@ def folders(sources: Sequence[base.Source]) -> dict[str, np.ndarray]:
 
 def unlabelled(sources: Sequence[base.Source]) -> set[str]:
     """Names of examples that need no mask: those of a test folder in which no image has one."""
-    of = [_FOLDERS.get(s.name.split("/")[0].casefold()) if "/" in s.name else None for s in sources]
+    of = _split_names(sources)
     test = [s for s, name in zip(sources, of) if name == "test"]
     if any(s.label is not None for s in test) or "train" not in of:
         return set()
     return {s.name for s in test}
+
+
+def _split_names(sources: Sequence[base.Source]) -> list[str | None]:
+    """The split that the topmost folder of each example's name is called after, or None."""
+    return [_FOLDERS.get(s.name.split("/")[0].casefold()) if "/" in s.name else None for s in sources]
+
+
+def test_examples(sources: Sequence[base.Source]) -> np.ndarray:
+    """The examples of a test folder beside one for training."""
+    of = _split_names(sources)
+    return np.array([i for i, name in enumerate(of) if name == "test" and "train" in of], int)
 
 
 def select(builder, sources: Sequence[base.Source], split: str, seed: int) -> np.ndarray | None:
@@ -59,7 +70,7 @@ def select(builder, sources: Sequence[base.Source], split: str, seed: int) -> np
     options = builder.options
     lists = {"train": options.train_list, "val": options.val_list}
     by_folder = folders(sources) if not any(lists.values()) else {}
-    test = by_folder.get("test", np.zeros(0, int))
+    test = test_examples(sources)  # also where lists divide the others
     rest = np.setdiff1d(np.arange(len(sources)), test)
     if split == "all":
         return rest if len(test) else None
@@ -71,7 +82,7 @@ def select(builder, sources: Sequence[base.Source], split: str, seed: int) -> np
         return _listed(builder, f"{split}_list", sources)
     other = "val" if split == "train" else "train"
     if lists[other]:
-        return np.setdiff1d(np.arange(len(sources)), _listed(builder, f"{other}_list", sources))
+        return np.setdiff1d(rest, _listed(builder, f"{other}_list", sources))
     fraction = options.val_fraction
     if not 0 <= fraction < 1:
         raise UserError(f"config.data.val_fraction={fraction}: must be at least 0 and below 1")
