@@ -96,8 +96,9 @@ def main(argv: Sequence[str]) -> int:
             return int(refine_folder(image, given, out, options, job, jax.local_devices()) > 0)
     if job.count > 1:
         raise UserError(f"--image={image}: is one photograph, which {job.count} processes cannot share; give a folder")
-    if out.is_dir() or out.suffix.lower() != ".png":
-        raise UserError(f"--out={out}: name the PNG file to write, such as {out / 'OUT.png'}")
+    if out.is_dir() or out.suffix != ".png":
+        example = out / "OUT.png" if out.is_dir() or not out.suffix else out.with_suffix(".png")
+        raise UserError(f"--out={out}: name the PNG file to write, such as {example}")
     refine_file(image, given, out.with_suffix(""), options)
     return 0
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -192,6 +193,15 @@ def test_folder_with_other_things_is_not_replaced(segment, artifact_dir, tmp_pat
     with pytest.raises(UserError, match="not an exported artifact"):
         export_artifact.write_artifact(segment.segmenter, tmp_path, [SIZE])
     assert (tmp_path / "mine.txt").read_text() == "keep"
+    (tmp_path / "manifest.json").write_text('{"name": "a web page", "format": 1}')  # as of other programs
+    shutil.copytree(artifact_dir, tmp_path / "artifact")
+    (tmp_path / "artifact" / "notes.txt").write_text("keep")
+    for folder in (tmp_path, tmp_path / "artifact"):
+        with pytest.raises(UserError, match="not an exported artifact, or holds other files too"):
+            export_artifact.write_artifact(segment.segmenter, folder, [SIZE])
+    assert (tmp_path / "mine.txt").read_text() == (tmp_path / "artifact" / "notes.txt").read_text() == "keep"
+    (tmp_path / "artifact" / "notes.txt").unlink()
+    assert export_artifact._may_be_replaced(tmp_path / "artifact")
 
 
 def test_failure_leaves_the_old_artifact(segment, artifact_dir, monkeypatch):

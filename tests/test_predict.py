@@ -89,21 +89,45 @@ def test_a_bad_file_is_reported_and_the_rest_go_on(segment, tmp_path, capsys):
     assert len(lines) == 5 and "left] " in lines[0] and lines[-1].startswith("[5/5] ")
 
 
-def test_a_photograph_that_the_model_refuses_is_named_and_the_rest_go_on(tmp_path, capsys):
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_photograph_that_the_model_refuses_is_named_and_the_rest_go_on(tmp_path, capsys, batch_size):
     def many(images, iterations, marginals):
-        if images[0][0, 0, 0] == 0:
+        if any(image[0, 0, 0] == 0 for image in images):
             raise UserError("the CRF's marginals are not finite; give smaller weights")
-        return [(np.zeros(SIZE, np.uint8), None)]
+        return [(np.zeros(SIZE, np.uint8), None)] * len(images)
 
     model = SimpleNamespace(
-        many=many, batch_size=1, workers=1, identity=["toy"], class_names=NAMES, palette=voc_palette(),
+        many=many, batch_size=batch_size, workers=1, identity=["toy"], class_names=NAMES, palette=voc_palette(),
         remark=lambda size: "", plan=lambda sizes: None, programs={},
     )  # fmt: skip
-    for name, value in {"a": 0, "b": 200}.items():
+    for name, value in {"a": 0, "b": 200, "c": 100}.items():
         save(tmp_path / f"in/{name}.png", np.full((*SIZE, 3), value, np.uint8))
     assert predict(model, [tmp_path / "in"], PredictOptions(tmp_path / "out"), say=lambda line: None) == 1
-    assert outputs(tmp_path / "out") == ["b.png", "b_overlay.png"]
+    assert outputs(tmp_path / "out") == ["b.png", "b_overlay.png", "c.png", "c_overlay.png"]
     assert f"error: {tmp_path}/in/a.png: the CRF's marginals are not finite" in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_printed_are_escaped(segment, tmp_path, capsys):
+    """Bytes that are not UTF-8 would end the command at its first line about the file."""
+    frames = [Image.fromarray(photograph(SIZE, n)) for n in range(2)]
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"g\xff\x1b[31m.gif")
+    frames[0].save(tmp_path / "in" / name, save_all=True, append_images=frames[1:])
+    lines: list[str] = []
+    assert predict(segment, [tmp_path / "in"], PredictOptions(tmp_path / "out"), say=lines.append) == 0
+    said = capsys.readouterr().out + "\n".join(lines)
+    assert "has 2 frames; the first is read" in said and "g\\udcff\\x1b[31m.gif" in said
+    said.encode("utf-8")
+
+
+def test_a_result_of_more_pixels_than_pillow_opens_is_known_to_be_done(tmp_path, monkeypatch):
+    files.write_palette_png(tmp_path / "a.png", np.zeros((30, 40), np.uint8), voc_palette(), note="done")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "a.png")
+    assert files.read_note(tmp_path / "a.png") == "done"
+    (tmp_path / "b.png").write_bytes(b"text")
+    assert files.read_note(tmp_path / "b.png") is None and files.read_note(tmp_path / "c.png") is None
 
 
 def test_a_rerun_skips_what_is_done_and_only_that(segment, tmp_path, monkeypatch):

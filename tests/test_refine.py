@@ -1,5 +1,6 @@
 """`refine`: the CRF for anyone, on files."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,18 @@ def test_folders_pair_by_name_and_go_on_after_a_bad_file(tmp_path, capsys):
     ]  # fmt: skip
     errors = capsys.readouterr().err
     assert "c.jpg: " in errors and "has no c.npy for it" in errors and "but the photograph is 40 high" in errors
+
+
+def test_names_that_cannot_be_printed_do_not_stop_a_folder(tmp_path, capfd):
+    for name in (os.fsdecode(b"g\xff"), "ok"):
+        for part in ("in", "p"):
+            (tmp_path / part).mkdir(exist_ok=True)
+        Image.fromarray(photograph(SIZE)).save(tmp_path / "in" / f"{name}.jpg")
+        np.save(tmp_path / "p" / f"{name}.npy", probabilities())
+    options = RefineOptions(SETTINGS, "probs", cut_above=900)  # with a line about pieces
+    assert refine_folder(tmp_path / "in", tmp_path / "p", tmp_path / "out", options) == 0
+    said = capfd.readouterr().out
+    assert "g\\udcff.png" in said and "ok.png" in said and "g\\udcff.jpg: 0.0 megapixels" in said
 
 
 def partners(images: Path, folder: Path, given: str) -> dict[str, str]:

@@ -71,6 +71,18 @@ def test_a_map_of_one_label_comes_out_as_it_is(folder, labels, capsys):
     assert (folder / "out_overlay.png").is_file() and "unchanged" in capsys.readouterr().out
 
 
+def test_a_settled_map_of_a_folder_is_done_with_its_strip_too(tmp_path, capsys):
+    for part in ("in", "l"):
+        (tmp_path / part).mkdir()
+    Image.fromarray(photograph(SIZE)).save(tmp_path / "in" / "a.jpg")
+    Image.fromarray(np.full(SIZE, 3, np.uint8)).save(tmp_path / "l" / "a.png")
+    options = RefineOptions(SETTINGS, "labels", iterations_strip=True)
+    for said in ("only the id 3: unchanged", "1 of 1 are done and skipped"):
+        assert refine_folder(tmp_path / "in", tmp_path / "l", tmp_path / "out", options) == 0
+        assert said in capsys.readouterr().out
+    assert (tmp_path / "out" / "a_iterations.png").is_file()
+
+
 def test_labels_of_data_sets_names_and_colors(tmp_path):
     colors = np.array([[9, 9, 9], [200, 0, 0]], np.uint8)
     labels = (np.arange(SIZE[1]) > SIZE[1] // 2).astype(np.uint8)[None].repeat(SIZE[0], 0)

@@ -6,8 +6,9 @@ more label, the rest, so that the kept labels have the same share of each pixel 
 is the smallest of a few static sizes (`SIZES`) that holds the kept ones, chosen inside jit; spare places go to the next
 most likely labels.
 
-Nothing is pruned if the marginals of all iterations, a compatibility matrix or per-class weights are requested, if a
-weight is negative, so that unlikely labels gain from their absence, or where gradients are taken.
+Nothing is pruned if the marginals of all iterations, a compatibility matrix, per-class weights or another update than
+the parallel one are requested, if a weight is negative, so that unlikely labels gain from their absence, or where
+gradients are taken.
 """
 
 import dataclasses
@@ -47,7 +48,8 @@ def iterate(
     sizes = [size for size in SIZES if size < labels]
     plain = all(np.ndim(kernel.weight) == 0 for kernel in kernels) and compatibility is None
     none = not is_traced(options.iterations) and options.iterations == 0
-    if not plain or not sizes or options.return_all or none:
+    # Other updates return log q, in which the merged labels have another share than their unary says.
+    if not plain or not sizes or options.return_all or none or options.update != "parallel":
         return whole(negative_unary, kernels)
 
     @jax.custom_vjp

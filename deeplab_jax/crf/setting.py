@@ -88,7 +88,7 @@ def write_preset(path: str | os.PathLike, setting: Setting) -> None:
     """
     path = Path(path)
     fields: dict[str, Any] = {name: np.asarray(getattr(setting.params, name), np.float64).tolist() for name in FIELDS}
-    fields |= {"iterations": setting.iterations, "normalization": setting.normalization, "source": setting.source}
+    fields |= {"iterations": int(setting.iterations), "normalization": setting.normalization, "source": setting.source}
     if setting.bilateral:
         fields["bilateral"] = setting.bilateral
     text = json.dumps(fields, indent=2) + "\n"

@@ -100,6 +100,8 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
             raise ValueError(
                 f"labels hold {int(wrong[0])}; with {num_classes} classes they are 0..{num_classes - 1}{hint}"
             )
+    if labels.dtype.itemsize < 4:  # so that neither `unknown` nor a class wraps into a narrow type
+        labels = labels.astype(np.int32)
     without = None if unknown is None else labels == unknown
     given, other = -math.log(confidence), -math.log((1 - confidence) / (num_classes - 1))
     believed = xp.where(labels[..., None] == np.arange(num_classes), np.float32(given), np.float32(other))

@@ -145,7 +145,8 @@ def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int
     """(height, width) of an image after EXIF rotation, from its header only."""
     image = open_image(source, name, load=False)
     width, height = image.size
-    return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
+    turned = orientation(image) in (5, 6, 7, 8) and image.format != "TIFF"  # of which Pillow gives the size turned
+    return (width, height) if turned else (height, width)
 
 
 def is_lossy(image: Image.Image, data: bytes) -> bool:

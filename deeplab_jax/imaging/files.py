@@ -47,7 +47,7 @@ def write_palette_png(path: str | os.PathLike, labels: np.ndarray, palette: np.n
 def read_note(path: str | os.PathLike) -> str | None:
     """The note that `write_palette_png` left in a PNG; None if there is no such file or no note in it."""
     try:
-        with Image.open(path) as image:
+        with PngImagePlugin.PngImageFile(path) as image:  # `Image.open` refuses large ones, whose header is as small
             text = image.info.get("Software", "")
     except (OSError, SyntaxError, ValueError, EOFError):
         return None

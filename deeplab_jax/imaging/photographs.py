@@ -19,6 +19,7 @@ _LOW_BYTE = {
     "RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B",
     "RGBA;16N": "RGBA;16B", "RGBX;16B": "RGBX;16L", "RGBX;16L": "RGBX;16B", "RGBX;16N": "RGBX;16B",
 }  # fmt: skip
+_GRAY_AND_OPACITY = "LA;16B"  # of PNG; four bytes a pixel
 
 
 class ImageKind(NamedTuple):
@@ -51,19 +52,23 @@ def _read_deep_transparent(image: Image.Image, data: bytes, where: str) -> np.nd
     samples = _gray(np.asarray(image)) if image.mode.startswith("I") else _deep_color(image, data)
     key = image.info.get("transparency", -1)  # PNG's transparent color; no sample is -1
     hidden = (samples == np.asarray(key)).all(-1, keepdims=True)
-    seen = _over_white(scaled_to_8_bits(np.where(hidden, 0, samples), where))
+    seen = _deep_over_white(np.where(hidden, 0, samples), where)
     return np.where(hidden, np.uint8(255), seen)
 
 
 def _deep_color(image: Image.Image, data: bytes) -> np.ndarray:
     """The 16-bit samples of a picture of which Pillow keeps the high bytes, uint16 `[H, W, C]`."""
-    high, low = np.asarray(image), np.asarray(_load_as(data, _LOW_BYTE[_rawmode(_header(data))]))
+    packing = _rawmode(_header(data))
+    if packing == _GRAY_AND_OPACITY:
+        parts = np.asarray(_load_as(data, "RGBA")).astype(np.uint16)  # the high and low byte of each
+        return (parts[..., ::2] << 8 | parts[..., 1::2])[..., [0, 0, 0, 1]]
+    high, low = np.asarray(image), np.asarray(_load_as(data, _LOW_BYTE[packing]))
     return high.astype(np.uint16) << 8 | low
 
 
 def _read_planar(image: Image.Image, data: bytes, where: str) -> np.ndarray:
     planes = [np.asarray(decoding.open_image(plane, where)) for plane in _planes(data)]
-    return _over_white(scaled_to_8_bits(np.stack(planes, -1), where))
+    return _deep_over_white(np.stack(planes, -1), where)
 
 
 def _read_transparent(image: Image.Image, data: bytes, where: str) -> np.ndarray:
@@ -204,6 +209,13 @@ def _gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(values[..., None], 3, axis=2)
 
 
+def _deep_over_white(samples: np.ndarray, where: str) -> np.ndarray:
+    """RGB of deep samples `[H, W, 3 or 4]`. An opaque fourth channel says nothing about the bits that colors use."""
+    color = scaled_to_8_bits(samples[..., :3], where)
+    opacity = scaled_to_8_bits(samples, where)[..., 3:]  # in no fewer bits than the colors
+    return _over_white(np.concatenate([color, opacity], -1))
+
+
 def _over_white(samples: np.ndarray) -> np.ndarray:
     """RGB of uint8 `[H, W, 3 or 4]`, a fourth channel being opacity."""
     if samples.shape[-1] == 3:
@@ -248,7 +260,7 @@ def _load_as(data: bytes, rawmode: str) -> Image.Image:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith("I") or _rawmode(image) in _LOW_BYTE
+    return image.mode.startswith("I") or _rawmode(image) in (*_LOW_BYTE, _GRAY_AND_OPACITY)
 
 
 def _is_planar_16(image: Image.Image) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from deeplab_jax import crf
 from deeplab_jax.crf.params import FIELDS, MAX_ITERATIONS
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import reason, remedy
+from deeplab_jax.files import read_json, reason, remedy
 from deeplab_jax.inference.artifact import PLATFORMS, digest_of_file
 from deeplab_jax.inference.manifest import FORMAT, MANIFEST, WEIGHTS
 from deeplab_jax.inference.program import flat_weights, program
@@ -59,8 +59,10 @@ def write_artifact(
       UserError: the folder holds something else or cannot be written.
     """
     out = Path(out)
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).is_file())):
-        raise UserError(f"{out}: exists and is not an exported artifact; name a new folder with --out")
+    if out.exists() and not _may_be_replaced(out):
+        raise UserError(
+            f"{out}: exists and is not an exported artifact, or holds other files too; name a new folder with --out"
+        )
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as temporary:
@@ -73,6 +75,21 @@ def write_artifact(
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({reason(e)}); {remedy(e)}") from e
     return manifest
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether a folder is empty, or an artifact with no file that is not its own."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return out.is_dir()
+    try:
+        manifest = read_json(out / MANIFEST)
+    except (OSError, ValueError):
+        return False
+    if not isinstance(manifest, dict) or not str(manifest.get("format")).startswith(FORMAT.rpartition(" ")[0]):
+        return False
+    own = {MANIFEST, *manifest["sha256"]} if isinstance(manifest.get("sha256"), dict) else {MANIFEST}
+    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
+    return there <= own
 
 
 def _write_files(segmenter: Segmenter, folder: Path, sizes, platforms, source: dict, saved_model: bool) -> dict:

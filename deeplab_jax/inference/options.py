@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.mirror import checked_swaps
 from deeplab_jax.inference import tiling
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.runs.schema import RANGES
@@ -42,6 +44,16 @@ def check(options: Mapping[str, Any], classes: int) -> None:
         raise UserError(f"resize={_short(options['resize'])}: must be one of {', '.join(_RESIZE)}")
     if "scales" in options:
         _check_scales(options["scales"])
+    if "mirror_swaps" in options:
+        try:
+            checked_swaps(options["mirror_swaps"], classes)
+        except UserError as e:
+            raise UserError(str(e).removeprefix("config.data.")) from e
+    devices = options.get("devices")
+    if devices is not None and not (
+        isinstance(devices, Sequence) and devices and all(isinstance(d, jax.Device) for d in devices)
+    ):
+        raise UserError(f"devices={_short(devices)}: must be a list of devices, as jax.local_devices() returns it")
     if options.get("compatibility") is not None:
         _check_compatibility(options["compatibility"], classes)
 

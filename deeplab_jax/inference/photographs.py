@@ -207,7 +207,7 @@ def _read(readers: ThreadPoolExecutor, task: Task, options: PredictOptions) -> t
         files.read_photograph,
         task.source.path,
         refuse_above=options.refuse_above,
-        remark=lambda line: print(line, flush=True),
+        remark=lambda line: print(shown(line), flush=True),
     )
 
 
@@ -224,14 +224,22 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: PredictO
         except UserError as e:
             results.append(e)
     photographs = [i for i, r in enumerate(results) if isinstance(r, np.ndarray)]
-    try:
-        found = segment.many([results[i] for i in photographs], options.iterations, marginals=options.probabilities)
-    except UserError as e:
-        for i in photographs:
-            results[i] = UserError(f"{batch[i][0].source.path}: {e}")
-        return results
-    for i, (labels, marginals) in zip(photographs, found):
-        results[i] = results[i], labels, marginals
+
+    def segmented(chosen: list[int]) -> None:
+        try:
+            found = segment.many([results[i] for i in chosen], options.iterations, marginals=options.probabilities)
+        except UserError as e:
+            if len(chosen) > 1:  # which of them was refused is not known
+                for i in chosen:
+                    segmented([i])
+            else:
+                results[chosen[0]] = UserError(f"{batch[chosen[0]][0].source.path}: {e}")
+            return
+        for i, (labels, marginals) in zip(chosen, found):
+            results[i] = results[i], labels, marginals
+
+    if photographs:
+        segmented(photographs)
     return results
 
 

@@ -7,7 +7,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.crf.adjustable import exact_radius, mean_field_any
 from deeplab_jax.crf.params import MAX_ITERATIONS
-from deeplab_jax.inference.segmenter import Segmenter, network_scores
+from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.inference.views import network_scores
 
 
 def flat_weights(segmenter: Segmenter) -> dict[str, np.ndarray]:

@@ -161,13 +161,14 @@ class Segment(Segmenting):
         size = image.shape[:2]
         labels = np.empty(size, np.uint8)
         kept = np.empty((*size, len(self.class_names)), np.float16) if marginals else None
+        light = self._segmenter.light_of(image)
         for piece in self._pieces(size):
             part = image[piece.window]
             if kept is None:
-                ((found,),) = self._segmenter.labels([part], (iterations,))
+                ((found,),) = self._segmenter.labels([part], (iterations,), light)
                 labels[piece.core] = found[piece.inside]
                 continue
-            q = self._segmenter.refine(self._segmenter.scores([part])[0], part, iterations)[piece.inside]
+            q = self._segmenter.refine(self._segmenter.scores([part], light)[0], part, iterations)[piece.inside]
             kept[piece.core] = q
             labels[piece.core] = q.argmax(-1)
         return labels, kept

@@ -14,15 +14,12 @@ import numpy as np
 from deeplab_jax import crf
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.light import mean_and_deviation
-from deeplab_jax.imaging.mirror import swap_table
 from deeplab_jax.imaging.palettes import voc_palette
 from deeplab_jax.inference import buckets, tiling
 from deeplab_jax.inference.finite import most_probable, require_finite
-from deeplab_jax.models.layers import resize_bilinear
+from deeplab_jax.inference.views import LOG_FLOOR, network_scores
 
 _PLANNED_MULTIPLE = 32  # for sides, if sizes are known and few anyway
-
-LOG_FLOOR = -30.0  # lower limit of log-probabilities: exp(-30) is negligible, and sums stay finite
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,14 @@ class Segmenter:
 
     # ---- what callers use ------------------------------------------------------------------------------------------
 
-    def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The network's log-probabilities, float32 [H, W, C], of each [H, W, 3] uint8 RGB image at its own size."""
-        padded = self._padded_scores(images, self._device())
+    def scores(self, images: Sequence[np.ndarray], light: np.ndarray | None = None) -> list[np.ndarray]:
+        """The network's log-probabilities, float32 [H, W, C], of each [H, W, 3] uint8 RGB image at its own size.
+
+        Args:
+          images: the photographs, or pieces of one.
+          light: `light_of` the photograph of which the images are pieces; None = each has its own.
+        """
+        padded = self._padded_scores(images, self._device(), light)
         return [np.asarray(s)[: i.shape[0], : i.shape[1]] for s, i in zip(padded, images, strict=True)]
 
     @overload
@@ -160,21 +162,30 @@ class Segmenter:
             require_finite(np.isfinite(q.min()))  # NumPy's minimum propagates NaN: no second array
         return cropped[0] if one else cropped
 
-    def labels(self, images: Sequence[np.ndarray], iterations: Sequence[int]) -> list[list[np.ndarray]]:
+    def labels(
+        self, images: Sequence[np.ndarray], iterations: Sequence[int], light: np.ndarray | None = None
+    ) -> list[list[np.ndarray]]:
         """Most probable classes, [H, W] uint8, for each image and each number of CRF iterations.
 
-        One network pass per image and one CRF pass; the marginals never leave the device.
+        One network pass per image and one CRF pass; the marginals never leave the device. For `light` see `scores`.
 
         Raises:
           UserError: marginals are not finite.
         """
         device = self._device()
         result = []
-        for scores, image in zip(self._padded_scores(images, device), images, strict=True):
+        for scores, image in zip(self._padded_scores(images, device, light), images, strict=True):
             found = [most_probable(q) for q in self._mean_field(scores, image, tuple(iterations), device)]
             require_finite(all(finite for _, finite in found))
             result.append([np.asarray(labels)[: image.shape[0], : image.shape[1]] for labels, _ in found])
         return result
+
+    def light_of(self, photograph: np.ndarray) -> np.ndarray | None:
+        """[1, 2] float32, mean and standard deviation for networks that take each photograph's own, else None."""
+        own = getattr(self.model, "architecture", None)
+        if own is None or own.preprocessing != "own_rgb":
+            return None
+        return np.array([mean_and_deviation(photograph)], np.float32)
 
     @property
     def variables(self) -> dict:
@@ -205,29 +216,30 @@ class Segmenter:
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
-    def _padded_scores(self, images: Sequence[np.ndarray], device: int) -> list:
+    def _padded_scores(self, images: Sequence[np.ndarray], device: int, light: np.ndarray | None) -> list:
         """Log-probabilities of each image at its padded shape: device arrays, or host arrays if it was tiled."""
         groups = defaultdict(list)
         result: list[jax.Array | np.ndarray | None] = [None] * len(images)
         for i, image in enumerate(images):
             if self.tile and max(image.shape[:2]) > self.tile:
-                result[i] = self._tiled_scores(image, device)
+                result[i] = self._tiled_scores(image, device, self.light_of(image) if light is None else light)
             else:
                 groups[self.padded_shape(image.shape[:2])].append(i)
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
                 shape = self.padded_shape(images[batch[0]].shape[:2])
-                for i, scores in zip(batch, self._network([images[j] for j in batch], shape, device), strict=True):
+                found = self._network([images[j] for j in batch], shape, device, light)
+                for i, scores in zip(batch, found, strict=True):
                     result[i] = scores
         return result
 
     def _network(
-        self, images: Sequence[np.ndarray], shape: tuple[int, int], device: int, light: np.ndarray | None = None
+        self, images: Sequence[np.ndarray], shape: tuple[int, int], device: int, light: np.ndarray | None
     ) -> list[jax.Array]:
         """At most `batch_size` images, padded to `shape`, through the network; empty images fill a short batch.
 
-        `light` [1, 2] is that of the photograph of which the images are tiles; None = each has its own.
+        `light` [1, 2] is that of the photograph of which the images are tiles or pieces; None = each has its own.
         """
         batch = np.zeros((self.batch_size, *shape, 3), np.uint8)
         sizes = np.ones((self.batch_size, 2), np.int32)
@@ -246,17 +258,13 @@ class Segmenter:
         )
         return list(self._run(kind, device, run, self._variables[device], batch, sizes, light))[: len(images)]
 
-    def _tiled_scores(self, image: np.ndarray, device: int) -> np.ndarray:
+    def _tiled_scores(self, image: np.ndarray, device: int, light: np.ndarray | None) -> np.ndarray:
         """The same for a large image, in overlapping tiles whose probabilities are blended."""
         size, overlap = image.shape[:2], tiling.default_overlap(self.tile)
         rows, columns = (tiling.spans(n, self.tile, overlap) for n in size)
         windows = [(r, c) for r in rows for c in columns]
         height, width = self.padded_shape(size)
         shape = min(self.tile, height), min(self.tile, width)
-        own = getattr(self.model, "architecture", None)
-        light = None
-        if own is not None and own.preprocessing == "own_rgb":
-            light = np.array([mean_and_deviation(image)], np.float32)
         total = None
         for start in range(0, len(windows), self.batch_size):
             batch = windows[start : start + self.batch_size]
@@ -329,71 +337,3 @@ class Segmenter:
             result = function(*args, **kwargs)
             self.programs.add(key)
             return result
-
-
-@partial(jax.jit, static_argnames=("model", "scales", "mirror", "swaps", "extra", "resize"))
-def network_scores(
-    model,
-    variables: dict,
-    images: jax.Array,
-    sizes: jax.Array,
-    light: jax.Array | None = None,
-    *,
-    scales: tuple[float, ...],
-    mirror: bool,
-    swaps: tuple[tuple[int, int], ...] = (),
-    extra: int = 1,
-    resize: str = "corners",
-) -> tuple[jax.Array, ...]:
-    """Log-probabilities at the padded size, averaged over scales and mirroring.
-
-    Args:
-      images: [B, H, W, 3] uint8, padded with the border's own colours, so that resizing blends in no other colour.
-      sizes: [B, 2] int32, the size of each photograph within the padding.
-      light: [1, 2] of the photograph that the images are tiles of, for networks that take each image's own light.
-      scales: see `Segmenter`.
-      mirror: whether to average with the mirrored images.
-      swaps: pairs of classes that are exchanged in the mirrored images.
-      extra: the excess of sizes over a multiple of the output stride, at every scale.
-      resize: "corners" or "half_pixel".
-
-    Returns:
-      B arrays [H, W, C] float32.
-    """
-    size = images.shape[1:3]
-    y, x = jnp.arange(size[0]), jnp.arange(size[1])
-    valid = (y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None, :]
-    images = images.astype(jnp.float32)
-    # Column of the mirrored photograph; its padding stays at the right.
-    width = sizes[:, 1:]
-    flipped = jnp.where(x < width, width - 1 - x, x)
-
-    count = images.shape[0]
-    if mirror:  # in one batch with the images, for half the program
-        images = jnp.concatenate([images, jnp.take_along_axis(images, flipped[:, None, :, None], axis=2)])
-        valid = jnp.concatenate([valid, valid])
-    views = []
-    lit = {} if light is None else {"light": light}
-    for scale in scales:
-        target = tuple(round((n - extra) * scale / tiling.STRIDE) * tiling.STRIDE + extra for n in size)
-        scaled, inside = images, valid
-        if target != size:
-            scaled = resize_bilinear(images, target, resize)
-            rows, columns = (_nearest(n, m, resize) for n, m in zip(size, target))
-            inside = valid[:, rows][:, :, columns]
-        logits, _ = model.apply(variables, scaled, train=False, valid=inside, **lit)
-        log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size, resize))
-        views.append(log_probs[:count])
-        if mirror:
-            turned = jnp.take_along_axis(log_probs[count:], flipped[:, None, :, None], axis=2)
-            views.append(turned[..., swap_table(swaps)[: turned.shape[-1]]] if swaps else turned)
-    mean = views[0] if len(views) == 1 else jax.nn.logsumexp(jnp.stack(views), axis=0) - jnp.log(len(views))
-    mean = jnp.maximum(mean, LOG_FLOOR)
-    return tuple(mean[i] for i in range(count))
-
-
-def _nearest(n: int, m: int, resize: str) -> np.ndarray:
-    """The nearest of n positions for each of m resized ones: [m] int."""
-    if resize == "corners":
-        return np.round(np.linspace(0, n - 1, m)).astype(int)
-    return ((2 * np.arange(m) + 1) * n) // (2 * m)

@@ -12,7 +12,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-from deeplab_jax.console import Meter
+from deeplab_jax.console import Meter, shown
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.imaging.overlay import overlay
@@ -51,7 +51,7 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
       UserError: `source` is not a video or is damaged, or `result` cannot be written.
     """
     if say:
-        say(f"{source}: checking that it is whole")
+        say(f"{shown(source)}: checking that it is whole")
     rate, size, expected, frames = open_video(source)
     meter = Meter(expected)
 
@@ -72,9 +72,8 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
                     writer.send(np.ascontiguousarray(overlay(frame, labels, segment.palette, segment.class_names)))
                     meter.tick()
                     if say and meter.done % _SAID_EVERY == 0:
-                        say(
-                            f"{source}: frame {meter.done} of {expected}, {meter.per_second:.1f} frames/s, {meter.left}"
-                        )
+                        rate_now = f"{meter.per_second:.1f} frames/s"
+                        say(f"{shown(source)}: frame {meter.done} of {expected}, {rate_now}, {meter.left}")
         finally:
             writer.close()
 

@@ -92,7 +92,7 @@ def refine_folder(
             failed += 1
             lines.append(f"{shown(task.image)}: failed")
             print(f"error: {shown(str(error))}", file=sys.stderr, flush=True)
-        print(f"[{number}/{len(todo)}] " + "\n".join(lines), flush=True)
+        print(f"[{number}/{len(todo)}] " + "\n".join(map(shown, lines)), flush=True)
 
     def sum_up(reports: list[Report]) -> int:
         bad = 0
@@ -256,9 +256,11 @@ def refine_file(
         rough = RoughLabels.from_file(given, size, options.unknown, options.confidence, options.colors)
         if rough.is_settled:
             has = f"only the id {rough.ids[0]}" if len(rough.ids) else "no label"
-            files.write_png(f"{out}_overlay.png", overlay.overlay(image, rough.given, rough.palette, _NAMES))
+            picture = overlay.overlay(image, rough.given, rough.palette, _NAMES)
+            for ending in ("_overlay", "_iterations") if options.iterations_strip else ("_overlay",):
+                files.write_png(f"{out}{ending}.png", picture)
             files.write_palette_png(f"{out}.png", rough.given, rough.palette, note)
-            say(f"{out}.png  ({given.name} has {has}: unchanged)")
+            say(shown(f"{out}.png  ({given.name} has {has}: unchanged)"))
             return
     try:
         params = options.crf.params.of_classes(rough.ids, len(rough.ids) if options.given == "probs" else None)
@@ -267,7 +269,8 @@ def refine_file(
     crf = dataclasses.replace(options.crf, params=params)
     count = len(pieces.pieces(size, options.cut_above, pieces.margin_of(params)))
     if count > 1:
-        say(f"{image_path}: {size[0] * size[1] / 1e6:.1f} megapixels, above --cut_above: in {count} overlapping pieces")
+        megapixels = f"{size[0] * size[1] / 1e6:.1f} megapixels"
+        say(f"{shown(image_path)}: {megapixels}, above --cut_above: in {count} overlapping pieces")
     names = _NAMES
     if options.iterations_strip:
         labels, frames = pieces.refine_frames(rough, image, crf, options.cut_above)
@@ -277,4 +280,4 @@ def refine_file(
         labels = pieces.refine(rough, image, crf, options.cut_above)
     files.write_png(f"{out}_overlay.png", overlay.overlay(image, labels, rough.palette, names))
     files.write_palette_png(f"{out}.png", labels, rough.palette, note)
-    say(f"{out}.png  ({time.monotonic() - start:.1f} s)")
+    say(f"{shown(out)}.png  ({time.monotonic() - start:.1f} s)")

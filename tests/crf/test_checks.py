@@ -152,6 +152,14 @@ def test_either_byte_order():
     np.testing.assert_array_equal(unary_from_probabilities(p.astype(">f4")), unary_from_probabilities(p))
 
 
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_an_unknown_id_is_not_wrapped_into_narrow_labels(xp):
+    known = unary_from_labels(xp.asarray([255], dtype=xp.uint8), 256, confidence=0.7, unknown=-1)
+    np.testing.assert_allclose(np.exp(-np.asarray(known))[0, 255], 0.7, rtol=1e-5)
+    with pytest.raises(ValueError, match="labels hold -1"):
+        unary_from_labels(xp.asarray([-1], dtype=xp.int8), 3, unknown=255)
+
+
 def test_unary_from_labels():
     unary = unary_from_labels(np.array([0, 2, 255], np.uint8), 3, confidence=0.8)
     np.testing.assert_allclose(np.exp(-unary), [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [1 / 3] * 3], rtol=1e-5)

@@ -75,6 +75,18 @@ def test_off_where_labels_repel_themselves(traced):
         np.testing.assert_allclose(plain[1], plain[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("update", ["convergent", "frank_wolfe"])
+def test_off_with_other_updates(update):
+    """They return log q: the labels left out would keep a share that is not theirs."""
+    image = np.full((10, 12, 3), 128, np.uint8)
+    p = np.full((10, 12, 21), 0.025, np.float32)
+    p[..., 0] = 0.5
+    options = {"bilateral": "exact", "normalization": "symmetric", "update": update}
+    whole, pruned = (mean_field(-np.log(p), image, PARAMS, 5, prune=prune, **options) for prune in (False, True))
+    np.testing.assert_allclose(pruned, whole, atol=1e-5)
+    assert float(whole[..., 0].min()) > 0.9
+
+
 def test_off_where_gradients_are_taken(case):
     unary, image = case
 

@@ -42,6 +42,10 @@ def test_exif_turns(tmp_path, photograph):
     }.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
+        for kind in ("TIFF", "JPEG", "WEBP"):  # of a TIFF Pillow gives the size as it is turned
+            Image.fromarray(photograph).save(tmp_path / f"{orientation}.{kind}", kind, exif=exif)
+            assert files.size_of(tmp_path / f"{orientation}.{kind}") == expected.shape[:2], (kind, orientation)
+            assert files.read_photograph(tmp_path / f"{orientation}.{kind}").shape == expected.shape
         path = tmp_path / f"{orientation}.png"
         Image.fromarray(photograph).save(path, exif=exif)
         np.testing.assert_array_equal(files.read_photograph(path), expected)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding, masks, photographs
-from tests.imaging.writers import gray_png, pillow, rgb16_png, tiff
+from tests.imaging.writers import gray_and_opacity16_png, gray_png, pillow, rgb16_png, tiff
 
 ROOT = Path(__file__).resolve().parents[2]
 PALETTE = np.random.default_rng(0).permutation(256)[:, None].repeat(3, 1).astype(np.uint8)
@@ -112,6 +112,20 @@ PHOTOGRAPHS = {
     "palette": ([pillow(GRAY, k, PALETTE) for k in ("PNG", "BMP", "TIFF")], PALETTE[GRAY]),
     "color": ([pillow(PHOTO, k) for k in ("PNG", "BMP", "TIFF", "PPM", "TGA")] + [pillow(PHOTO, "JPEG2000")], PHOTO),
 }
+
+
+def test_opacity_of_16_bits_leaves_the_colors_their_own():
+    """Colors of 12 bits: an opaque 65535 beside them must not make them a sixteenth as bright."""
+    twelve = np.rint(PHOTO / 255 * 4095).astype(np.uint16)
+    opaque = np.full((5, 7, 1), 65535, np.uint16)
+    for data in (rgb16_png(np.dstack([twelve, opaque])), tiff(np.dstack([twelve, opaque]), 16, 2, True)):
+        np.testing.assert_array_equal(photographs.read_photograph(data), PHOTO)
+    seen = SEEN * np.uint16(65535)
+    for white in (4095, 65535):
+        deep = np.rint(GRAY / 255 * white).astype(np.uint16)
+        expected = np.where(SEEN, gray(GRAY), 255)
+        found = photographs.read_photograph(gray_and_opacity16_png(np.dstack([deep, seen])))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_every_kind_of_image_has_its_line_and_its_files():

@@ -18,6 +18,11 @@ def rgb16_png(samples: np.ndarray, hidden: tuple[int, ...] | None = None) -> byt
     return _png(samples, 16, 2 if samples.shape[2] == 3 else 6, hidden)
 
 
+def gray_and_opacity16_png(samples: np.ndarray) -> bytes:
+    """uint16 `[H, W, 2]`, gray and opacity, as a PNG."""
+    return _png(samples, 16, 4)
+
+
 def _png(samples: np.ndarray, bits: int, color: int, hidden: tuple[int, ...] | None = None) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

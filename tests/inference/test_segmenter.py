@@ -11,7 +11,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.inference import tiling
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.segment import Segment
-from deeplab_jax.inference.segmenter import LOG_FLOOR, Segmenter, network_scores
+from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.inference.views import LOG_FLOOR, network_scores
 from deeplab_jax.models import create_model
 from deeplab_jax.models.summary import describe
 from tests.evaluation.fakes import PALETTE, ColorNetwork, config, network_variables, scene
@@ -146,6 +147,24 @@ class SideNetwork:
         side = jnp.linspace(4.0, -4.0, columns)
         scores = jnp.stack([0 * side, side, -side, 0 * side], axis=-1)
         return jnp.broadcast_to(scores, (images.shape[0], (images.shape[1] - 1) // 8 + 1, columns, 4)), {}
+
+
+def test_padding_has_the_border_s_color_in_every_view():
+    """Left black, right white: where the mirrored image ends, resizing to a scale must not blend white into black."""
+    seen = []
+
+    class Spy:
+        def apply(self, variables, images, train=False, valid=None):
+            seen.append((images, valid))
+            return images[:, ::8, ::8], {}
+
+    width, padded = 22, np.zeros((33, 33, 3), np.uint8)
+    padded[:, 10:] = 255
+    sizes = jnp.asarray([[33, width]], jnp.int32)
+    network_scores.__wrapped__(Spy(), {}, jnp.asarray(padded)[None], sizes, scales=(0.75,), mirror=True)
+    ((images, valid),) = seen
+    plain, mirrored = (np.asarray(images)[n, 0, np.asarray(valid)[n, 0], 0] for n in (0, 1))
+    assert plain[0] == 0 and plain[-1] == 255 and mirrored[0] == 255 and mirrored[-1] == 0
 
 
 def test_left_and_right_trade_places_in_the_mirrored_view():
@@ -291,7 +310,7 @@ def test_scores_that_are_not_finite_are_an_error(monkeypatch, iterations):
     one, image = segmenter(), scene((20, 30)).image
     broken = np.full((*one.padded_shape((20, 30)), len(NAMES)), -1.0, np.float32)
     broken[3, 4, 1] = np.nan
-    monkeypatch.setattr(one, "_padded_scores", lambda images, device: [jnp.asarray(broken)])
+    monkeypatch.setattr(one, "_padded_scores", lambda images, device, light: [jnp.asarray(broken)])
     with pytest.raises(UserError, match=r"the marginals are not finite|unary holds NaN"):
         one.labels([image], (iterations,))
     with pytest.raises(UserError, match=r"the marginals are not finite|unary holds NaN"):

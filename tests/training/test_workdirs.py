@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import types
 
 import filelock
 import numpy as np
@@ -14,6 +15,7 @@ from deeplab_jax.files import write_json
 from deeplab_jax.runs.checkpoints import Checkpoints
 from deeplab_jax.runs.record import read_record
 from deeplab_jax.training import loop
+from deeplab_jax.training.selection import Selection
 from deeplab_jax.training.termination import Terminated
 
 SHORT = ("num_steps=4", "log.every=2", "checkpoint.every=2", "eval.every=0", "log.images_every=0")
@@ -149,7 +151,7 @@ def test_a_checkpoint_that_cannot_be_measured_is_not_chosen(runs, tmp_path, monk
     """Where all images that have labels are left out as corrupt; the training continues."""
     monkeypatch.setattr("deeplab_jax.evaluation.workdir.evaluate_split", lambda *_, **__: results)
     config = runs.config("eval.every=2", "eval.select_split=val")
-    state = types.SimpleNamespace(variables=lambda: {})
+    state = types.SimpleNamespace(variables=dict)
     Selection(config, tmp_path, Checkpoints(tmp_path), None, {})(2, state)
     assert "step 2: no pixel of 'val' that could be compared has a label" in capfd.readouterr().err
     assert not (tmp_path / "best.json").exists()

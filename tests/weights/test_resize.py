@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.configs import base
-from deeplab_jax.inference.segmenter import network_scores
+from deeplab_jax.inference.views import network_scores
 from deeplab_jax.models import create_model, resnet
 from deeplab_jax.weights import conversion, files, initial
 from tests.weights import writers
