@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _read(src: Path, files, initial):
-    return initial.read_workdir(src)[0] if src.is_dir() else files.read(src, FLAGS.leave_out)
+    return initial.read_workdir(src, FLAGS.leave_out)[0] if src.is_dir() else files.read(src, FLAGS.leave_out)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,14 @@ PAPER = (
 
 
 def variants(
-    backbone: str = "resnet101", continuous_scale: bool = False, coco_init: str = "", rate_scale: float = 1.0
+    backbone: str = "resnet101",
+    continuous_scale: bool = False,
+    coco_init: str = "",
+    rate_scale: float = 1.0,
+    stages: Sequence[tuple] = (),
 ) -> list[Variant]:
-    """All rows except the last, which is the previous row measured after the CRF."""
+    """All rows except the last, which is the previous row measured after the CRF; `stages` is `config.data.stages`."""
+    fixed = (1.0, 1.0) if continuous_scale else (1.0,)
     rows = []
     for parts, paper in PAPER[:-1]:
         overrides = {"model.head": "plain", "model.fine_branch": 0, "crf.train": "off"}
@@ -49,7 +54,8 @@ def variants(
             overrides |= {"model.head_width": 0, "model.output_stride": 8}
         overrides["model.scales"] = (1.0, 0.75, 0.5) if "MSC" in parts else (1.0,)
         if "Aug" not in parts:
-            overrides["data.scales"] = (1.0, 1.0) if continuous_scale else (1.0,)
+            overrides["data.scales"] = fixed
+            overrides["data.stages"] = tuple((share, tuple(crop), fixed) for share, crop, _ in stages)
         if "COCO" in parts and coco_init:
             overrides["init_from"] = coco_init
         name = "_".join(parts).lower() or "plain"
@@ -67,7 +73,13 @@ def part_cell(part: str, parts: Sequence[str], coco_init: str) -> str:
 def main(argv: Sequence[str]) -> None:
     del argv
     config, out = common.load_config(), Path(FLAGS.out)
-    rows = variants(config.model.backbone, config.data.continuous_scale, FLAGS.coco_init, FLAGS.rate_scale)
+    rows = variants(
+        config.model.backbone,
+        config.data.continuous_scale,
+        FLAGS.coco_init,
+        FLAGS.rate_scale,
+        config.data.stages,
+    )
     chosen = ["none"] if FLAGS.rows == ["none"] else [r for r in FLAGS.rows if r != str(len(PAPER))]
     if chosen != FLAGS.rows and str(len(rows)) not in chosen and FLAGS.rows != ["none"]:
         chosen.append(str(len(rows)))  # the last row is measured on the previous run

@@ -14,6 +14,7 @@ Neither the validation nor the test photographs are used.
 """
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -61,9 +62,11 @@ def without_drive(raw: Path, drive: str, drives: Sequence[str], folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val"):
         for kind in ("", "annot"):
-            link = folder / f"{split}{kind}"
-            if not link.exists():
-                link.symlink_to((raw / f"train{kind}").resolve(), target_is_directory=True)
+            link, target = folder / f"{split}{kind}", (raw / f"train{kind}").resolve()
+            if link.is_symlink() and Path(os.readlink(link)) != target:  # the data are elsewhere now
+                link.unlink()
+            if not link.is_symlink():
+                link.symlink_to(target, target_is_directory=True)
     write_text(folder / "train.txt", "".join(f"{n}\n" for n in kept))
     write_text(folder / "val.txt", "".join(f"{n}\n" for n in left_out))
     return folder
@@ -161,6 +164,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if int(TRIMAP) not in config.eval.trimap_widths:
         config = common.changed(config, {"eval.trimap_widths": (*config.eval.trimap_widths, int(TRIMAP))})
+    if 0 not in config.eval.crf_iterations:
+        raise UserError("config.eval.crf_iterations: must have a 0, the network alone, with which the CRF is compared")
     seeds = [int(seed) for seed in FLAGS.seeds]
     folder = out / f"screened_{FLAGS.screen}" if FLAGS.screen > 1 else out
     if FLAGS.screen > 1:

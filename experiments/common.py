@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from deeplab_jax import cli
-from deeplab_jax.config import set_field
+from deeplab_jax.config import fields, set_field
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
 
@@ -185,12 +185,47 @@ def changed(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
     return config
 
 
+# Fields and groups that do not change what is trained.
+_NO_TRAINING = ("name", "eval", "log", "checkpoint", "search", "data.dir", "data.cache_dir", "data.workers",
+                "data.cache_decoded_mb")  # fmt: skip
+_OF_WEIGHTS = ("model.preprocessing", "model.resize", "model.stride_on")  # `init_from` may decide these
+
+
+def difference(config: ConfigDict, workdir: Path) -> str:
+    """A field in which the run in `workdir` was trained otherwise than `config` says, with both values; "" if none.
+
+    Without a checkpoint there is none.
+    """
+    from deeplab_jax.runs.checkpoints import Checkpoints
+    from deeplab_jax.runs.provenance import config_of
+
+    checkpoints = Checkpoints(workdir, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        return ""
+    before = dict(fields(config_of(workdir, steps[-1], checkpoints.meta(steps[-1]))))
+    left_out = (*_NO_TRAINING, *(_OF_WEIGHTS if config.init_from else ()))
+    left_out += () if config.crf.train == "end_to_end" else ("crf.",)
+    for name, value in fields(config):
+        known = name == "crf.train" or not any(
+            name == skip or name.startswith(f"{skip.rstrip('.')}.") for skip in left_out
+        )
+        if known and name in before and before[name] != value:
+            return f"config.{name}={before[name]} instead of {value}"
+    return ""
+
+
 def run(config: ConfigDict, workdir: Path) -> list[dict]:
     """Trains a config, continuing where an earlier call was stopped, and evaluates it.
 
     Returns:
       One dict per number of CRF iterations; see `deeplab_jax.evaluation.evaluate`.
+
+    Raises:
+      UserError: the workdir holds a run of another config, or the config cannot be run.
     """
+    if other := difference(config, workdir):
+        raise UserError(f"{workdir}: holds a run with {other}; give another --out, or the flags of that run")
     from deeplab_jax.evaluation.workdir import evaluate_workdir
     from deeplab_jax.training import loop
 
@@ -201,7 +236,10 @@ def run(config: ConfigDict, workdir: Path) -> list[dict]:
 
 
 def results_of(config: ConfigDict, workdir: Path) -> list[dict] | None:
-    """The results that the evaluation of a workdir wrote, or None."""
+    """The results that the evaluation of a workdir wrote; None if there are none, or of another training."""
+    if other := difference(config, workdir):
+        print(f"note: {workdir} holds a run with {other}, so its results are not shown", flush=True)
+        return None
     path = workdir / "eval" / f"{config.eval.split}.json"
     try:
         return json.loads(path.read_text())

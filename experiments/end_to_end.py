@@ -18,7 +18,7 @@ runs in training; also 1, and 8 with the exact filter), c_pixels (the loss at ev
 c_no_compatibility, c_iterations10, c_crf_rate10, c_crf_rate100, c_crf_loss_alone (no loss on the scores before the
 CRF), c_unweighted (no class weights after the CRF), c_no_ema, c_stored_norm, c_exact (the filter), c_crfasrnn (Zheng et
 al. 2015); and of a: a_pixels. Row a has --steps steps; the others have as many as fit into the same time, or with
---equal steps the same number. A stopped command continues where it was; rows that have been run before are shown too.
+--equal steps the same number. A stopped command continues where it was.
 
 Choose between rows on held-out images (--config.eval.split=holdout), and use the validation images once.
 """
@@ -82,7 +82,14 @@ class Start:
 
     def seconds(self, row: str, folder: Path) -> float:
         """Seconds per step of the row, measured once for all seeds and stored in `folder`."""
-        about = {"row": overrides_of(row), "batch": self.config.batch_size, "crop": self.config.data.crop}
+        about = {
+            "row": overrides_of(row),
+            "batch": self.config.batch_size,
+            "crop": self.config.data.crop,
+            "model": self.continuation(row, 1).model.to_dict(),
+            "crf": [self.config.crf.train_iterations, self.config.crf.bilateral, self.config.crf.stride],
+            "loss": self.config.loss.to_dict(),
+        }
         path = folder / f"{row}.json"
         return common.remembered(path, about, lambda: [seconds_per_step(self.continuation(row, 1))])[0]
 
@@ -182,7 +189,10 @@ def experiment(
                 raise UserError(f"{base}: was trained end to end; give a run with config.crf.train=off to start from")
         else:
             base = runs.trained(common.changed(seeded, {"crf.train": "off"}), folder / "start")
-        preset = runs.searched_preset(common.changed(seeded, {"crf.train": "off"}), base, config.search.images)
+        own_search = runs.own_preset(base) if start else None  # with the settings of that run
+        preset = own_search or runs.searched_preset(
+            common.changed(seeded, {"crf.train": "off"}), base, config.search.images
+        )
 
         def add(
             row: str, run: Path, kind: str, steps: int, seeded=seeded, seed=seed, folder=folder, first=preset

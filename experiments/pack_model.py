@@ -8,6 +8,7 @@ on the data set in CAMVID and writes the figures into the model's card.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -176,13 +177,20 @@ def _command(config, run: str) -> str:
     """The command that trains this config in `run`: configs/camvid.py, with the differences as flags."""
     shipped = dict(fields(load_config("camvid")))
     changed = [
-        f"--config.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        shlex.quote(f"--config.{name}={_as_flag(value)}")
         for name, value in fields(config)
         if name in shipped and value != shipped[name] and name not in (*PLACES, "name")
     ]
     return " \\\n    ".join(
         [f"python -m deeplab_jax.main --config configs/camvid.py --config.data.dir=CAMVID --workdir {run}", *changed]
     )
+
+
+def _as_flag(value: object) -> str:
+    """A field's value as a flag has it: numbers and names of a tuple separated by commas."""
+    if not isinstance(value, tuple) or any(isinstance(part, tuple) for part in value):
+        return str(value)
+    return ",".join(map(str, value)) + "," * (len(value) == 1)
 
 
 def _figures(out: Path) -> str:

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from deeplab_jax.errors import UserError
 from experiments import common
 
+_NO_DATA = ("cache_dir", "workers", "cache_decoded_mb")  # fields of `config.data` that change no result
+
 
 def trained(config: ConfigDict, workdir: Path) -> Path:
     """Trains the config in `workdir`, continuing where an earlier call was stopped; returns `workdir`."""
@@ -31,7 +33,9 @@ def measure(config: ConfigDict, workdir: Path, folder: Path, *, preset: str | No
       One dict per number of iterations in `config.eval.crf_iterations`; see `deeplab_jax.evaluation.evaluate`.
     """
     from deeplab_jax.evaluation.workdir import evaluate_split
+    from deeplab_jax.inference.segment import digest_of
     from deeplab_jax.runs.checkpoints import load_workdir
+    from deeplab_jax.runs.job import digest
 
     own, variables, meta = load_workdir(workdir)
     config = copy.deepcopy(config)
@@ -43,14 +47,18 @@ def measure(config: ConfigDict, workdir: Path, folder: Path, *, preset: str | No
         config.crf.preset = preset
         config.crf.train = "off"
         variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
-    where = f"{workdir.resolve().name}_{Path(preset).stem if preset else 'own'}.json"
+    place = digest(str(workdir.resolve()))[:8]  # several runs may have one name
+    where = f"{workdir.resolve().name}_{place}_{Path(preset).stem if preset else 'own'}.json"
     read = Path(preset).read_text() if preset and preset.endswith(".json") and Path(preset).is_file() else preset
     about = {
         "workdir": str(workdir.resolve()),
         "step": meta["step"],
         "preset": read,
         "split": config.eval.split,
-        "data": meta["data_fingerprint"],
+        "weights": digest_of([variables[name] for name in sorted(variables)]),
+        "crf": config.crf.to_dict(),
+        "data": {name: value for name, value in config.data.to_dict().items() if name not in _NO_DATA},
+        "seed": config.seed,
         "eval": config.eval.to_dict(),
     }
 
@@ -68,15 +76,20 @@ def own_preset(workdir: Path) -> str | None:
 
 
 def searched_preset(config: ConfigDict, workdir: Path, images: int) -> str:
-    """The preset file of a run's parameter search; the search is run if there is none.
+    """The preset file of a run's parameter search on this many held-out images.
+
+    The search continues from what it has measured, so one that has been done takes seconds. A run's own preset is
+    used if no images are to be searched on, or none are held out.
 
     Raises:
-      UserError: the config has no held-out images to search on.
+      UserError: the config has no held-out images to search on, and the run no preset.
     """
+    from deeplab_jax.data import has_holdout
+
     found = own_preset(workdir)
-    if found:
+    if found and not (images and has_holdout(config.data)):
         return found
-    if not config.data.holdout:
+    if not has_holdout(config.data):
         raise UserError(
             "the CRF's parameters are searched on images that are not used for training; set some aside with "
             "--config.data.holdout=N, or search with deeplab_jax.crf_search first"

@@ -60,6 +60,20 @@ def plot(curves: Mapping[str, Mapping]):
     return figure
 
 
+def labels_of(workdirs: Sequence[Path]) -> list[str]:
+    """Each run's name, with as many of its folders as it takes to tell it from the others.
+
+    >>> labels_of([Path("r/seed0/camvid"), Path("r/seed1/camvid")])
+    ['seed0/camvid', 'seed1/camvid']
+    """
+    parts = [workdir.resolve().parts for workdir in workdirs]
+    for count in range(1, max(map(len, parts), default=1) + 1):
+        labels = ["/".join(part[-count:]) for part in parts]
+        if len(set(labels)) == len(set(parts)):
+            return labels
+    return [str(workdir) for workdir in workdirs]
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
     from experiments.runs import measure, own_preset, trained
@@ -72,11 +86,11 @@ def main(argv: Sequence[str]) -> None:
         "eval.overlays": 0,
     }
     curves = {}
-    for workdir in workdirs:
+    for workdir, label in zip(workdirs, labels_of(workdirs)):
         results = measure(
             common.changed(config, overrides), workdir, out / "results", preset=FLAGS.preset or own_preset(workdir)
         )
-        prefix = f"{workdir.name}, " if len(workdirs) > 1 else ""
+        prefix = f"{label}, " if len(workdirs) > 1 else ""
         for r in results:
             name = f"CRF, {r['crf_iterations']} iterations" if r["crf_iterations"] else "network alone"
             curves[prefix + name] = r

@@ -68,6 +68,14 @@ class Architecture:
             raise ValueError(
                 f"config.model.head_rates={self.head_rates}: head '{self.head}' has one branch; give one rate"
             )
+        small = self.backbone == "resnet_small"  # whose head has a branch without a rate
+        if self.head == "aspp" and not self.head_rates and not small:
+            raise ValueError("config.model.head_rates=(): head 'aspp' needs at least one rate, as in (6, 12, 18, 24)")
+        if self.head_kernel != 3 and (small or (self.backbone == "vgg16" and self.head == "aspp")):
+            raise ValueError(
+                f"config.model.head_kernel={self.head_kernel}: {self.backbone} with head '{self.head}' has 3x3 "
+                "kernels; leave it at 3"
+            )
         if self.head != "plain":
             _ = self.rates
 

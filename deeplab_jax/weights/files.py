@@ -34,6 +34,14 @@ _REFUSED = {
 _REFUSED |= dict.fromkeys((".index", ".meta", ".pb"), _REFUSED[".ckpt"])
 
 
+def check_expression(leave_out: str) -> None:
+    """Raises `UserError` if the names of layers to leave out are not a regular expression."""
+    try:
+        re.compile(leave_out)
+    except re.error as e:
+        raise UserError(f"--leave_out={leave_out}: is not a regular expression ({e})") from e
+
+
 def read(path: str | os.PathLike, leave_out: str = "") -> Source:
     """Reads any supported weights file by its suffix.
 
@@ -48,10 +56,7 @@ def read(path: str | os.PathLike, leave_out: str = "") -> Source:
     if not path.is_file():
         what = "is not a regular file" if path.exists() else "no such file"
         raise UserError(f"{path}: {what}; give a .caffemodel, .pth, .safetensors or .h5 file, or a workdir")
-    try:
-        re.compile(leave_out)
-    except re.error as e:
-        raise UserError(f"--leave_out={leave_out}: is not a regular expression ({e})") from e
+    check_expression(leave_out)
     suffix = path.suffix.lower()
     if suffix == ".caffemodel":
         return caffe.read(path, leave_out)

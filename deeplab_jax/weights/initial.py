@@ -77,17 +77,18 @@ def located(path: str | os.PathLike) -> Path:
     return Path(path) if folder is None else folder / box.WEIGHTS
 
 
-def read_workdir(workdir: Path) -> tuple[Source, Any]:
-    """A run's network as a source, and the run's config.
+def read_workdir(workdir: Path, leave_out: str = "") -> tuple[Source, Any]:
+    """A run's network as a source, and the run's config; for `leave_out` see `Source`.
 
     Raises:
-      UserError: it has no finished checkpoint.
+      UserError: it has no finished checkpoint, or `leave_out` is not a regular expression.
     """
+    files.check_expression(leave_out)
     # imported late: only workdirs need it
     from deeplab_jax.runs.checkpoints import load_workdir
 
     config, variables, _ = load_workdir(workdir)
-    source = Source(str(workdir), "a workdir", ours=True, settings=settings_of(config.model))
+    source = Source(str(workdir), "a workdir", ours=True, settings=settings_of(config.model), leave_out=leave_out)
     for variable, value in flatten_dict(variables).items():
         layer, _, leaf = transfer.full_name(variable).rpartition("/")
         source.add(layer, leaf, np.asarray(value))

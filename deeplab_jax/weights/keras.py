@@ -80,7 +80,10 @@ class _Reader:
         dataset = self.child(group, name)
         if dataset.external or dataset.is_virtual:
             raise ValueError(f"'{name}' is in another file, which is not opened")
-        self._left -= int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
+        size = int(np.prod(dataset.shape, dtype=object))
+        if dataset.chunks:  # inflated whole, however little of them is used
+            size = max(size, int(np.prod(dataset.chunks, dtype=object)))
+        self._left -= size * dataset.dtype.itemsize
         if self._left < 0:
             raise ValueError(f"'{name}' of shape {dataset.shape} claims more than the file holds")
         return dataset[()]

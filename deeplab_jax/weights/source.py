@@ -44,7 +44,8 @@ class Source:
 
     def add(self, layer: str, leaf: str, array: np.ndarray) -> None:
         """Adds one array as float32; raises `UserError` if it holds NaN or infinity."""
-        if self.leave_out and re.search(self.leave_out, layer):
+        bare = layer.rpartition("/")[2] if self.ours else layer  # head/fc1_c0 is fc1_c0 in the released files
+        if self.leave_out and (re.search(self.leave_out, layer) or re.search(self.leave_out, bare)):
             self.left_out[layer] = NOT_WANTED
             return
         if f"{layer}/{leaf}" in self.arrays:

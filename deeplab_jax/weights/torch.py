@@ -5,6 +5,7 @@ tensors and plain containers and refuses the rest. `.safetensors` does not need 
 """
 
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
             f"{path}: reading it requires PyTorch (pip install torch); a .safetensors of the same weights does not"
         ) from e
     check_version(path, torch.__version__)
+    _check_members(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged pickle can fail in any way
@@ -54,6 +56,19 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: holds tensors that are not plain arrays (sparse, quantized or without values); save dense ones"
         ) from e
+
+
+def _check_members(path: Path) -> None:
+    """Raises UserError for a zip that holds more than its size allows: PyTorch stores members, and inflates others."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
+        raise UserError(f"{path}: {_why_refused(e)}") from e
+    if claimed > _LARGEST * path.stat().st_size + 2**20:
+        raise UserError(f"{path}: claims {claimed / 2**30:.1f} GiB of weights, which the file does not hold; refused")
 
 
 def _why_refused(error: Exception) -> str:

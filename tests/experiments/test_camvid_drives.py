@@ -35,6 +35,11 @@ def test_the_drive_left_out_is_what_is_measured(config, tmp_path, monkeypatch):
     assert [(e["drive"], e["seed"]) for e in found] == [("A", 5), ("B", 5)]
     with pytest.raises(UserError, match=r"train\.txt: names no photograph of drive C; check --drives"):
         camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("C", "A"), left_out=("C",), seeds=(5,))
+    moved = (tmp_path / "camvid").rename(tmp_path / "moved")
+    config.data.dir = str(moved)
+    camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("A", "B"), left_out=("A",), seeds=(5,))
+    assert seen[-1][2]["val"] == seen[0][2]["val"]
+    assert (tmp_path / "out/drives/A/train").resolve() == moved / "train"
     config.data.dir = ""
     with pytest.raises(UserError, match="is not set to SegNet's CamVid folder"):
         camvid_drives.experiment(config, tmp_path / "out", "shipped", drives=("A",), left_out=("A",), seeds=(5,))

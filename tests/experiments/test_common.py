@@ -4,8 +4,10 @@ import pytest
 
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
+from deeplab_jax.runs.checkpoints import Checkpoints
 from experiments import common
 from experiments.common import Table, Variant
+from tests.toy_workdir import toy_config, write_toy_workdir
 
 TABLE = Table("Title", ("system", "paper", "ours"), [("LargeFOV", 67.64, None), ("7x7", None, 134346581)], ("A note.",))
 
@@ -74,6 +76,28 @@ def test_network_alone_and_longest_crf_are_told_apart():
     assert common.mean_iou(common.at_iterations(results, -1)) == pytest.approx(70)
     assert common.at_iterations(results[1:], -1) is None
     assert common.at_iterations(None, 0) is None
+
+
+def test_a_run_of_other_flags_is_neither_continued_nor_shown(tmp_path, capsys):
+    workdir = write_toy_workdir(tmp_path / "w")
+    config = toy_config()
+    flat, meta = Checkpoints(workdir).restore(7)
+    Checkpoints(workdir).save(8, flat, meta | {"config": config.to_dict()})
+    (workdir / "eval").mkdir()
+    (workdir / "eval" / "val.json").write_text("[]")
+    same = common.changed(config, {"data.dir": "/elsewhere", "eval.mirror": True, "log.every": 1, "crf.iterations": 3})
+    assert common.difference(same, workdir) == "" and common.results_of(same, workdir) == []
+    assert common.difference(config, tmp_path / "new") == ""
+    for change, words in (
+        ({"optimizer.learning_rate": 0.5}, "config.optimizer.learning_rate=0.00025 instead of 0.5"),
+        ({"init_from": "RUN"}, "config.init_from= instead of RUN"),
+        ({"crf.train": "end_to_end"}, "config.crf.train=off instead of end_to_end"),
+    ):
+        other = common.changed(config, change)
+        assert common.difference(other, workdir) == words
+        with pytest.raises(UserError, match=f"^{workdir}: holds a run with {words}; give another --out"):
+            common.run(other, workdir)
+        assert common.results_of(other, workdir) is None and words in capsys.readouterr().out
 
 
 def test_ours_is_empty_until_run_and_comes_from_the_results_after(tmp_path, capsys):

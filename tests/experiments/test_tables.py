@@ -74,6 +74,12 @@ def test_resnet_ablation_is_v2_table_4():
     assert [len(c.data.scales) for c in built] == [1, 1, 1, 5, 5, 5]
     assert [c.init_from for c in built] == ["", "", *["runs/coco"] * 4]
     assert [v.cells[1] for v in ablation_resnet.variants()][2] == "paper only"
+    staged = ablation_resnet.variants(stages=((0.5, (161, 209), (0.5, 1.0)),), continuous_scale=True)
+    plain, augmented = staged[0].overrides, staged[3].overrides
+    assert (plain["data.scales"], plain["data.stages"]) == ((1.0, 1.0), ((0.5, (161, 209), (1.0, 1.0)),))
+    assert not {"data.scales", "data.stages"} & {*augmented}
+    changed = common.changed(load_config("camvid"), plain)
+    assert changed.data.stages == plain["data.stages"]
     assert built[-1].model == load_config("voc_aspp_l").model
     plain = load_config("voc_resnet101")
     assert (built[0].model.head, built[0].data.scales) == (plain.model.head, plain.data.scales)

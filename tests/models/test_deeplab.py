@@ -126,6 +126,12 @@ def test_head_rates_follow_the_output_stride():
         ({"scales": (0.5, 1.0)}, "scales"),
         ({"output_stride": 4}, "output_stride"),
         ({"head": "largefov"}, "head_rates"),
+        (
+            {"backbone": "resnet50", "head": "aspp", "head_rates": ()},
+            r"head_rates=\(\): head 'aspp' needs at least one rate",
+        ),
+        ({"backbone": "vgg16", "head_kernel": 7}, "head_kernel=7: vgg16 with head 'aspp' has 3x3 kernels"),
+        ({"head_kernel": 7}, "head_kernel=7: resnet_small with head 'aspp' has 3x3 kernels"),
     ],
 )
 def test_impossible_networks_are_refused(fields, word):

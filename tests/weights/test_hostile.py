@@ -31,6 +31,10 @@ def keras(path, fill):
     ("fill", "says"),
     [
         (lambda g: g.create_dataset("kernel:0", HUGE, "f4", chunks=(64, 64)), "claims more than the file holds"),
+        (
+            lambda g: g.create_dataset("kernel:0", (8,), "f4", chunks=(20_000_000,), maxshape=(None,)),
+            "claims more than",
+        ),
         (lambda g: g.create_dataset("kernel:0", (8,), "f4", external=[("/etc/passwd", 0, 32)]), "in another file"),
         (lambda g: g.__setitem__("kernel:0", h5py.ExternalLink("other.h5", "/x")), "not followed"),
         (lambda g: g.__setitem__("kernel:0", h5py.SoftLink("/conv1_conv")), "not followed"),
@@ -157,3 +161,13 @@ def test_a_tensor_that_is_larger_than_its_file(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1).expand(*HUGE)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"claims 149\.0 GiB"):
         files.read(tmp_path / "w.pth")
+
+
+def test_a_pth_whose_members_are_compressed_is_not_inflated(tmp_path, monkeypatch):
+    """PyTorch stores its members; others are refused before PyTorch sees them."""
+    torch = pytest.importorskip("torch")
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(50_000_000))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(UserError, match=r"bomb\.pth: claims 0\.0 GiB of weights, which the file does not hold"):
+        reader.read_pth(tmp_path / "bomb.pth")

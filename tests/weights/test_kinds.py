@@ -164,6 +164,8 @@ def test_a_head_is_never_lost_in_conversion(tmp_path, head):
     lost = "head/fc1/kernel" if head == "plain" else "head/fc1_c0/kernel"
     with pytest.raises(UserError, match=f"{lost}.*its head is {head} .* the config's is {other.head}"):
         conversion.convert(source, other, tmp_path / "w.safetensors")
+    bare = files.read(tmp_path / "all.safetensors", leave_out="^(fc1|fc8)")  # what the error advises
+    assert not [name for name in bare.arrays if name.startswith("head/")] and len(bare.arrays) < len(source.arrays)
     trunk = files.read(tmp_path / "all.safetensors", leave_out="^head/")
     report = conversion.convert(trunk, other, tmp_path / "w.safetensors")
     assert all(name.startswith("head/") for name in report.missing) and report.missing

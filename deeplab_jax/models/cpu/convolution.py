@@ -294,7 +294,8 @@ def sum_of_atrous_convs(x: jax.Array, kernels: list[jax.Array], rates: tuple[int
     products = lax.dot_general(x, taps, (((3,), (0,)), ((), ())))
     total, zero = jnp.zeros((batch, height, width, d), x.dtype), np.zeros((), x.dtype)[()]
     for n, (rate, i, j) in enumerate(itertools.product(rates, range(side), range(side))):
-        dy, dx = (i - side // 2) * rate, (j - side // 2) * rate
+        before = (side - 1) * rate // 2  # the padding of `plain_conv`; even sides have no middle
+        dy, dx = i * rate - before, j * rate - before
         if abs(dy) < height and abs(dx) < width:
             tap = lax.slice_in_dim(products, n * d, (n + 1) * d, axis=3)
             # A negative edge crops, so this shifts and fills with zeros.

@@ -40,10 +40,12 @@ def test_taps_are_used_on_cpu():
     assert "custom_vjp" in str(jax.make_jaxpr(convolution.conv)(normal(0, (1, 5, 5, 96)), w))
 
 
-@pytest.mark.parametrize("rates", [(6, 12, 18, 24), (2, 4, 8, 12), (12,)])
-def test_sum_of_atrous_convs_is_the_definition(rates):
+@pytest.mark.parametrize(
+    ("rates", "side"), [((6, 12, 18, 24), 3), ((2, 4, 8, 12), 3), ((12,), 3), ((1, 3), 4), ((2,), 7)]
+)
+def test_sum_of_atrous_convs_is_the_definition(rates, side):
     x = normal(0, (2, 15, 21, 16))  # rates 18 and 24 reach beyond the map
-    kernels = [normal(i, (3, 3, 16, 5)) for i in range(len(rates))]
+    kernels = [normal(i, (side, side, 16, 5)) for i in range(len(rates))]
 
     def plain(x, kernels):
         return sum(convolution.plain_conv(x, k, 1, r) for k, r in zip(kernels, rates))
