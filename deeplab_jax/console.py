@@ -4,10 +4,23 @@ import os
 import sys
 import time
 
+_outlives = False
+
 
 def say(message: str) -> None:
     """Prints one line of progress on stderr; only results go to stdout."""
-    print(message, file=sys.stderr, flush=True)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        if not _outlives:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def outlive_readers() -> None:
+    """From here on lines that nobody reads any more are no error: the end of a training must be saved."""
+    global _outlives
+    _outlives = True
 
 
 def shown(text: str | os.PathLike) -> str:

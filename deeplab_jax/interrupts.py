@@ -3,6 +3,7 @@
 The first import of every command (see `deeplab_jax/__init__.py`), so it imports nothing slow.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,7 +29,8 @@ def end_at_once() -> None:
 def now(status: int = STATUS, line: bytes = _LINE) -> None:
     """Ends the process without Python's own shutdown, whose handlers another Ctrl-C could interrupt."""
     if line:
-        os.write(2, line)
+        with contextlib.suppress(OSError):  # its reader is gone, as a pipe's is after the same Ctrl-C
+            os.write(2, line)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -46,7 +46,7 @@ def mean_field_any(
       bilateral: "permutohedral", "exact" or "separable".
       normalization: "none", "before", "after", "symmetric".
       radius: (x, y) where the smoothness kernel is cut off; see `radius_for`. None = not at all, which is slower.
-      prune: leaves out labels that cannot win (see `crf.pruning`).
+      prune: leaves out labels that win nowhere (see `crf.pruning`).
 
     Returns:
       [H, W, C] float32.

@@ -20,6 +20,7 @@ from deeplab_jax.crf.kernels import (
 )
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import (
+    WEIGHT_FIELDS,
     Array,
     CRFParams,
     Value,
@@ -135,6 +136,11 @@ def kl_free_energy(
     mask = as_mask(mask)
     checks.check_compatibility(compatibility, unary.shape[-1])
     check_params(params)
+    for name in WEIGHT_FIELDS:
+        checks.check_weight(getattr(params, name), name, unary.shape[-1])
+    for n, (features, weight) in enumerate(kernels):
+        checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
+        checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
     weights = tuple(w for _, w in kernels)
     every = [params.bilateral_weight, params.gaussian_weight, *weights]
     convergent.check_affinities(every, compatibility, unary.shape[-1], "the CRF")
@@ -148,8 +154,8 @@ def kl_free_energy(
         extra=(filters.for_points(chosen),) * len(kernels),
         include_self=include_self,
     )
-    features = tuple(as_array(f) for f, _ in kernels)
-    return _free_energy(q, unary, image, params, compatibility, mask, features, weights, options)
+    points = tuple(as_array(f) for f, _ in kernels)
+    return _free_energy(q, unary, image, params, compatibility, mask, points, weights, options)
 
 
 @partial(jax.jit, static_argnames="options")

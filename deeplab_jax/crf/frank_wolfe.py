@@ -25,7 +25,8 @@ from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
 
 REGULARIZERS = ("entropy", "euclidean")
-_SMALLEST = 1e-30  # of a marginal where its logarithm is asked for
+_SMALLEST = 1e-30  # of a marginal where its logarithm is multiplied
+_NEVER = -1e30  # the log probability of a marginal of 0, and the least that a weak regularizer may make of a score
 
 
 def iterate(
@@ -69,8 +70,13 @@ def iterate(
 def minimizer(descent: jax.Array, strength: jax.Array | float, regularizer: str) -> jax.Array:
     """The P in the simplex that minimizes -descent.P + strength R(P), per point; descent [N, C], P [N, C]."""
     if regularizer == "entropy":
-        return jax.nn.softmax(descent / strength, axis=-1)
-    return project(descent / strength)
+        return jax.nn.softmax(_divided(descent, strength), axis=-1)
+    return project(_divided(descent, strength))
+
+
+def _divided(descent: jax.Array, strength: jax.Array | float) -> jax.Array:
+    """Scores over the regularizer's weight; ruled-out labels stay finite."""
+    return jnp.maximum((descent - descent.max(-1, keepdims=True)) / strength, _NEVER)
 
 
 def project(values: jax.Array) -> jax.Array:
@@ -103,10 +109,12 @@ def _gain(descent: jax.Array, q: jax.Array, p: jax.Array, strength: jax.Array, r
     Summed from terms that vanish with P - Q: a difference of sums over the image would be noise near the end.
     """
     if regularizer == "entropy":  # strength times the KL divergence of Q from P
-        log_p = jax.nn.log_softmax(descent / strength, axis=-1)
-        return strength * (p - q + q * (_logits(q) - log_p)).sum()
+        log_p = jax.nn.log_softmax(_divided(descent, strength), axis=-1)
+        log_q = jnp.log(jnp.maximum(q, _SMALLEST))
+        return strength * (p - q + jnp.where(q > 0, q * (log_q - log_p), 0)).sum()
     return ((descent - 0.5 * strength * (p + q)) * (p - q)).sum()
 
 
 def _logits(q: jax.Array) -> jax.Array:
-    return jnp.log(jnp.maximum(q, _SMALLEST))
+    """log q, of which the softmax is q, zeros included."""
+    return jnp.where(q > 0, jnp.log(jnp.where(q > 0, q, 1)), _NEVER)

@@ -80,7 +80,7 @@ def mean_field(
       return_all: also the marginals before the first and after each iteration, [T + 1, ...]; numbers of iterations
         request only those, in their order.
       return_log: log marginals instead of marginals.
-      prune: True leaves labels that cannot win out of the filtering (see `deeplab_jax.crf.pruning`); False filters all;
+      prune: True leaves labels that win nowhere out of the filtering (see `crf.pruning`); False filters all;
         None does so in plain calls (see `deeplab_jax.crf.plain`). All are filtered where gradients are taken.
       cutoff: for "exact": kernel values below it may be skipped (see `exact.build`).
       storage_dtype: data type of the marginals between iterations (`jnp.bfloat16`); arithmetic stays float32.
@@ -162,6 +162,7 @@ def mean_field_features(
     include_self: bool = True,
     return_all: bool | Sequence[int] = False,
     return_log: bool = False,
+    prune: bool | None = None,
     cutoff: float | None = None,
     storage_dtype: Any = None,
 ) -> jax.Array:
@@ -172,7 +173,7 @@ def mean_field_features(
       kernels: pairs of features [N, D], divided by their standard deviations, and a weight (number, [C] or [C, C]).
       iterations: T >= 0.
       bilateral: "permutohedral", "exact" or "auto": the filter of all kernels.
-      mask: [N]; for this and the other arguments see `mean_field`.
+      mask: [N]; for this and the other arguments see `mean_field`. Labels are pruned (`prune`) by runs of points.
 
     Returns:
       q with the unary's shape, non-negative, sums to 1 over C; [T + 1, N, C] with `return_all`, or as many.
@@ -216,6 +217,7 @@ def mean_field_features(
         return_all=counts is not None or bool(return_all),
         counts=counts,
         return_log=return_log,
+        prune=prune,
         storage_dtype=storage_dtype,
     )
     points = tuple(as_array(f) for f, _ in kernels)

@@ -24,7 +24,7 @@ class Options:
       return_all: marginals of several numbers of iterations.
       counts: which ones; None = 0, 1, ..., T.
       return_log: log marginals.
-      prune: leaves out labels that cannot win; None = in plain calls only.
+      prune: leaves out labels that win nowhere; None = in plain calls only.
       storage_dtype: of marginals between iterations.
     """
 

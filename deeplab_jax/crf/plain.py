@@ -1,6 +1,6 @@
 """The plain call: concrete arrays, on the CPU, without gradients. It runs one program for many sizes (`ready`).
 
-Labels that cannot win are left out (`pruning`). In cases that are not covered here (the result is None) `mean_field`
+Labels that win nowhere are left out (`pruning`). In cases that are not covered here (the result is None) `mean_field`
 runs a program compiled for the given shapes.
 """
 
@@ -47,6 +47,14 @@ def _device(leaves: Sequence[Any]) -> jax.Device | None:
     return devices[0] if len(set(devices)) == 1 and devices[0].platform == "cpu" else None
 
 
+def _placed(out: np.ndarray, device: jax.Device | None, leaves: Sequence[Any]) -> jax.Array:
+    """A result on the CPU of `_device`; committed to it, as of a compiled program, only if an argument was."""
+    if any(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves):
+        return jax.device_put(out, device)
+    with jax.default_device(device):
+        return jax.device_put(out)
+
+
 def image_marginals(
     unary: Array,
     image: Array,
@@ -58,7 +66,8 @@ def image_marginals(
     options: Options,
 ) -> jax.Array | None:
     """Like `mean_field`, for unary [H, W, C] or [B, H, W, C]; None if the features span too wide a range."""
-    device = _device(jax.tree.leaves((unary, image, params, mask, features)))
+    leaves = jax.tree.leaves((unary, image, params, mask, features))
+    device = _device(leaves)
     height, width, labels = unary.shape[-3:]
     flat = lambda x, last: np.asarray(x).reshape(-1, height * width, *last)  # noqa: E731
     unaries, images, masks = (
@@ -81,7 +90,7 @@ def image_marginals(
     # The batch axis follows the axis of iterations, if all are requested.
     out = np.stack(results, -3) if len(results) > 1 else results[0][..., None, :, :]
     out = out.reshape(*out.shape[:-3], *unary.shape)
-    return jax.device_put(out.astype(unary.dtype, copy=False), device)
+    return _placed(out.astype(unary.dtype, copy=False), device, leaves)
 
 
 def point_marginals(
@@ -93,13 +102,14 @@ def point_marginals(
     options: Options,
 ) -> jax.Array | None:
     """Like `mean_field_features`; None if the features span too wide a range."""
-    device = _device(jax.tree.leaves((unary, mask, features)))
+    leaves = jax.tree.leaves((unary, mask, features))
+    device = _device(leaves)
     built = _Kernels.build(list(map(np.asarray, features)), None, mask, options, device)
     if built is None:
         return None
     start = built.start(np.asarray(unary), compatibility is None and _simple(weights))
     q = built.marginals(start, weights, compatibility)
-    return jax.device_put(q.astype(unary.dtype, copy=False), device)
+    return _placed(q.astype(unary.dtype, copy=False), device, leaves)
 
 
 def for_weights(
@@ -132,7 +142,7 @@ def for_weights(
 
 
 def _simple(weights: Sequence[Value]) -> bool:
-    """Whether labels that cannot win may be left out: all labels count alike, and none repels itself."""
+    """Whether labels that win nowhere may be left out: all labels count alike, and none repels itself."""
     return all(np.ndim(weight) == 0 and np.asarray(weight) >= 0 for weight in weights)
 
 
@@ -214,7 +224,7 @@ class _Kernels:
 
 
 class _Start:
-    """The log probabilities to start from, with labels that cannot win merged into one, the rest.
+    """The log probabilities to start from, with labels that win nowhere merged into one, the rest.
 
     Attributes:
       labels: C.

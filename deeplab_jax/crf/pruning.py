@@ -1,7 +1,8 @@
-"""Label pruning at inference: labels that cannot win are left out of the filtering.
+"""Label pruning at inference: labels that win nowhere are left out of the filtering.
 
-The rule: a label is kept if before the first iteration it is the likeliest of any pixel, or its greatest marginal over
-all pixels is at least `RATIO` of the greatest of all labels. The others receive no messages and are merged into one
+The rule: a label is kept if before the first iteration it is the likeliest of any pixel, or on average over any `RUN`
+consecutive pixels, since noise of other labels may cancel in the filtering, or if its greatest marginal over all pixels
+is at least `RATIO` of the greatest of all labels. The others receive no messages and are merged into one
 more label, the rest, so that the kept labels have the same share of each pixel as before. The number of filtered labels
 is the smallest of a few static sizes (`SIZES`) that holds the kept ones, chosen inside jit; spare places go to the next
 most likely labels.
@@ -26,6 +27,7 @@ from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import is_traced
 
 RATIO = 0.125  # of the greatest marginal of all pixels and labels
+RUN = 256  # pixels, row by row
 SIZES = (3, 7, 11, 15, 23, 31, 63, 127)  # plus one for the rest, these fill the rows of vertex values
 
 
@@ -92,7 +94,10 @@ def reached(q: np.ndarray, logits: np.ndarray, valid: np.ndarray | None = None) 
     wins = logits >= logits.max(axis=0)
     if valid is not None:
         q, wins = q[:, valid > 0], wins[:, valid > 0]
-    return wins.any(axis=1), q.max(axis=1, initial=0)
+    won = wins.any(axis=1)
+    if q.shape[1]:
+        won[np.add.reduceat(q, range(0, q.shape[1], RUN), axis=1).argmax(axis=0)] = True
+    return won, q.max(axis=1, initial=0)
 
 
 def kept(wins: np.ndarray, greatest: np.ndarray) -> np.ndarray:
@@ -107,4 +112,7 @@ def candidates(logits: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Ar
     if mask is not None:
         q, wins = jnp.where(mask[:, None], q, 0), wins & mask[:, None]
     reached = q.max(axis=0)
-    return reached, wins.any(axis=0) | (reached >= RATIO * reached.max())
+    runs = jnp.pad(q, ((0, -len(q) % RUN), (0, 0))).reshape(-1, RUN, q.shape[1]).sum(axis=1)
+    most = runs.max(axis=1, keepdims=True)  # 0 where all pixels of a run are masked
+    wins = wins.any(axis=0) | ((runs == most) & (most > 0)).any(axis=0)
+    return reached, wins | (reached >= RATIO * reached.max())

@@ -114,7 +114,10 @@ class Checkpoints:
         self._write_best()
         kept = {*self.steps()[-self.keep :], self.best_step()}
         for old in set(self.steps()) - kept:
-            self._delete(old)
+            try:
+                self._delete(old)
+            except OSError as e:  # the new one is complete; the next start removes what is left of the old one
+                say_on_stderr(f"warning: {self._folder / str(old)}: could not be deleted ({reason(e)})")
 
     def restore(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
         """Reads one checkpoint as (flat name -> array, meta).
@@ -308,13 +311,14 @@ class Checkpoints:
         self._writing.reload()
 
 
-def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, dict, dict]:
+def load_workdir(workdir: str | Path, step: int | None = None, attempts: int = 3) -> tuple[ConfigDict, dict, dict]:
     """Opens a training workdir; changes nothing in it, so that the training may be running.
 
     Args:
       workdir: a folder that `main` wrote.
       step: the checkpoint; None = the best if one was chosen, else the newest complete one. A best or newest one that
         is incomplete is skipped, which is reported on stderr.
+      attempts: how often another is chosen if a running training deletes the chosen one.
 
     Returns:
       (config, variables, meta): the run's ConfigDict, whose `model` is the one that the checkpoint was trained with;
@@ -343,7 +347,12 @@ def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDi
     chosen = checkpoints.newest_whole() if wanted is None or problem else wanted
     if chosen is None:
         raise UserError(f"{workdir}: has no complete checkpoint yet; wait until its training has written one")
-    flat, meta = checkpoints.read(chosen)  # its digests were just checked
+    try:
+        flat, meta = checkpoints.read(chosen)  # its digests were just checked
+    except Exception as e:
+        if step is None and attempts > 1:  # the training has deleted it meanwhile, and saved another
+            return load_workdir(workdir, None, attempts - 1)
+        raise UserError(f"{workdir}: checkpoint {chosen} cannot be read ({reason(e)}); run the command again") from e
     try:
         meta = schema.meta(meta)
     except ValueError as e:

@@ -168,7 +168,8 @@ class _Meeting:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Removes files of an earlier run: later ones are from processes of this run.
             for old in self._folder.iterdir() if self._index == 0 else [self._path(self._index)]:
-                old.unlink(missing_ok=True)
+                if not old.name.startswith("."):  # another process is about to rename it
+                    old.unlink(missing_ok=True)
             write_json(self._path(self._index), self._state)
         except OSError as e:
             raise UserError(f"{self._folder}: cannot be written ({e.strerror}), so the processes cannot meet") from e
@@ -247,6 +248,8 @@ class _Meeting:
         """Process k's report, if it has ended; in this order, a report written just before the end is not missed."""
         gone = self._gone(k)
         self._look(k)
+        if not self._peers[k].lives:  # what it says is an earlier run's
+            return Report(k, None, gone) if gone else None
         state = self._peers[k].state or {}
         if state.get("does") == "reports" and isinstance(state.get("report"), dict):
             return Report(k, state["report"])

@@ -1,6 +1,7 @@
 """One writer per workdir: a lock that lives as long as its process, however the process ends."""
 
 import contextlib
+import errno
 import os
 import socket
 import tempfile
@@ -12,6 +13,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json, reason, write_json
 from deeplab_jax.runs import processes
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _LOCK, _HOLDER = ".writer.lock", ".writer.json"
 
 
@@ -39,11 +41,11 @@ def writing(workdir: str | Path) -> Iterator[None]:
         raise UserError(
             f"{workdir}: {_holder(workdir)} is writing there; wait until it ends, or give another --workdir"
         ) from e
-    except NotImplementedError:
-        say(f"warning: {workdir}: this file system has no locks; make sure that no second command writes there")
-        yield
-        return
-    except OSError as e:
+    except (NotImplementedError, OSError) as e:
+        if isinstance(e, NotImplementedError) or e.errno in _NO_LOCKS:
+            say(f"warning: {workdir}: this file system has no locks; make sure that no second command writes there")
+            yield
+            return
         raise UserError(f"{workdir}: cannot be written ({reason(e)}); give another --workdir") from e
     try:
         if lock.lock_counter == 1:

@@ -182,6 +182,8 @@ def commit() -> str:
             return ""
         return run.stdout.strip() if run.returncode == 0 else ""
 
+    if not git("ls-files", Path(__file__).name):  # the package is installed within another project's checkout
+        return ""
     head = git("rev-parse", "HEAD")
     return head + ("+" if head and git("status", "--porcelain", "--untracked-files=no") else "")
 

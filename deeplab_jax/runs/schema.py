@@ -181,8 +181,8 @@ def problem(settings: ConfigDict) -> str:
     values = dict(fields(settings))
     return (
         _no_numbers(values)
-        or _of_another_type(settings)
         or _out_of_range(values, RANGES | RANGES_OF_TRAINING, (*_NOT_EMPTY, *_GRID))
+        or _of_another_type(settings)
         or _no_choice(values, CHOICES)
         or _unfit(values, settings.model)
     )

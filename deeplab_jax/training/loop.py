@@ -146,6 +146,8 @@ class Run:
         skipped = int(unreplicate(self.state).skipped)
         if skipped:
             say(f"{skipped} steps were skipped for a non-finite gradient or update")
+        if processes.any_process(bool(self.stop.arrived), ask=True):  # after the last step, or where none was left
+            self.end()
         self.reporter.close()
 
     def compile(self, batch: dict) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from deeplab_jax import console
 from deeplab_jax.console import say
 from deeplab_jax.interrupts import importing, now
 
@@ -91,7 +92,10 @@ class TermSignal:
         if self._raises:
             raise Terminated(number)
         # Not through Python's buffers: the handler may have interrupted a write to them.
-        os.write(2, f"{NAMES[number]}: ending after this step and its checkpoint; a second one ends at once\n".encode())
+        line = f"{NAMES[number]}: ending after this step and its checkpoint; a second one ends at once\n"
+        console.outlive_readers()  # a pipe's reader, such as tee, ends by the same Ctrl-C
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
 
 
 @contextlib.contextmanager

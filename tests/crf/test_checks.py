@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.crf import PRESETS, CRFParams, energy, mean_field, mean_field_features
+from deeplab_jax.crf import PRESETS, CRFParams, energy, kl_free_energy, mean_field, mean_field_features
 from deeplab_jax.crf.unary import unary_from_labels, unary_from_logits, unary_from_probabilities
 
 UNARY = np.zeros((4, 5, 3), np.float32)
@@ -211,3 +211,17 @@ def test_labels_under_the_mask_do_not_count():
     void[mask] = 255
     with pytest.raises(ValueError, match=r"labels hold ids outside 0\.\.2"):
         energy(void, unary, image, CRFParams(), mask=mask)
+
+
+def test_the_free_energy_refuses_what_mean_field_refuses():
+    unary, image = np.zeros((4, 6, 3), np.float32), np.zeros((4, 6, 3), np.uint8)
+    q = np.full((4, 6, 3), 1 / 3, np.float32)
+    for features, words in (
+        (np.zeros((6, 4, 2)), "must be features of shape"),
+        (np.full((4, 6, 2), np.nan), "holds NaN or infinite values"),
+    ):
+        for function in (mean_field, partial(kl_free_energy, q)):
+            with pytest.raises(ValueError, match=rf"kernels\[0\]\[0\] {words}"):
+                function(unary, image, CRFParams(), kernels=[(features, 1.0)])
+    with pytest.raises(ValueError, match=r"bilateral_weight has shape \(1,\)"):
+        kl_free_energy(q, unary, image, CRFParams(bilateral_weight=np.ones(1)))

@@ -113,3 +113,22 @@ def test_what_cannot_be_used_is_refused(scene):
             run(regularization=wrong)
     with pytest.raises(ValueError, match="regularization belong to update=\"frank_wolfe\"; this one is 'parallel'"):
         mean_field(scene.unary, scene.image, CRFParams(), regularization=2.0)
+
+
+def test_marginals_become_exactly_0_and_1_with_the_euclidean_regularizer():
+    image = np.zeros((6, 8, 3), np.uint8)
+    unary = np.where(np.arange(3) == 1, 0, np.float32(9)) * np.ones((6, 8, 1), np.float32)
+    options = {"bilateral": "exact", "normalization": "symmetric", "update": "frank_wolfe"}
+    q = np.asarray(mean_field(unary, image, CRFParams(3.0, 5.0, 5.0), 5, regularizer="euclidean", **options))
+    assert set(np.unique(q)) == {0.0, 1.0} and (q.argmax(-1) == 1).all()
+
+
+@pytest.mark.parametrize("regularizer", ["entropy", "euclidean"])
+@pytest.mark.parametrize("regularization", [1e-9, 1e-30])
+def test_labels_ruled_out_and_a_weak_regularizer_stay_finite(regularizer, regularization):
+    unary = np.random.default_rng(0).normal(size=(6, 8, 3)).astype(np.float32)
+    unary[..., 0] = np.inf
+    options = {"bilateral": "exact", "update": "frank_wolfe", "normalization": "symmetric"}
+    q = mean_field(unary, np.zeros((6, 8, 3), np.uint8), CRFParams(3.0, 5.0, 5.0), 5, regularizer=regularizer,
+                   regularization=regularization, **options)  # fmt: skip
+    assert np.isfinite(q).all() and (np.asarray(q)[..., 0] == 0).all()

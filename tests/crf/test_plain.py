@@ -267,3 +267,15 @@ def test_a_jit_and_a_gradient_go_another_way():
     jax.jit(lambda u: seen.append(plain.covers(options, unary, image)) or u)(unary)
     jax.grad(lambda u: seen.append(plain.covers(options, u, image)) or u.sum())(unary)
     assert seen == [False] * 3
+
+
+def test_a_result_is_committed_to_a_device_only_if_an_argument_is():
+    """As of any function of JAX: otherwise it could not be added to an array on several devices."""
+    unary = np.random.default_rng(0).normal(size=(12, 15, 3)).astype(np.float32)
+    image, params = np.zeros((12, 15, 3), np.uint8), CRFParams(3.0, 5.0, 5.0)
+    features = np.mgrid[:12, :15].reshape(2, -1).T / 5.0
+    there = jax.device_put(unary, jax.devices()[0])
+    for held, committed in ((unary, False), (jnp.asarray(unary), False), (there, True)):
+        q = mean_field(held, image, params, 2, bilateral="permutohedral")
+        points = mean_field_features(held.reshape(-1, 3), [(features, 1.0)], 2, bilateral="permutohedral")
+        assert (q.committed, points.committed) == (committed, committed)

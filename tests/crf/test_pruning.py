@@ -1,4 +1,6 @@
-"""Labels that cannot win are left out, and nothing else changes."""
+"""Labels that win nowhere are left out, and nothing else changes."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.crf import PRESETS, CRFParams, mean_field, pruning
+from deeplab_jax.crf import PRESETS, CRFParams, mean_field, mean_field_features, pruning
 
 PARAMS = CRFParams(4.0, 20.0, 10.0, 3.0, 2.0)
 
@@ -138,3 +140,23 @@ def test_cost_on_photographs(test_data):
     assert difference > 0  # labels were dropped
     assert changed <= 0.05
     assert difference <= 2e-3
+
+
+def test_a_label_that_is_second_everywhere_is_kept():
+    """Confident noise of twenty labels cancels in the filter; the one that all pixels hold a little wins."""
+    rng = np.random.default_rng(0)
+    p = np.full((40, 40, 40), 0.002 / 38, np.float32)
+    p[..., 0] = 0.108
+    np.put_along_axis(p, rng.integers(1, 21, (40, 40, 1)), 0.89, axis=-1)
+    image = np.full((40, 40, 3), 128, np.uint8)
+    params = CRFParams(30.0, 20.0, 10.0, 3.0, 3.0)
+    assert p.max(axis=(0, 1))[0] < pruning.RATIO * p.max()
+    plain = partial(mean_field, iterations=5, bilateral="permutohedral")
+    traced = jax.jit(lambda unary, image: plain(unary, image, params, prune=True))
+    for q in (plain(-np.log(p), image, params), traced(-np.log(p), image)):
+        assert (q.argmax(-1) == 0).all()
+    features = np.stack([*np.mgrid[:40, :40][::-1] / 20.0, *np.zeros((3, 40, 40))], -1).reshape(-1, 5)
+    for prune in (None, False):
+        kernels = [(np.float32(features), 30.0)]
+        q = mean_field_features(-np.log(p).reshape(-1, 40), kernels, 5, bilateral="permutohedral", prune=prune)
+        assert (q.argmax(-1) == 0).all()

@@ -258,3 +258,30 @@ def test_a_mark_that_the_disk_does_not_take_counts_and_is_written_later(two, mon
     monkeypatch.undo()
     two.save(3, tree(3), {"step": 3})
     assert Checkpoints(two.workdir, read_only=True).best() == {"step": 2, "mean_iou": 0.9}
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_stops_nothing(two, monkeypatch, capfd):
+    def full(step):
+        raise OSError(28, "No space left on device")
+
+    two.keep = 1
+    monkeypatch.setattr(two, "_delete", full)
+    two.save(3, tree(3), {"step": 3})
+    assert newest(Checkpoints(two.workdir))[0] == 3
+    assert "could not be deleted (no space left on device)" in capfd.readouterr().err
+
+
+def test_a_reader_takes_another_where_the_training_deletes_the_chosen_one(tmp_path, monkeypatch):
+    workdir = write_toy_workdir(tmp_path / "run", step=7)
+    read, failures = Checkpoints.read, iter([FileNotFoundError("Checkpoint not found")])
+
+    def sometimes(self, step):
+        if error := next(failures, None):
+            raise error
+        return read(self, step)
+
+    monkeypatch.setattr(Checkpoints, "read", sometimes)
+    assert load_workdir(workdir)[2]["step"] == 7
+    failures = iter([ValueError("broken")] * 5)
+    with pytest.raises(UserError, match=rf"^{workdir}: checkpoint 7 cannot be read \(broken\); run the command again"):
+        load_workdir(workdir)

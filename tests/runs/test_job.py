@@ -190,3 +190,21 @@ def test_an_error_of_the_work_is_the_callers():
 
     with pytest.raises(ZeroDivisionError):
         list(in_order(work, range(1000), [device, device]))
+
+
+def test_what_an_earlier_run_left_ends_nothing(tmp_path, monkeypatch):
+    """Files of processes that failed then, and have not begun again yet, are no news."""
+    monkeypatch.setenv("DEEPLAB_HEARTBEAT_SECONDS", "2")
+    write_json(tmp_path / "2-of-3.json", {"token": "old", "beat": 9, "does": "failed", "said": "OutOfMemory"})
+    ready = time.monotonic() + 0.8
+    job = Job(1, 3)
+    with job.meeting(tmp_path):
+        job.wait_until(lambda: time.monotonic() > ready)
+
+
+def test_the_first_process_leaves_what_another_is_about_to_rename(tmp_path):
+    (tmp_path / ".1-of-2.x.json").write_text("{}")
+    write_json(tmp_path / "1-of-2.json", {"does": "failed"})
+    meeting = jobs._Meeting(tmp_path, 0, 2)
+    with meeting:
+        assert {p.name for p in tmp_path.iterdir()} == {".1-of-2.x.json", "0-of-2.json"}

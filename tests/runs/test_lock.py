@@ -1,5 +1,6 @@
 """One writer per workdir, known by host and process, and gone with its process."""
 
+import errno
 import os
 import signal
 import socket
@@ -96,3 +97,14 @@ def test_what_cannot_be_written_is_told_before_and_nothing_is_left(tmp_path):
         check_can_write(tmp_path)
     check_can_write(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".writer.lock", "file"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_reported_and_used(tmp_path, monkeypatch, capfd, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with writing(tmp_path / "w"):
+        assert (tmp_path / "w").is_dir()
+    assert "this file system has no locks; make sure that no second command writes there" in capfd.readouterr().err

@@ -1,11 +1,13 @@
 """A run's description is written completely or not at all, and earlier descriptions are kept."""
 
 import json
+import subprocess
 
 import pytest
 
 from deeplab_jax import files
 from deeplab_jax.errors import UserError
+from deeplab_jax.runs import provenance
 from deeplab_jax.runs.checkpoints import Checkpoints, load_workdir
 from deeplab_jax.runs.provenance import begin_again, config_of, read_config, record_start
 from tests.toy_workdir import toy_config, write_toy_workdir
@@ -107,3 +109,16 @@ def test_to_begin_again_moves_everything_and_deletes_nothing(tmp_path, capfd):
     assert "were moved to" in capfd.readouterr().err
     begin_again(workdir)  # nothing is left to move
     assert [p.name for p in (workdir / "aside").iterdir()] == ["run_1"]
+
+
+def test_the_commit_of_a_project_that_the_package_is_installed_in_is_not_its_own(tmp_path, monkeypatch):
+    installed = tmp_path / "project" / ".venv" / "deeplab_jax" / "runs"
+    installed.mkdir(parents=True)
+    (installed / "provenance.py").touch()
+    (tmp_path / "project" / ".gitignore").write_text(".venv\n")
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path / "project", check=True)
+    monkeypatch.setattr(provenance, "__file__", str(installed / "provenance.py"))
+    assert provenance.commit() == ""
+    subprocess.run(["git", "add", "-f", ".venv/deeplab_jax"], cwd=tmp_path / "project", check=True)
+    assert len(provenance.commit()) == 41  # with changes

@@ -89,3 +89,55 @@ def test_what_was_said_further_in_is_said_once(capfd):
         time.sleep(60)
     assert e.value.code == 130
     assert capfd.readouterr().err == "Ctrl-C: inner\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_reader_of_stderr_that_ended_by_the_same_signal_takes_nothing_along(number):
+    """As of `main 2>&1 | tee log`: the state must be saved, with nobody left to read about it."""
+    code = f"""
+import os, sys
+from deeplab_jax.console import say
+from deeplab_jax.training.termination import TermSignal
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(writer)
+os.close(reader)
+with TermSignal() as stop:
+    os.kill(os.getpid(), {int(number)})
+    say("saved")
+    say("and stopping")
+    print("arrived", stop.arrived)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"arrived {int(number)}\n"), done.stderr
+
+
+def test_ctrl_c_keeps_its_status_without_a_reader():
+    code = """
+import os, signal
+from deeplab_jax import interrupts
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(writer)
+os.close(reader)
+interrupts.end_at_once()
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 130
+
+
+def test_a_signal_where_no_step_is_left_is_heard(runs, tmp_path, monkeypatch, capfd):
+    from deeplab_jax.training import loop
+
+    config = runs.config("num_steps=2", "eval.every=0", "eval.select_split=", "log.images_every=0")
+    loop.train(config, tmp_path)
+    begun = loop.Reporter
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return begun(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "Reporter", signalled)
+    with pytest.raises(Terminated) as ended:
+        loop.train(config, tmp_path)
+    assert ended.value.code == 143 and "SIGTERM: saved step 2 and stopping" in capfd.readouterr().err
