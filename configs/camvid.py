@@ -36,6 +36,7 @@ def get_config():
         color_cast=0.15,  # with the wide saturation: other cameras and weather, docs/ablations.md
     )
     config.loss.class_weights = ("fourth_root",)
+    config.loss.at = "pixels"  # thin classes: docs/ablations.md
     config.optimizer.update(
         learning_rate=0.05,
         nesterov=True,
