@@ -68,7 +68,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise
     except Exception as e:  # the file is a user's program
         problem = str(e).splitlines()[0] if str(e) else type(e).__name__
-        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).resolve() == path.resolve()]
+        frames = traceback.extract_tb(e.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
         raise UserError(f"{path}: line {lines[-1] if lines else 1}: {problem}{old_fields.hint(problem)}") from e
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returns {type(config).__name__}; it must return the config")

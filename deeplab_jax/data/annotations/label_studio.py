@@ -45,7 +45,7 @@ def _task(path: Path, task: dict) -> Annotated | None:
     shapes = [r for r in results if "original_width" in r]
     if not shapes:
         return None
-    url = next((str(v) for k, v in task["data"].items() if k == "image" or isinstance(v, str)), "")
+    url = str(task["data"].get("image") or next((v for v in task["data"].values() if isinstance(v, str)), ""))
     split = urlsplit(url)
     name = Path(unquote(parse_qs(split.query).get("d", [split.path])[0])).name
     size = checked_size(f"{path}: {name}", shapes[0]["original_height"], shapes[0]["original_width"])

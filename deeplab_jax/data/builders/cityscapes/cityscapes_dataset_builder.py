@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -87,7 +88,7 @@ class _Archive:
         with self._lock:
             try:
                 return self._zip.read(member)
-            except (OSError, zipfile.BadZipFile) as e:
+            except (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
                 raise UserError(f"{self.path}: '{member}' in it is damaged; download it again") from e
 
 
