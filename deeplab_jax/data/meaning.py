@@ -241,10 +241,13 @@ def _palettes_by_color(family: list[Facts], meaning: Meaning) -> bool:
 
 
 def _differs_safely(facts: Facts, meaning: Meaning) -> np.ndarray:
+    """Like `_differs`, but for void that a palette shows black or white, as a class may be too: it stays void."""
     try:
-        return _differs(facts, meaning)
+        found = _differs(facts, meaning)
     except UserError:
         return np.zeros(0, int)
+    void = np.isin(facts.values, meaning.ignore) & np.isin(facts.shown, packed_colors(VOID_COLORS))
+    return found[~void[found]]
 
 
 def _colors_by_color(family: list[Facts], meaning: Meaning) -> bool:

@@ -343,7 +343,9 @@ def _of_one_file(values: np.ndarray, shown: np.ndarray, family: str, lossy: bool
     if family == "color":
         by_color = known or not (gray and ((blue < len(colors)) | (blue == VOID)).all())
     elif family == "palette":
-        by_color = known and classes
+        void = (values == VOID) & np.isin(shown, packed_colors(VOID_COLORS))  # stays void if a class has that color
+        own = np.append(packed_colors(colors), NO_COLOR)[np.clip(values, 0, len(colors))]
+        by_color = known and classes and not ((own == shown) | void).all()
     else:
         by_color = not ids and (known or (lossy and gray))
     return Meaning(len(colors), colors, by_color=frozenset({family} if by_color else ()))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.data import class_files, meaning
 from deeplab_jax.data.annotations import coco, conversion, label_studio
 from deeplab_jax.data.annotations.drawing import polygon
 from deeplab_jax.errors import UserError
@@ -282,6 +283,22 @@ def test_a_folder_of_the_background_is_no_class_of_its_own(tmp_path):
     result, made = convert(tmp_path / "apart", tmp_path)
     assert tuple(result.names) == ("background", "cat")
     np.testing.assert_array_equal(made["a.png"], [[1, 0, 0]])
+
+
+def test_void_that_is_written_stays_void_when_it_is_read(tmp_path):
+    """The palette shows 255 black, like the background."""
+    shapes = [{"label": "car", "points": LARGE}, {"label": "__ignore__", "points": SMALL}]
+    content = {"shapes": shapes, "imagePath": "a.jpg", "imageHeight": H, "imageWidth": W}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").write_text(json.dumps(content))
+    _, made = convert(tmp_path / "in", tmp_path)
+    assert np.unique(made["a.png"]).tolist() == [0, 1, 255]
+    colors = class_files.read_classes(tmp_path / "out" / "classes.txt")[1]
+    path = tmp_path / "out" / "masks" / "a.png"
+    np.testing.assert_array_equal(masks.read_label(path, colors=colors), made["a.png"])
+    facts = meaning.facts_of(path.read_bytes(), "a.png", colors)
+    how, _ = meaning.decide([facts], 2, colors)
+    np.testing.assert_array_equal(masks.read_label(path, meaning=how), made["a.png"])
 
 
 def test_classes_without_a_background_are_noted(tmp_path):
