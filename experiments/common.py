@@ -185,8 +185,8 @@ def changed(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
     return config
 
 
-# Fields and groups that do not change what is trained.
-_NO_TRAINING = ("name", "eval", "log", "checkpoint", "search", "data.dir", "data.cache_dir", "data.workers",
+# Fields, and groups with a dot, that do not change what is trained.
+_NO_TRAINING = ("name", "eval.", "log.", "checkpoint.", "search.", "data.dir", "data.cache_dir", "data.workers",
                 "data.cache_decoded_mb")  # fmt: skip
 _OF_WEIGHTS = ("model.preprocessing", "model.resize", "model.stride_on")  # `init_from` may decide these
 
@@ -204,13 +204,10 @@ def difference(config: ConfigDict, workdir: Path) -> str:
     if not steps:
         return ""
     before = dict(fields(config_of(workdir, steps[-1], checkpoints.meta(steps[-1]))))
-    left_out = (*_NO_TRAINING, *(_OF_WEIGHTS if config.init_from else ()))
-    left_out += () if config.crf.train == "end_to_end" else ("crf.",)
+    piecewise = before["crf.train"] == config.crf.train == "off"  # the CRF is no part of such trainings
+    left_out = (*_NO_TRAINING, *["crf."] * piecewise, *(_OF_WEIGHTS if config.init_from else ()))
     for name, value in fields(config):
-        known = name == "crf.train" or not any(
-            name == skip or name.startswith(f"{skip.rstrip('.')}.") for skip in left_out
-        )
-        if known and name in before and before[name] != value:
+        if not name.startswith(left_out) and name in before and before[name] != value:
             return f"config.{name}={before[name]} instead of {value}"
     return ""
 

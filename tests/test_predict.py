@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +16,7 @@ import deeplab_jax
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files, listing
 from deeplab_jax.imaging.palettes import voc_palette
-from deeplab_jax.inference import photographs, video
+from deeplab_jax.inference import photographs
 from deeplab_jax.inference.photographs import PredictOptions, predict
 from tests.command_line import call
 from tests.toy_workdir import NAMES, photograph, write_weights
@@ -274,44 +273,6 @@ def test_probabilities_then_refine_gives_predicts_labels(segment, tmp_path):
 # ---- video ---------------------------------------------------------------------------------------------------------
 
 
-def test_video_in_and_out(segment, tmp_path):
-    import imageio_ffmpeg
-
-    frames = [photograph((48, 64), n) for n in range(3)]
-    writer = imageio_ffmpeg.write_frames(str(tmp_path / "v.avi"), (64, 48), fps=5, quality=9, macro_block_size=1)
-    writer.send(None)
-    for frame in frames:
-        writer.send(frame)
-    writer.close()
-    assert predict(segment, [tmp_path / "v.avi"], PredictOptions(tmp_path / "out"), say=str) == 0
-    rate, size, _, found = video.open_video(tmp_path / "out/v.mp4")
-    found = list(found)
-    assert rate == 5 and size == (64, 48) and len(found) == 3
-    assert np.abs(found[0].astype(int) - frames[0]).mean() > 5  # painted over
-    lines = []
-    assert predict(segment, [tmp_path / "v.avi"], PredictOptions(tmp_path / "out"), say=lines.append) == 0
-    assert len(lines) == 1 and "skipped" in lines[0]
-
-
-def test_pixels_that_are_not_square_and_a_name_like_a_protocol(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = {"fps": 5, "macro_block_size": 1, "ffmpeg_log_level": "error", "output_params": ["-vf", "setsar=3/2"]}
-    writer = imageio_ffmpeg.write_frames("file:concat:a.mp4", (64, 48), **options)
-    writer.send(None)
-    for level in (0, 120):
-        writer.send(np.full((48, 64, 3), level, np.uint8))
-    writer.close()
-    _, size, _, frames = video.open_video(Path("concat:a.mp4"))
-    assert size == (96, 48) and [frame.shape for frame in frames] == [(48, 96, 3)] * 2
-
-
-def test_what_is_no_video_is_a_sentence(segment, tmp_path, capsys):
-    (tmp_path / "v.mp4").write_bytes(b"nothing to see")
-    assert predict(segment, [tmp_path / "v.mp4"], PredictOptions(tmp_path / "out"), say=str) == 1
-    assert "v.mp4: cannot be decoded as a video" in capsys.readouterr().err
-    assert outputs(tmp_path) == ["v.mp4"]
-
-
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +303,7 @@ def test_command_with_converted_weights_and_bad_files(segment, tmp_path):
     assert "in/c.png: has 210 megapixels, more than the limit of 200 megapixels" in large
     assert "--refuse_above" in large and count == "error: 2 of 3 files failed"
     assert outputs(tmp_path / "out") == ["a.png", "a_overlay.png", "a_probs.npy"]
+    segment.plan([SIZE])  # as the command does; other tests have planned other sizes
     expected = segment(photograph(SIZE))
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected.labels)
     np.testing.assert_allclose(np.load(tmp_path / "out/a_probs.npy"), expected.marginals, atol=1e-3)

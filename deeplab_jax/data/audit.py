@@ -241,10 +241,8 @@ def _inspect_image(found: Inspection, data: bytes, damaged: str) -> None:
     try:
         image = decoding.open_image(data, found.image, load=False)
         kind = photographs.kind_of(image, data)
-        orientation, frames = decoding.orientation(image), decoding.frames_of(image)
-        turned = orientation in range(2, 9)
-        across = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # as in `decoding.size_of`
-        found.size = image.size if across else image.size[::-1]
+        turned, frames = decoding.is_turned(image), decoding.frames_of(image)
+        found.size = decoding.upright_size(image)
         if image.format == "JPEG":  # every byte is still decoded, but with an eighth of the work after that
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()

@@ -143,7 +143,11 @@ def orientation(image: Image.Image) -> int:
 
 def size_of(source: str | os.PathLike | bytes, name: str = "") -> tuple[int, int]:
     """(height, width) of an image after EXIF rotation, from its header only."""
-    image = open_image(source, name, load=False)
+    return upright_size(open_image(source, name, load=False))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image whose header has been read, after EXIF rotation."""
     width, height = image.size
     turned = orientation(image) in (5, 6, 7, 8) and image.format != "TIFF"  # of which Pillow gives the size turned
     return (width, height) if turned else (height, width)

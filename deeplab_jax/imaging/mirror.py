@@ -7,8 +7,8 @@ import numpy as np
 from deeplab_jax.errors import UserError
 
 
-def checked_swaps(given: Any, num_classes: int) -> tuple[tuple[int, int], ...]:
-    """The pairs of class ids in `config.data.mirror_swaps`; a pair that is given twice counts once.
+def checked_swaps(given: Any, num_classes: int, name: str = "config.data.mirror_swaps") -> tuple[tuple[int, int], ...]:
+    """The pairs of class ids in `config.data.mirror_swaps`, or what errors call `name`; equal pairs count once.
 
     Raises:
       UserError: they are not pairs of whole numbers, an id is no class, or one is in two pairs.
@@ -16,7 +16,7 @@ def checked_swaps(given: Any, num_classes: int) -> tuple[tuple[int, int], ...]:
     >>> checked_swaps([[3, 4], [4, 3]], num_classes=5)
     ((3, 4),)
     """
-    where = f"config.data.mirror_swaps={given}"
+    where = f"{name}={given}"
     pairs = given if isinstance(given, list | tuple) else [given]
     if not all(isinstance(p, list | tuple) and len(p) == 2 and all(type(i) is int for i in p) for p in pairs):
         raise UserError(f"{where}: must be pairs of class ids, as in ((3,4),(5,6))")

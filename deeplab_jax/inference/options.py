@@ -45,10 +45,7 @@ def check(options: Mapping[str, Any], classes: int) -> None:
     if "scales" in options:
         _check_scales(options["scales"])
     if "mirror_swaps" in options:
-        try:
-            checked_swaps(options["mirror_swaps"], classes)
-        except UserError as e:
-            raise UserError(str(e).removeprefix("config.data.")) from e
+        checked_swaps(options["mirror_swaps"], classes, "mirror_swaps")
     devices = options.get("devices")
     if devices is not None and not (
         isinstance(devices, Sequence) and devices and all(isinstance(d, jax.Device) for d in devices)

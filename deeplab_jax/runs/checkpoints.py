@@ -311,14 +311,13 @@ class Checkpoints:
         self._writing.reload()
 
 
-def load_workdir(workdir: str | Path, step: int | None = None, attempts: int = 3) -> tuple[ConfigDict, dict, dict]:
+def load_workdir(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, dict, dict]:
     """Opens a training workdir; changes nothing in it, so that the training may be running.
 
     Args:
       workdir: a folder that `main` wrote.
       step: the checkpoint; None = the best if one was chosen, else the newest complete one. A best or newest one that
         is incomplete is skipped, which is reported on stderr.
-      attempts: how often another is chosen if a running training deletes the chosen one.
 
     Returns:
       (config, variables, meta): the run's ConfigDict, whose `model` is the one that the checkpoint was trained with;
@@ -350,8 +349,8 @@ def load_workdir(workdir: str | Path, step: int | None = None, attempts: int = 3
     try:
         flat, meta = checkpoints.read(chosen)  # its digests were just checked
     except Exception as e:
-        if step is None and attempts > 1:  # the training has deleted it meanwhile, and saved another
-            return load_workdir(workdir, None, attempts - 1)
+        if step is None and chosen not in checkpoints.present():  # a running training saved another and deleted it
+            return load_workdir(workdir)
         raise UserError(f"{workdir}: checkpoint {chosen} cannot be read ({reason(e)}); run the command again") from e
     try:
         meta = schema.meta(meta)

@@ -124,3 +124,39 @@ def test_progress_and_rate_without_a_rate_in_the_header(model, tmp_path):
     assert done.endswith("v.mp4  (30 frames)")
     rate, size, count, _ = video.open_video(tmp_path / "out/v.mp4")
     assert (rate, size, count) == (12, SIZE[::-1], 30)
+
+
+def test_video_in_and_out(segment, tmp_path):
+    frames = [photograph((48, 64), n) for n in range(3)]
+    writer = imageio_ffmpeg.write_frames(str(tmp_path / "v.avi"), (64, 48), fps=5, quality=9, macro_block_size=1)
+    writer.send(None)
+    for frame in frames:
+        writer.send(frame)
+    writer.close()
+    assert predict(segment, [tmp_path / "v.avi"], PredictOptions(tmp_path / "out"), say=str) == 0
+    rate, size, _, found = video.open_video(tmp_path / "out/v.mp4")
+    found = list(found)
+    assert rate == 5 and size == (64, 48) and len(found) == 3
+    assert np.abs(found[0].astype(int) - frames[0]).mean() > 5  # painted over
+    lines = []
+    assert predict(segment, [tmp_path / "v.avi"], PredictOptions(tmp_path / "out"), say=lines.append) == 0
+    assert len(lines) == 1 and "skipped" in lines[0]
+
+
+def test_pixels_that_are_not_square_and_a_name_like_a_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"fps": 5, "macro_block_size": 1, "ffmpeg_log_level": "error", "output_params": ["-vf", "setsar=3/2"]}
+    writer = imageio_ffmpeg.write_frames("file:concat:a.mp4", (64, 48), **options)
+    writer.send(None)
+    for level in (0, 120):
+        writer.send(np.full((48, 64, 3), level, np.uint8))
+    writer.close()
+    _, size, _, frames = video.open_video(Path("concat:a.mp4"))
+    assert size == (96, 48) and [frame.shape for frame in frames] == [(48, 96, 3)] * 2
+
+
+def test_what_is_no_video_is_a_sentence(segment, tmp_path, capsys):
+    (tmp_path / "v.mp4").write_bytes(b"nothing to see")
+    assert predict(segment, [tmp_path / "v.mp4"], PredictOptions(tmp_path / "out"), say=str) == 1
+    assert "v.mp4: cannot be decoded as a video" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["v.mp4"]

@@ -273,15 +273,21 @@ def test_an_old_checkpoint_that_cannot_be_deleted_stops_nothing(two, monkeypatch
 
 def test_a_reader_takes_another_where_the_training_deletes_the_chosen_one(tmp_path, monkeypatch):
     workdir = write_toy_workdir(tmp_path / "run", step=7)
-    read, failures = Checkpoints.read, iter([FileNotFoundError("Checkpoint not found")])
+    read, deletions = Checkpoints.read, iter([8])
+    trainer = Checkpoints(workdir, keep=1)
+    flat, meta = trainer.restore(7)
 
-    def sometimes(self, step):
-        if error := next(failures, None):
-            raise error
+    def meanwhile(self, step):
+        for new in deletions:
+            trainer.save(new, flat, meta)  # which deletes the chosen one
         return read(self, step)
 
-    monkeypatch.setattr(Checkpoints, "read", sometimes)
-    assert load_workdir(workdir)[2]["step"] == 7
-    failures = iter([ValueError("broken")] * 5)
-    with pytest.raises(UserError, match=rf"^{workdir}: checkpoint 7 cannot be read \(broken\); run the command again"):
+    monkeypatch.setattr(Checkpoints, "read", meanwhile)
+    assert load_workdir(workdir)[2]["step"] == 8
+
+    def broken(self, step):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(Checkpoints, "read", broken)
+    with pytest.raises(UserError, match=rf"^{workdir}: checkpoint 8 cannot be read \(broken\); run the command again"):
         load_workdir(workdir)
