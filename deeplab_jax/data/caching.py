@@ -44,6 +44,12 @@ def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | 
     if splits is not None:
         listed = [[split, [(s.name, s.label is not None) for s in sources]] for split, sources in splits.items()]
         digest.update(json.dumps(listed).encode())
+        # Masks of several photographs: the contents below are of each file once, so which has which is told here. A
+        # data set's one file of annotations needs no such list.
+        masks = [s.label for sources in splits.values() for s in sources if isinstance(s.label, Path)]
+        first = {path: n for n, path in reversed([*enumerate(masks)])}
+        if len(first) < len(masks) and any(path.suffix != ".json" for path in first):
+            digest.update(json.dumps([first[path] for path in masks]).encode())
         paths = [p for sources in splits.values() for s in sources for p in (s.image, s.label) if isinstance(p, Path)]
         digest.update(contents([*paths, *builder.extra_files()], cache).encode())
     return digest.hexdigest()

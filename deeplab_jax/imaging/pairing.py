@@ -1,5 +1,6 @@
 """Matching masks to photographs by name, for data sets and `refine`."""
 
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -88,7 +89,7 @@ def photographs_and_masks(
     """
     here, there = images.resolve(), masks.resolve()
     if here == there and set(suffixes) & set(IMAGE_SUFFIXES):
-        return _told_apart(stems(images), affixes)
+        return told_apart(stems(images), affixes)
     photographs = stems(images, there if here in there.parents else None)
     return photographs, stems(masks, here if there in here.parents else None, suffixes)
 
@@ -143,11 +144,24 @@ def pair_folders(images: Path, masks: Path, affixes: Affixes) -> tuple[list[tupl
         _refuse_doubles(candidates)
     by_name = Masks(candidates, affixes)
     pairs = [(stem, path, by_name.of(stem, path)) for stem, path in photographs]
+    stems_of = {path: stem for stem, path in candidates}
+
+    def rank(stem: str, mask: Path) -> int:
+        """How likely the mask's name makes it the photograph's: 0 = most."""
+        bases = affixes.bases(stems_of[mask])
+        return bases.index(normal(stem)) if normal(stem) in bases else len(bases)  # shortened: a_img for a
+
+    # A missing mask is not replaced by another photograph's: seg_b.png is seg_b.jpg's, not b.jpg's.
+    best: dict[Path, int] = {}
+    for stem, _, found in pairs:
+        if found is not None:
+            best[found] = min(best.get(found, sys.maxsize), rank(stem, found))
+    pairs = [(stem, path, found if found and rank(stem, found) == best[found] else None) for stem, path, found in pairs]
     used = {found for _, _, found in pairs}
     return pairs, [path for _, path in candidates if path not in used]
 
 
-def _told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
+def told_apart(files: Sequence[tuple[str, Path]], affixes: Affixes):
     """(photographs, masks) of one folder: masks are named after a photograph, or are the PNG beside a JPEG."""
     apart = _by_folder(files)
     if apart:

@@ -249,6 +249,70 @@ def test_colored_masks(tmp_path):
     assert result.failed == 1 and result.count == 1
 
 
+def colored(folder, names, size=(6, 8)):
+    """A list of labels, photographs and masks in colors under these names."""
+    rng = np.random.default_rng(0)
+    label = np.arange(size[0] * size[1]).reshape(size) % 2
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".jpg"):
+            Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / name)
+        else:
+            Image.fromarray((label[..., None] * [128, 0, 0]).astype(np.uint8)).save(folder / name)
+    (folder / "labelmap.txt").write_text("background:0,0,0::\nroad:128,0,0::\n")
+    return label
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (("images/a.jpg", "masks/a.png", "images/b.jpg", "masks/b.png"), ["a.png", "b.png"]),
+        (("a.jpg", "a_mask.png", "b.jpg", "b_mask.png"), ["a_mask.png", "b_mask.png"]),
+        (("a.jpg", "a.png"), ["a.png"]),
+        (("train/a.png", "val/a.png"), ["train/a.png", "val/a.png"]),
+        (("a.png", "b.png"), ["a.png", "b.png"]),
+    ],
+)
+def test_photographs_beside_colored_masks_are_no_masks(tmp_path, names, written):
+    label = colored(tmp_path / "in", names)
+    result, made = convert(tmp_path / "in", tmp_path)
+    assert sorted(made) == written and tuple(result.names) == ("background", "road")
+    for name in written:
+        np.testing.assert_array_equal(made[name], label)
+
+
+def test_folders_that_cannot_be_told_apart_are_refused(tmp_path):
+    colored(tmp_path / "in", ("img/a.jpg", "masks_human/a.png", "masks_machine/a.png"))  # as Supervisely writes them
+    with pytest.raises(UserError, match="in: holds photographs beside the masks; name the folder of the masks"):
+        convert(tmp_path / "in", tmp_path)
+    colored(tmp_path / "two", ("a.png", "a.bmp"))
+    with pytest.raises(UserError, match=r"a\.bmp and a\.png: would become one mask"):
+        convert(tmp_path / "two", tmp_path)
+
+
+def test_masks_of_an_earlier_conversion_do_not_get_other_classes(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+
+    def labelled(**labels):
+        for name in ("a", "b", "c"):
+            (source / f"{name}.json").unlink(missing_ok=True)
+        for name, label in labels.items():
+            shapes = [{"label": label, "points": LARGE}]
+            content = {"shapes": shapes, "imagePath": f"{name}.jpg", "imageHeight": H, "imageWidth": W}
+            (source / f"{name}.json").write_text(json.dumps(content))
+
+    labelled(a="car", b="tree")
+    convert(source, tmp_path)
+    labelled(a="car", c="tree")  # the same classes: what is left has the same ids
+    assert sorted(convert(source, tmp_path)[1]) == ["a.png", "b.png", "c.png"]
+    labelled(a="bike", c="car")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"holds 1 masks of an earlier conversion with other classes, such as b\.png"):
+        convert(source, tmp_path)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
 def test_one_mask_for_each_class(tmp_path):
     for name, ids in (("cat", (0, 255, 255)), ("dog", (0, 0, 255))):
         (tmp_path / "in" / name).mkdir(parents=True)

@@ -5,6 +5,7 @@ import pytest
 from deeplab_jax import data
 from deeplab_jax.data import audit
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.pairing import Affixes, pair_folders
 from tests.data.miniatures import blocks, write_image, write_label
 
 IMAGES = ("a/0001", "b/0001", "b/0002", "my photo", "0003", "c/0003", "v1.2")
@@ -103,3 +104,30 @@ def test_two_files_of_one_name_are_refused(folder, tmp_path, where):
     write_image(tmp_path / where / "b" / "0002.bmp")
     with pytest.raises(UserError, match=r"b/0002.bmp and 0002.(jpg|png): have the same name except for the suffix"):
         data.open_dataset(folder.data, "train")
+
+
+def test_a_missing_mask_is_not_replaced_by_another_photographs(tmp_path):
+    """a_img would take a's mask, and b that of seg_b, if these had no photograph of their own."""
+    for name in ("a", "a_img", "b", "seg_b", "c_rgb"):
+        write_image(tmp_path / "images" / f"{name}.jpg")
+    for name in ("a", "seg_b", "c"):
+        write_label(tmp_path / "masks" / f"{name}.png", blocks(0, 1))
+    pairs, loose = pair_folders(tmp_path / "images", tmp_path / "masks", Affixes())
+    found = {name: mask and mask.stem for name, _, mask in pairs}
+    assert found == {"a": "a", "a_img": None, "b": None, "seg_b": "seg_b", "c_rgb": "c"} and not loose
+
+
+def test_which_photograph_has_a_shared_mask_is_part_of_the_fingerprint(config, tmp_path):
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"{name}.jpg")
+    for name, ids in (("m1", (0, 1)), ("m2", (0, 2))):
+        write_label(tmp_path / f"{name}.png", blocks(*ids))
+    (tmp_path / "i.txt").write_text("a.jpg\nb.jpg\nc.jpg\n")
+    config.data.update(name="folder", dir=str(tmp_path), images="i.txt", masks="m.txt", train_split="all")
+    seen = set()
+    for masks in ("m1 m2 m1", "m1 m2 m2", "m1 m1 m2"):
+        (tmp_path / "m.txt").write_text("".join(f"{m}.png\n" for m in masks.split()))
+        dataset = data.open_dataset(config.data, "all")
+        seen.add(dataset.fingerprint)
+        assert [int(dataset[i].label.max()) for i in range(3)] == [int(m[1]) for m in masks.split()]
+    assert len(seen) == 3

@@ -94,6 +94,7 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
     read = [p for p in (*given, *photographs.values()) if earlier not in p.resolve().parents]
     read += [classes] if classes else []
     listing.check_outputs(written, read)
+    _check_earlier(out, written, labelled.names)
     _write_classes(out / "classes.txt", source, labelled)
     palette = palettes.from_colors(labelled.colors)
     failed = 0
@@ -115,6 +116,22 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
     count = len(labelled.masks) - failed
     skipped = (labelled.left_out, labelled.without_class, labelled.note)
     return Result(labelled.kind, out, count, failed, labelled.names, *skipped, sheet)
+
+
+def _check_earlier(out: Path, written: Sequence[Path], names: Sequence[str]) -> None:
+    """Raises `UserError` if masks of an earlier conversion would stay beside a classes file that names others."""
+    left = sorted({*(out / "masks").rglob("*.png")} - {*written})
+    if not left:
+        return
+    try:
+        before = list(class_files.read_classes(out / "classes.txt")[0])
+    except UserError:
+        before = []
+    if before != list(names):
+        raise UserError(
+            f"{out / 'masks'}: holds {len(left)} masks of an earlier conversion with other classes, such as "
+            f"{left[0].name}; remove them, or name another --out"
+        )
 
 
 def _write_classes(path: Path, source: Path, labelled: Labelled) -> None:
@@ -216,17 +233,16 @@ def _of_shapes(source: Path, kind: str, found: Annotations, classes: Path | None
 
 
 def _of_colors(source: Path, classes: Path, exclude: Path | None) -> Labelled:
-    names, colors, paths = raster.read_colored(source, classes, exclude)
-    if not paths:
+    names, colors, listed = raster.read_colored(source, classes, exclude)
+    if not listed:
         raise UserError(f"{source}: holds no mask")
     found = []
-    for path in tqdm(paths, desc="reading masks", unit="mask", mininterval=0.5, leave=False):
+    for _, path in tqdm(listed, desc="reading masks", unit="mask", mininterval=0.5, leave=False):
         try:
             found.append(meaning.facts_of(read_file(path), str(path), colors))
         except (UserError, OSError):  # reported when the mask is converted
             continue
     how, _ = meaning.decide(found, len(names), colors)
-    folder = raster.colored_masks(source)
 
     def make(path: Path) -> np.ndarray:
         label = masks.read_label(path, meaning=how)
@@ -235,7 +251,7 @@ def _of_colors(source: Path, classes: Path, exclude: Path | None) -> Labelled:
             raise UserError(f"{path}: holds the id {wrong[0]}, but {classes} names {len(names)} classes")
         return label
 
-    made = [(path.relative_to(folder).with_suffix("").as_posix(), lambda p=path: make(p)) for path in paths]
+    made = [(stem, lambda p=path: make(p)) for stem, path in listed]
     return Labelled("masks in colors", names, palettes.voc_palette()[: len(names)] if colors is None else colors, made)
 
 

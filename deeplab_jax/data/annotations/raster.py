@@ -9,8 +9,9 @@ from deeplab_jax.data.annotations.drawing import Annotated, Annotations, Area
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import masks, pairing
 from deeplab_jax.imaging.decoding import IMAGE_SUFFIXES
-from deeplab_jax.imaging.listing import walk
 
+# Folders beside each other that hold no class each: photographs, masks (of Supervisely, too), and splits.
+_NO_CLASSES = pairing.IMAGE_FOLDERS | pairing.MASK_FOLDERS | {"masks_machine", "masks_human", "train", "val", "test"}
 _LISTS = ("labelmap.txt", "label_colors.txt", "classes.txt", "class_dict.csv", "obj_class_to_machine_color.json")
 
 
@@ -28,15 +29,35 @@ def colored_masks(folder: Path) -> Path:
 
 def read_colored(
     folder: Path, classes: Path, exclude: Path | None = None
-) -> tuple[tuple[str, ...], np.ndarray | None, list[Path]]:
-    """(names, colors, masks) of a folder of masks; `classes` is its list of labels, `exclude` as of `walk`."""
+) -> tuple[tuple[str, ...], np.ndarray | None, list[tuple[str, Path]]]:
+    """(names, colors, masks) of a folder of masks, each with its name without suffix; photographs are left out.
+
+    Args:
+      folder: the masks', or one with photographs among or beside them.
+      classes: its list of labels.
+      exclude: as of `walk`.
+
+    Raises:
+      UserError: two masks have one name, or there is a folder of photographs and none of masks.
+    """
     names, colors = class_files.read_classes(classes)
-    return names, colors, list(walk(colored_masks(folder), IMAGE_SUFFIXES, exclude))
+    inside = pairing.stems(colored_masks(folder), exclude)
+    masks = pairing.told_apart(inside, pairing.Affixes())[1] or inside
+    inner = {part.casefold() for stem, _ in masks for part in stem.split("/")[:-1]}
+    if inner & pairing.IMAGE_FOLDERS:
+        raise UserError(f"{folder}: holds photographs beside the masks; name the folder of the masks")
+    stems: dict[str, Path] = {}
+    for stem, path in masks:
+        if stems.setdefault(stem, path) != path:
+            raise UserError(f"{stems[stem]} and {path.name}: would become one mask; rename or remove one of them")
+    return names, colors, masks
 
 
 def folders_of_classes(folder: Path, exclude: Path | None = None) -> list[Path]:
     """The subfolders but `exclude`, if each holds the masks of one class; otherwise []."""
     inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.resolve() != exclude)
+    if any(p.name.casefold() in _NO_CLASSES for p in inner):
+        return []
     stems = [{stem for stem, _ in pairing.stems(p, exclude)} for p in inner]
     shared = len(stems) > 1 and all(stems) and len(set.union(*stems)) < sum(map(len, stems))
     beside = any(p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())
