@@ -12,7 +12,11 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_file, reason
 from deeplab_jax.imaging.palettes import VOID
 
-_HEADER = frozenset({"name", "names", "class", "label", "id", "r", "g", "b", "red", "green", "blue", "color"})
+# Words of headings. A heading has one of the first; alone on its line, "label" may be a class and is taken for one.
+_HEADS = frozenset({"name", "names", "class", "classes", "label", "labels", "category"})
+_COLUMNS = _HEADS | {"id", "ids", "index", "idx", "r", "g", "b", "red", "green", "blue", "rgb", "color", "hex", "value"}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_COMMENT = re.compile(r"\s#")
 _BRACKETED = re.compile(r"^(?P<name>[^()\[\]]+?)[\s:,=]*[(\[](?P<color>\s*\d+\s*,\s*\d+\s*,\s*\d+\s*)[)\]]$")
 _CVAT = re.compile(r"^(?P<name>.*?):\s*(?P<color>\d+\s*,\s*\d+\s*,\s*\d+)\s*(:.*)?$")
 _HEX = re.compile(r"^#?(?P<hex>[0-9a-fA-F]{6})$")
@@ -92,7 +96,7 @@ def _checked(path: Path, lines: Sequence[_Line]) -> tuple[tuple[str, ...], np.nd
 def _from_text(path: Path, text: str) -> list[_Line]:
     numbered = [(n, _uncommented(line)) for n, line in enumerate(text.splitlines(), 1)]
     numbered = [(n, line) for n, line in numbered if line]
-    if numbered and {w.casefold() for w in re.split(r"[\s,;:]+", numbered[0][1]) if w} <= _HEADER and len(numbered) > 1:
+    if len(numbered) > 1 and _is_heading(numbered[0][1]):
         numbered = numbered[1:]
     lines = [_text_line(path, f"line {n} ('{line}')", line) for n, line in numbered]
     if len(lines) == 1 and lines[0].color is None and re.search(r"[,;]", numbered[0][1]):
@@ -100,12 +104,23 @@ def _from_text(path: Path, text: str) -> list[_Line]:
     return _without_ids(path, lines)
 
 
+def _is_heading(line: str) -> bool:
+    """Whether the first line names columns: `name`, `name,r,g,b`, `class_id,class_name`, `ClassName R G B`."""
+    words = [w.casefold() for w in _WORD.findall(line)]
+    named = re.sub(r"[\s,;:_]", "", line).isalpha() and {*words} <= _COLUMNS and not _HEADS.isdisjoint(words)
+    return named and words not in (["label"], ["labels"])
+
+
 def _uncommented(line: str) -> str:
+    """The line without what follows a # that begins no color."""
     line = line.strip()
     if line.startswith("#"):
         return ""
-    head, sign, tail = line.rpartition(" #")
-    return head.rstrip() if sign and not _HEX.match(f"#{tail.strip()}") else line
+    for sign in _COMMENT.finditer(line):
+        word = line[sign.end() :].split(maxsplit=1)[:1]
+        if not (word and _HEX.match(word[0])):
+            return line[: sign.start()].rstrip()
+    return line
 
 
 def _text_line(path: Path, where: str, line: str) -> _Line:
@@ -209,6 +224,7 @@ def _from_objects(content: list) -> list[_Line]:
         found = [(i, name, None) for i, name, _ in found]
     ids = [i for i, _, _ in found]
     coco = all(isinstance(i, int) and 0 <= i < VOID for i in ids) and len(set(ids)) == len(ids)
+    coco = coco and not any("attributes" in entry for entry in content)  # CVAT's, whose ids count all its labels
     return _by_id(found) if coco else _with_background(found)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.imaging import decoding
+from deeplab_jax.imaging import decoding, deep
 from deeplab_jax.imaging.decoding import CorruptImageError
 from deeplab_jax.imaging.palettes import VOID, voc_palette
 
@@ -42,11 +42,11 @@ MASK_KINDS = (
     MaskKind("1 bit", "gray", "PNG, TIFF, PBM: the stored 0 or 1", lambda i: i.mode == "1"),
     MaskKind("8 bits", "gray", "gray of 2, 4 or 8 bits, PNG, TIFF (white or black as zero), PGM, JPEG, JPEG 2000: the "
              "stored values", lambda i: i.mode == "L"),
-    MaskKind("16 bits", "gray", "gray of 16 or 32 bits, PNG, TIFF, PGM: the stored values",
+    MaskKind("16 bits", "gray", "gray of 16 or 32 bits, PNG, TIFF, PGM, and 16 bits with opacity: the stored values",
              lambda i: i.mode.startswith("I")),
     MaskKind("float", "gray", "TIFF: whole numbers", lambda i: i.mode == "F"),
     MaskKind("gray with opacity", "gray", "the gray values; opacity is left out", lambda i: i.mode == "LA"),
-    MaskKind("color", "color", "the colors; opacity is left out", lambda i: True),
+    MaskKind("color", "color", "the colors; opacity is left out; of 16 bits the byte in use", lambda i: True),
 )  # fmt: skip
 
 
@@ -179,9 +179,11 @@ def _decode(source: str | os.PathLike | bytes, name: str) -> _Decoded:
     where = decoding.named(source, name, "label")
     image = decoding.open_image(data, where, load=False)
     factor, largest = decoding.gray_packing(image)
-    kind = next(k for k in MASK_KINDS if k.fits(image))
-    lossy = decoding.is_lossy(image, data)
+    lossy, deep_color = decoding.is_lossy(image, data), deep.is_deep_color(image)
     image = decoding.loaded(image, data, where)
+    if deep_color:
+        image = deep.labels_of(image, data)
+    kind = next(k for k in MASK_KINDS if k.fits(image))
     palette = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3) if image.mode == "P" else None
     if decoding.is_turned(image):
         image = decoding.upright(image)

@@ -1,25 +1,18 @@
 """How a photograph's samples are read: one table of kinds, each with its reader and the note for the user."""
 
-import io
 import os
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import decoding
 from deeplab_jax.imaging.decoding import CorruptImageError
+from deeplab_jax.imaging.deep import deep_color, is_deep_color, rawmode
 from deeplab_jax.limits import REFUSE_ABOVE
-
-# The low byte of each 16-bit sample: Pillow keeps the high byte; these packings make it read the low one.
-_LOW_BYTE = {
-    "RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B",
-    "RGBA;16N": "RGBA;16B", "RGBX;16B": "RGBX;16L", "RGBX;16L": "RGBX;16B", "RGBX;16N": "RGBX;16B",
-}  # fmt: skip
-_GRAY_AND_OPACITY = "LA;16B"  # of PNG; four bytes a pixel
 
 
 class ImageKind(NamedTuple):
@@ -45,25 +38,15 @@ def _read_deep_gray(image: Image.Image, data: bytes, where: str) -> np.ndarray:
 
 
 def _read_deep_color(image: Image.Image, data: bytes, where: str) -> np.ndarray:
-    return scaled_to_8_bits(_deep_color(image, data), where)
+    return scaled_to_8_bits(deep_color(image, data), where)
 
 
 def _read_deep_transparent(image: Image.Image, data: bytes, where: str) -> np.ndarray:
-    samples = _gray(np.asarray(image)) if image.mode.startswith("I") else _deep_color(image, data)
+    samples = _gray(np.asarray(image)) if image.mode.startswith("I") else deep_color(image, data)
     key = image.info.get("transparency", -1)  # PNG's transparent color; no sample is -1
     hidden = (samples == np.asarray(key)).all(-1, keepdims=True)
     seen = _deep_over_white(np.where(hidden, 0, samples), where)
     return np.where(hidden, np.uint8(255), seen)
-
-
-def _deep_color(image: Image.Image, data: bytes) -> np.ndarray:
-    """The 16-bit samples of a picture of which Pillow keeps the high bytes, uint16 `[H, W, C]`."""
-    packing = _rawmode(_header(data))
-    if packing == _GRAY_AND_OPACITY:
-        parts = np.asarray(_load_as(data, "RGBA")).astype(np.uint16)  # the high and low byte of each
-        return (parts[..., ::2] << 8 | parts[..., 1::2])[..., [0, 0, 0, 1]]
-    high, low = np.asarray(image), np.asarray(_load_as(data, _LOW_BYTE[packing]))
-    return high.astype(np.uint16) << 8 | low
 
 
 def _read_planar(image: Image.Image, data: bytes, where: str) -> np.ndarray:
@@ -94,7 +77,7 @@ IMAGE_KINDS = (
     ),
     ImageKind(
         "16-bit color", "the most bits in use in the image (8, 10, 12, 14 or 16) are white; a note",
-        lambda image, data: _rawmode(image) in _LOW_BYTE, _read_deep_color,
+        lambda image, data: is_deep_color(image), _read_deep_color,
         "have 16 bits; of the bits in use, the highest 8 are taken",
     ),
     ImageKind(
@@ -114,7 +97,7 @@ IMAGE_KINDS = (
     ),
     ImageKind(
         "other bands", "a TIFF's fourth band that is not opacity is left out; a note",
-        lambda image, data: _rawmode(image).startswith("RGBX") and image.format == "TIFF", _read_plain,
+        lambda image, data: rawmode(image).startswith("RGBX") and image.format == "TIFF", _read_plain,
         "have a fourth band that is not opacity; it is left out",
     ),
     ImageKind(
@@ -235,32 +218,8 @@ def _turned(rgb: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(rgb)
 
 
-def _header(data: bytes) -> Image.Image:
-    return decoding.open_image(data, load=False)
-
-
-def _rawmode(image: Image.Image) -> str:
-    """Pillow's name for the packing of the file's samples; "" if it is unknown or the pixels are already read."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
-        return ""
-    arguments = image.tile[0][3]
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return first if isinstance(first, str) else ""
-
-
-def _load_as(data: bytes, rawmode: str) -> Image.Image:
-    """The image decoded as if its samples were packed in another way."""
-    image = Image.open(io.BytesIO(data))
-    image.tile = [
-        tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
-        for tile in image.tile
-    ]
-    image.load()
-    return image
-
-
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith("I") or _rawmode(image) in (*_LOW_BYTE, _GRAY_AND_OPACITY)
+    return image.mode.startswith("I") or is_deep_color(image)
 
 
 def _is_planar_16(image: Image.Image) -> bool:

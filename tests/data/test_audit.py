@@ -355,7 +355,7 @@ def test_annotations_of_all_images_are_not_read_for_each(config, tmp_path, monke
     result = audit.audit(*audit.sources_of(config.data, ("train",)))
     assert result.images == {"train": 3} and not result.errors
     assert read == [".jpg"] * 3
-    assert result.pixels["train"][12] == 3 * 64  # dogs
+    assert result.pixels["train"][12] == 3 * 49  # dogs
 
 
 def test_all_rules_of_class_weights_are_printed(config, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
+from deeplab_jax.imaging.files import CorruptImageError
 from tests.data.miniatures import blocks, make_voc, write_image, write_label, write_sbd
 
 
@@ -194,9 +195,62 @@ def test_coco(config, tmp_path, monkeypatch):
     assert _names(train) == ["one", "four"]
     expected = np.zeros((24, 32), np.uint8)
     expected[:, 30:] = 255
-    expected[2:10, 2:10] = 12
-    expected[4:7, 4:7] = 15
+    expected[2:9, 2:9] = 12
+    expected[4:6, 4:6] = 15
     np.testing.assert_array_equal(train[0].label, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"area": None}, r"instances_train2017.json: cannot be read as COCO's instances \(TypeError\)"),
+        ({"segmentation": "absent"}, r"instances_train2017.json: cannot be read as COCO's instances \(KeyError\)"),
+        (
+            {"segmentation": {"size": [24, 32], "counts": [3]}},
+            "one cannot be read .run lengths of 3 pixels",
+        ),
+        ({"segmentation": {"size": [5, 5], "counts": [0, 25]}}, "cannot be read .run lengths of 5x5 pixels"),
+        ({"segmentation": {"size": [24, 32], "counts": "~"}}, "an instance of one cannot be read"),
+        ({"segmentation": [[1, 1, 5, "x", 5, 5]]}, "an instance of one cannot be read"),
+    ],
+)
+def test_damaged_coco_instances_are_named(config, tmp_path, monkeypatch, change, words):
+    from deeplab_jax.data.builders.coco_voc import coco_voc_dataset_builder as coco
+
+    monkeypatch.setattr(coco, "MIN_PIXELS", 20)
+    instance = {"segmentation": [[2, 2, 9, 2, 9, 9, 2, 9]], "area": 64, "category_id": 18, "image_id": 1} | change
+    content = {"images": [{"id": 1, "file_name": "one.jpg"}], "annotations": [instance]}
+    if instance["segmentation"] == "absent":
+        del instance["segmentation"]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    write_image(tmp_path / "train2017" / "one.jpg")
+    config.data.update(name="coco_voc", dir=str(tmp_path), train_split="train")
+    with pytest.raises(UserError, match=words):
+        data.open_dataset(config.data, "train")
+
+
+def test_a_damaged_member_of_a_cityscapes_archive_is_one_damaged_image(config, tmp_path):
+    image, label = write_image(tmp_path / "a.png"), tmp_path / "b.png"
+    write_label(label, blocks(7))
+    for folder, kind, file in (("leftImg8bit", "leftImg8bit", image), ("gtFine", "gtFine_labelIds", label)):
+        with zipfile.ZipFile(tmp_path / f"{folder}_trainvaltest.zip", "w") as archive:
+            for n in range(3):
+                archive.write(file, f"{folder}/train/aachen/aachen_00000{n}_000019_{kind}.png")
+    path = tmp_path / "leftImg8bit_trainvaltest.zip"
+    with zipfile.ZipFile(path) as archive:
+        at = archive.infolist()[1].header_offset + 200
+    content = bytearray(path.read_bytes())
+    content[at : at + 50] = bytes(50)
+    path.write_bytes(content)
+    config.data.update(name="cityscapes", dir=str(tmp_path), train_split="train")
+    with pytest.raises(CorruptImageError, match=r"aachen_000001_000019_leftImg8bit.png' in it is damaged; download it"):
+        data.open_dataset(config.data, "train")
+    config.data.on_corrupt = "skip"
+    train = data.open_dataset(config.data, "train")
+    assert len(train) == 3 and train[0].image.shape == train[2].image.shape
+    with pytest.raises(CorruptImageError, match="aachen_000001_000019"):
+        train[1]
 
 
 def test_coco_run_lengths():

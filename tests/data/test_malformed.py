@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deeplab_jax.data.annotations.conversion import open_labels
+from deeplab_jax.data.annotations.opening import open_labels
 from deeplab_jax.data.class_files import read_classes
 from deeplab_jax.errors import UserError
 from tests.data.test_convert_labels import packed_brush

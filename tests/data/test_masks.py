@@ -8,6 +8,7 @@ from PIL import Image
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.files import read_label
+from tests.imaging.writers import gray_and_opacity16_png, rgb16_png, tiff
 
 COLORS = np.array([[200, 0, 0], [0, 0, 200]], np.uint8)
 VOID = np.array([[0, 0, 0], [255, 255, 255], [224, 224, 192]], np.uint8)
@@ -43,3 +44,28 @@ def test_a_class_of_a_void_color_is_a_class():
     colors = np.concatenate([VOID[:1], COLORS])
     for kind in ("PNG", "JPEG"):
         assert (read_label(encoded(np.zeros((8, 8, 3)), kind), colors=colors) == 0).all()
+
+
+def test_deep_masks_are_read_by_the_values_they_hold():
+    ids = np.random.default_rng(0).integers(0, 256, (7, 9)).astype(np.uint16)
+    gray = np.repeat(ids[..., None], 3, -1)
+    opaque = np.full_like(ids, 65535)
+    for name, data in {
+        "gray and opacity": gray_and_opacity16_png(np.stack([ids, opaque], -1)),
+        "gray in color": rgb16_png(gray),
+        "with opacity": rgb16_png(np.concatenate([gray, opaque[..., None]], -1)),
+        "white is 65535": rgb16_png(gray * 257),
+        "high byte": rgb16_png(gray << 8),
+        "TIFF, II": tiff(gray, 16, 2, order=b"II"),
+        "TIFF, MM": tiff(gray, 16, 2, order=b"MM"),
+    }.items():
+        np.testing.assert_array_equal(read_label(data), ids, name)
+    with pytest.raises(UserError, match="holds the id 300"):
+        read_label(rgb16_png(np.where(gray == gray[0, 0], np.uint16(300), gray)), "a.png")
+
+
+@pytest.mark.parametrize("scale", (1, 256, 257))
+def test_deep_colors_are_looked_up(scale):
+    ids = np.random.default_rng(0).integers(0, 2, (7, 9))
+    deep = COLORS[ids].astype(np.uint16) * np.uint16(scale)
+    np.testing.assert_array_equal(read_label(rgb16_png(deep), colors=COLORS), ids)

@@ -86,10 +86,10 @@ def _coco_voc(raw: Path, out: Path) -> dict[str, list[str]]:
         for i in ids:
             write_image(raw / f"{split}2017" / f"{i:012d}.jpg", 220, 240)
             images.append({"id": i, "file_name": f"{i:012d}.jpg"})
-            right = 239 if i != 2 else 100  # the dog of 2 is too small
-            corners = [0, 0, right, 0, right, 219, 0, 219]
+            right = 240 if i != 2 else 100  # the dog of 2 is too small
+            corners = [0, 0, right, 0, right, 220, 0, 220]
             instances.append(
-                {"segmentation": [corners], "area": right * 219.0, "category_id": 18, "image_id": i, "iscrowd": 0}
+                {"segmentation": [corners], "area": right * 220.0, "category_id": 18, "image_id": i, "iscrowd": 0}
             )
         content = json.dumps({"images": images, "annotations": instances})
         (raw / "annotations" / f"instances_{split}2017.json").write_text(content)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.data.annotations.drawing import Annotated, Annotations, Area, checked_size, polygon, runs
+from deeplab_jax.data.annotations.drawing import Annotated, Area, Part, checked_size, polygon, progress, runs
 from deeplab_jax.errors import UserError
 
 
@@ -13,36 +13,31 @@ def fits(content: object) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations"))
 
 
-def read(contents: list[tuple[Path, dict]]) -> Annotations:
-    """All images of all files; the classes are the categories of all, in the order of their ids.
+def read(path: Path, content: dict) -> Part:
+    """The images of one file, its categories in the order of their ids.
 
     A file's ids are read by its own categories: several files may give one id to different classes.
     """
     images: list[Annotated] = []
-    named: list[tuple] = []  # (id, name), file by file
-    for path, content in contents:
-        try:
-            categories = {c["id"]: str(c["name"]) for c in content["categories"]}
-            named += categories.items()
-            listed = {image["id"]: image for image in content["images"]}
-            annotations: dict = {i: [] for i in listed}
-            for annotation in content["annotations"]:
-                annotations[annotation["image_id"]].append(annotation)
-        except (KeyError, TypeError) as e:
-            raise UserError(f"{path}: is not complete COCO JSON ({type(e).__name__}: {e}); export it again") from e
-        for i, image in listed.items():
-            where = f"{path}: image {i}"
-            size = checked_size(where, image.get("height"), image.get("width"))
-            try:
-                areas, left_out = _areas(annotations[i], categories, size)
-                images.append(Annotated(str(image["file_name"]), size, areas, left_out))
-            except (KeyError, TypeError, ValueError, IndexError, OverflowError) as e:
-                raise UserError(f"{where}: has an annotation that cannot be read ({e}); export it again") from e
     try:
-        ordered = [name for _, name in sorted(named, key=lambda category: category[0])]
-    except TypeError as e:
-        raise UserError(f"{contents[0][0]}: the ids of its categories are not numbers; export it again") from e
-    return Annotations([n for n in dict.fromkeys(ordered) if n != "background"], None, images)
+        categories = {c["id"]: str(c["name"]) for c in content["categories"]}
+        listed = {image["id"]: image for image in content["images"]}
+        annotations: dict = {i: [] for i in listed}
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{path}: is not complete COCO JSON ({type(e).__name__}: {e}); export it again") from e
+    if not all(isinstance(i, int | float) for i in categories):
+        raise UserError(f"{path}: the ids of its categories are not numbers; export it again")
+    for i, image in progress(listed.items()):
+        where = f"{path}: image {i}"
+        size = checked_size(where, image.get("height"), image.get("width"))
+        try:
+            areas, left_out = _areas(annotations[i], categories, size)
+            images.append(Annotated(str(image["file_name"]), size, areas, left_out))
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as e:
+            raise UserError(f"{where}: has an annotation that cannot be read ({e}); export it again") from e
+    return Part([(i, name, None) for i, name in categories.items()], images)
 
 
 def _areas(annotations: list[dict], categories: dict, size: tuple[int, int]) -> tuple[list[Area], int]:
@@ -54,9 +49,10 @@ def _areas(annotations: list[dict], categories: dict, size: tuple[int, int]) -> 
             continue
         pixels = mask_of(shape, size)
         crowd = bool(annotation.get("iscrowd"))
-        found.append((not crowd, -int(pixels.sum()), None if crowd else categories[annotation["category_id"]], pixels))
+        area = Area.of(None if crowd else categories[annotation["category_id"]], pixels)
+        found.append((not crowd, -int(pixels.sum()), area))
     found.sort(key=lambda f: f[:2])
-    return [Area(label, pixels) for _, _, label, pixels in found], left_out
+    return [area for _, _, area in found], left_out
 
 
 def mask_of(shape: dict | list, size: tuple[int, int]) -> np.ndarray:

@@ -1,45 +1,22 @@
 """From the files of an annotation tool to masks, a classes file and a sheet of overlays."""
 
 import dataclasses
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from deeplab_jax.console import shown
-from deeplab_jax.data import class_files, meaning
-from deeplab_jax.data.annotations import coco, cvat, label_studio, labelme, raster
-from deeplab_jax.data.annotations.drawing import Annotations, painted, stem_of
+from deeplab_jax.data import class_files
+from deeplab_jax.data.annotations.opening import Labelled, open_labels
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import read_file, reason, write_atomically
-from deeplab_jax.imaging import files, listing, masks, pairing, palettes
+from deeplab_jax.files import write_atomically
+from deeplab_jax.imaging import files, listing, pairing, palettes
 from deeplab_jax.imaging.overlay import overlay, side_by_side, stack
-from deeplab_jax.imaging.palettes import VOID
 
 _COLUMNS, _TILE = 4, 240
-
-# JSON formats: the name for the user, whether a file has the format, and its reader.
-JSON_FORMATS: tuple[tuple[str, Callable, Callable], ...] = (
-    ("COCO", coco.fits, coco.read),
-    ("labelme", labelme.fits, labelme.read),
-    ("Label Studio", label_studio.fits, label_studio.read),
-)
-
-
-class Labelled(NamedTuple):
-    """The output: classes, background first, their colors, and (stem, function that makes it) of each mask."""
-
-    kind: str
-    names: Sequence[str]
-    colors: np.ndarray
-    masks: Sequence[tuple[str, Callable[[], np.ndarray]]]
-    left_out: int = 0
-    without_class: int = 0
-    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +30,7 @@ class Result:
     names: Sequence[str]
     left_out: int
     without_class: int
-    note: str
+    notes: Sequence[str]
     sheet: Path | None
 
     def words(self) -> str:
@@ -64,8 +41,7 @@ class Result:
             if count:
                 have, are = ("annotation has", "is") if count == 1 else ("annotations have", "are")
                 lines.append(f"note: {count} {have} {what} and {are} left out")
-        if self.note:
-            lines.append(f"note: {self.note}")
+        lines += [f"note: {note}" for note in self.notes]
         if self.sheet:
             lines.append(f"Look at {self.sheet}")
         if self.failed:
@@ -114,7 +90,7 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
         rows = [tiles[n : n + _COLUMNS] for n in range(0, len(tiles), _COLUMNS)]
         files.write_png(sheet, stack([side_by_side([p for _, p in row], [s for s, _ in row]) for row in rows]))
     count = len(labelled.masks) - failed
-    skipped = (labelled.left_out, labelled.without_class, labelled.note)
+    skipped = (labelled.left_out, labelled.without_class, labelled.notes)
     return Result(labelled.kind, out, count, failed, labelled.names, *skipped, sheet)
 
 
@@ -150,109 +126,6 @@ def _write_classes(path: Path, source: Path, labelled: Labelled) -> None:
             raise UserError(f"{source}: the class '{odd}' cannot be written to a classes file; rename it in the tool")
 
     write_atomically(path, write)
-
-
-def open_labels(source: Path, classes: Path | None = None, exclude: Path | None = None) -> Labelled:
-    """Reads the labels of any supported tool, but not in the resolved folder `exclude`; raises like `convert`."""
-    for suffix, read in ((".json", _json), (".xml", _cvat)):
-        paths = _below(source, suffix, exclude)
-        found = read(paths) if paths else None
-        if found:
-            return _of_shapes(source, *found, classes)
-    if source.is_dir():
-        listed = classes or raster.class_list(raster.colored_masks(source)) or raster.class_list(source)
-        apart = raster.folders_of_classes(source, exclude)
-        if apart and raster.colored_masks(source) == source:
-            return _of_shapes(source, "one mask for each class", raster.read_classes_apart(apart, exclude), classes)
-        if listed:
-            return _of_colors(source, listed, exclude)
-    raise UserError(
-        f"{source}: holds no labels in a known format: JSON of labelme, COCO or Label Studio, CVAT's XML for images, "
-        "masks in colors with a labelmap.txt (or --classes), or one folder of masks for each class"
-    )
-
-
-def _below(source: Path, suffix: str, exclude: Path | None) -> list[Path]:
-    if source.is_file():
-        return [source] if source.suffix.lower() == suffix else []
-    return list(listing.walk(source, (suffix,), exclude))
-
-
-def _json(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
-    """(format, annotations) of JSON files, ignoring those that are not labels; None if there are none."""
-    contents = []
-    for path in paths:
-        try:
-            contents.append((path, json.loads(read_file(path).decode("utf-8-sig"))))
-        except (OSError, ValueError, RecursionError) as e:
-            raise UserError(f"{path}: is not valid JSON ({reason(e)}); export it again") from e
-    for name, fits, read in JSON_FORMATS:
-        mine = [(path, content) for path, content in contents if fits(content)]
-        if mine:
-            try:
-                return name, read(mine)
-            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-                raise UserError(
-                    f"{mine[0][0]}: is not complete {name} JSON ({type(e).__name__}: {e}); export it again"
-                ) from e
-    return None
-
-
-def _cvat(paths: Sequence[Path]) -> tuple[str, Annotations] | None:
-    return "CVAT", cvat.read(list(paths))
-
-
-def _of_shapes(source: Path, kind: str, found: Annotations, classes: Path | None) -> Labelled:
-    if not found.images:
-        raise UserError(f"{source}: holds no annotated image")
-    note = ""
-    if classes is not None:
-        names, colors = class_files.read_classes(classes)
-        unknown = sorted({a.label for i in found.images for a in i.areas if a.label and a.label not in names})
-        if unknown:
-            raise UserError(f"{classes}: lacks the class '{unknown[0]}', which {source} has; add it")
-        if any(a.label == names[0] for i in found.images for a in i.areas if a.label != "background"):
-            note = f"pixels without an annotation are '{names[0]}', the first class of {classes}: it lacks a background"
-    else:
-        names = ("background", *found.names)
-        colors = None if found.colors is None else np.array([(0, 0, 0), *found.colors], np.uint8)
-    if len(names) > VOID:
-        raise UserError(f"{source}: has {len(names)} classes with the background; at most 255 are supported")
-    ids = {name: i for i, name in enumerate(names)}
-    stems = [stem_of(image.image) for image in found.images]
-    if "" in stems:
-        raise UserError(f"{source}: image {stems.index('') + 1} has no name; export it again")
-    twice = next((s for s in stems if stems.count(s) > 1), None) if len(set(stems)) < len(stems) else None
-    if twice is not None:
-        raise UserError(f"{source}: has two images '{twice}', whose masks would have one name; rename one of them")
-    made = [(stem, lambda image=image: painted(image, ids)) for stem, image in zip(stems, found.images)]
-    left_out = sum(image.left_out for image in found.images)
-    without_class = sum(image.without_class for image in found.images)
-    colors = palettes.voc_palette()[: len(names)] if colors is None else colors
-    return Labelled(kind, names, colors, made, left_out, without_class, note)
-
-
-def _of_colors(source: Path, classes: Path, exclude: Path | None) -> Labelled:
-    names, colors, listed = raster.read_colored(source, classes, exclude)
-    if not listed:
-        raise UserError(f"{source}: holds no mask")
-    found = []
-    for _, path in tqdm(listed, desc="reading masks", unit="mask", mininterval=0.5, leave=False):
-        try:
-            found.append(meaning.facts_of(read_file(path), str(path), colors))
-        except (UserError, OSError):  # reported when the mask is converted
-            continue
-    how, _ = meaning.decide(found, len(names), colors)
-
-    def make(path: Path) -> np.ndarray:
-        label = masks.read_label(path, meaning=how)
-        wrong = np.unique(label[(label >= len(names)) & (label != VOID)])
-        if len(wrong):
-            raise UserError(f"{path}: holds the id {wrong[0]}, but {classes} names {len(names)} classes")
-        return label
-
-    made = [(stem, lambda p=path: make(p)) for stem, path in listed]
-    return Labelled("masks in colors", names, palettes.voc_palette()[: len(names)] if colors is None else colors, made)
 
 
 def _photographs(folder: Path) -> dict[str, Path]:

@@ -1,27 +1,45 @@
 """Rasterizing the areas of annotation tools: polygons, boxes, ellipses, run lengths."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.palettes import VOID
 from deeplab_jax.limits import REFUSE_ABOVE
 
+_T = TypeVar("_T")
 _FARTHEST = 1e9  # limit for a corner, in pixels
 _ANY_NUMBER = np.errstate(over="ignore", invalid="ignore")  # corners beyond floats: `polygon` refuses them
 
 
 class Area(NamedTuple):
-    """One annotated area: its class (None = void) and its pixels, bool `[h, w]`, the corner of which is (top, left)."""
+    """One annotated area: its class (None = void) and its pixels, the upper left of which is at (top, left).
+
+    A set of photographs has many areas, so pixels are held as run lengths, row by row, off first.
+    """
 
     label: str | None
-    pixels: np.ndarray
+    lengths: np.ndarray
+    size: tuple[int, int]
     top: int = 0
     left: int = 0
+
+    @classmethod
+    def of(cls, label: str | None, pixels: np.ndarray, top: int = 0, left: int = 0) -> "Area":
+        """The area of bool pixels `[h, w]`."""
+        on = np.ravel(pixels)
+        changes = np.flatnonzero(np.diff(on, prepend=False))
+        lengths = np.diff(changes, prepend=0, append=on.size).astype(np.int32)
+        return cls(label, lengths, (pixels.shape[0], pixels.shape[1]), top, left)
+
+    def pixels(self) -> np.ndarray:
+        """Bool `[h, w]`."""
+        return runs(self.lengths, *self.size, by_column=False)
 
 
 class Annotated(NamedTuple):
@@ -38,12 +56,42 @@ class Annotated(NamedTuple):
     without_class: int = 0
 
 
+class Part(NamedTuple):
+    """The contents of one of a tool's files.
+
+    `classes` has the place of each class among all files', its name and its color, if it has one; `unlabelled` counts
+    images without any annotation that the tool lists without their size.
+    """
+
+    classes: list[tuple[Any, str, tuple[int, int, int] | None]]
+    images: list[Annotated]
+    unlabelled: int = 0
+
+
 class Annotations(NamedTuple):
     """The contents of a tool's files: names of classes without the background, colors (None = none), and images."""
 
     names: list[str]
     colors: list[tuple[int, int, int]] | None
     images: list[Annotated]
+    unlabelled: int = 0
+
+
+def joined(parts: Sequence[Part]) -> Annotations:
+    """The contents of all files of a tool, classes in the order of their places; `TypeError` if these have none."""
+    colors: dict[str, tuple[int, int, int] | None] = {}
+    for _, name, color in sorted((c for part in parts for c in part.classes), key=lambda c: c[0]):
+        colors.setdefault(name, color)
+    colors.pop("background", None)
+    given = [c for c in colors.values() if c is not None and c != (0, 0, 0)]
+    whole = 0 < len(colors) == len(given) == len(set(given))
+    images = [image for part in parts for image in part.images]
+    return Annotations(list(colors), given if whole else None, images, sum(part.unlabelled for part in parts))
+
+
+def progress(items: Collection[_T], unit: str = "image") -> Iterable[_T]:
+    """The items, with a bar while several are read."""
+    return tqdm(items, desc="reading labels", unit=unit, mininterval=0.5, leave=False, disable=len(items) < 2)
 
 
 def checked_size(where: object, height: object, width: object) -> tuple[int, int]:
@@ -62,11 +110,11 @@ def painted(image: Annotated, ids: dict[str, int]) -> np.ndarray:
     label = np.zeros(image.size, np.uint8)
     height, width = image.size
     for area in image.areas:
-        h, w = area.pixels.shape
+        (h, w), pixels = area.size, area.pixels()
         top, left = max(area.top, 0), max(area.left, 0)
         bottom, right = min(area.top + h, height), min(area.left + w, width)
         if bottom > top and right > left:
-            inside = area.pixels[top - area.top : bottom - area.top, left - area.left : right - area.left]
+            inside = pixels[top - area.top : bottom - area.top, left - area.left : right - area.left]
             label[top:bottom, left:right][inside] = VOID if area.label is None else ids[area.label]
     return label
 
@@ -85,7 +133,7 @@ def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple
       ValueError: a corner is not a pair of numbers, or beyond any image.
     """
     height, width = size
-    flips = np.zeros((height, width + 1), np.int32)
+    crossed: list[tuple[np.ndarray, np.ndarray]] = []  # rows and columns where the inside begins or ends
     for ring in rings:
         corners = np.asarray(ring, np.float64).reshape(len(ring), 2)
         if not (np.abs(corners) < _FARTHEST).all():
@@ -96,9 +144,16 @@ def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple
             low, high = min(y0, y1), max(y0, y1)
             rows = np.arange(max(0, int(np.ceil(low - 0.5))), min(height, int(np.ceil(high - 0.5))))
             crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-            columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)
-            np.add.at(flips, (rows, columns), 1)
-    return np.cumsum(flips[:, :width], axis=1) % 2 == 1
+            crossed.append((rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)))
+    inside = np.zeros(size, bool)
+    rows, columns = (np.concatenate([c[n] for c in crossed] or [np.zeros(0, int)]) for n in (0, 1))
+    if len(rows):
+        top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+        flips = np.zeros((bottom - top, right - left), np.uint8)
+        np.bitwise_xor.at(flips, (rows - top, columns - left), 1)
+        part = inside[top:bottom, left:right]
+        part[:] = np.bitwise_xor.accumulate(flips, axis=1)[:, : part.shape[1]]
+    return inside
 
 
 @_ANY_NUMBER
@@ -118,7 +173,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> list
     return list(zip((x + u * cos - v * sin).tolist(), (y + u * sin + v * cos).tolist()))
 
 
-def runs(counts: Sequence[int], height: int, width: int, by_column: bool) -> np.ndarray:
+def runs(counts: Sequence[int] | np.ndarray, height: int, width: int, by_column: bool) -> np.ndarray:
     """Run lengths, off first, as bool `[height, width]`; `ValueError` if they do not fill it."""
     lengths = np.asarray(counts, np.int64)
     if (lengths < 0).any() or lengths.sum() != height * width:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from deeplab_jax.data.annotations.drawing import Annotated, Annotations, Area, box, checked_size, ellipse, polygon
+from deeplab_jax.data.annotations.drawing import Annotated, Area, Part, box, checked_size, ellipse, polygon, progress
 from deeplab_jax.errors import UserError
 
 _KINDS = ("polygon", "rectangle", "ellipse", "brush")
@@ -22,21 +22,18 @@ def fits(content: object) -> bool:
     )
 
 
-def read(contents: list[tuple[Path, list]]) -> Annotations:
-    """All labelled tasks; of several annotations of a task the first that was not cancelled."""
+def read(path: Path, content: list) -> Part:
+    """The labelled tasks of one file; of several annotations of a task the first that was not cancelled."""
     images = []
-    for path, content in contents:
-        for number, task in enumerate(content, 1):
-            try:
-                image = _task(path, task)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as e:
-                raise UserError(
-                    f"{path}: task {number} cannot be read ({type(e).__name__}: {e}); export it again"
-                ) from e
-            if image is not None:
-                images.append(image)
-    names = sorted({a.label for image in images for a in image.areas if a.label} - {"background"})
-    return Annotations(names, None, images)
+    for number, task in enumerate(progress(content), 1):
+        try:
+            image = _task(path, task)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as e:
+            raise UserError(f"{path}: task {number} cannot be read ({type(e).__name__}: {e}); export it again") from e
+        if image is not None:
+            images.append(image)
+    names = {a.label for image in images for a in image.areas if a.label}
+    return Part([(name, name, None) for name in names], images, len(content) - len(images))
 
 
 def _task(path: Path, task: dict) -> Annotated | None:
@@ -61,7 +58,7 @@ def _task(path: Path, task: dict) -> Annotated | None:
         labels = result["value"].get(f"{kind}labels") or classes.get(key)
         label = str(labels[0]) if labels else ""
         if label:
-            areas.append(Area(label, _pixels(kind, result["value"], size)))
+            areas.append(Area.of(label, _pixels(kind, result["value"], size)))
         else:
             without_class += 1
     return Annotated(name, size, areas, left_out, without_class)

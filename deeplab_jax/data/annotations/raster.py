@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax.data import class_files
-from deeplab_jax.data.annotations.drawing import Annotated, Annotations, Area
+from deeplab_jax.data.annotations.drawing import Annotated, Annotations, Area, progress
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import masks, pairing
 from deeplab_jax.imaging.decoding import IMAGE_SUFFIXES
@@ -71,12 +71,12 @@ def read_classes_apart(folders: list[Path], exclude: Path | None = None) -> Anno
         for stem, path in pairing.stems(folder, exclude):
             by_image.setdefault(stem, []).append((folder.name, path))
     images = []
-    for stem, parts in sorted(by_image.items()):
-        areas = [Area(name, _inside(path)) for name, path in parts]
-        sizes = {area.pixels.shape for area in areas}
+    for stem, parts in progress(sorted(by_image.items())):
+        areas = [Area.of(name, _inside(path)) for name, path in parts]
+        sizes = {area.size for area in areas}
         if len(sizes) > 1:
             raise UserError(f"{parts[0][1]}: differs in size from the mask of another class of its image")
-        images.append(Annotated(f"{stem}.png", areas[0].pixels.shape, areas))
+        images.append(Annotated(f"{stem}.png", areas[0].size, areas))
     return Annotations([folder.name for folder in folders if folder.name != "background"], None, images)
 
 

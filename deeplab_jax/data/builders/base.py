@@ -121,8 +121,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         Raises:
           UserError: an unreadable file, a label of another size, an id outside the classes. The message has the name.
         """
-        photograph = read_bytes(source.image)
+        photograph = b""
         try:
+            photograph = read_bytes(source.image)
             height, width = files.read_photograph(photograph, str(source.image)).shape[:2]
             if source.label is None:
                 return photograph, b""

@@ -11,6 +11,7 @@ import numpy as np
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.classes import KNOWN
+from deeplab_jax.imaging.files import CorruptImageError
 
 TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # label ids of classes 0..18
 _TABLE = np.full(256, base.VOID, np.uint8)
@@ -89,7 +90,7 @@ class _Archive:
             try:
                 return self._zip.read(member)
             except (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-                raise UserError(f"{self.path}: '{member}' in it is damaged; download it again") from e
+                raise CorruptImageError(f"{self.path}: '{member}' in it is damaged; download it again") from e
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

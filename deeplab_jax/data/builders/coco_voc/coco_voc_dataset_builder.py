@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageDraw
 
-from deeplab_jax.data.annotations.coco import run_lengths
+from deeplab_jax.data.annotations.coco import mask_of
 from deeplab_jax.data.builders import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging import files
@@ -29,7 +28,7 @@ class Builder(base.SegmentationBuilder):
     "" downloads 2017.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     CLASSES = KNOWN["coco_voc"]
     URLS = (
         "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
@@ -56,6 +55,7 @@ class Builder(base.SegmentationBuilder):
             instances: dict[int, list[dict]] = {}
             for annotation in content["annotations"]:
                 if annotation["category_id"] in CATEGORIES:
+                    float(annotation["area"]), annotation["segmentation"]  # every instance must have them
                     instances.setdefault(annotation["image_id"], []).append(annotation)
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(
@@ -72,7 +72,12 @@ class Builder(base.SegmentationBuilder):
 
     def read_label(self, source: base.Source) -> np.ndarray:
         height, width = files.size_of(str(source.image))
-        return paint(self._instances[source.name], height, width)
+        try:
+            return paint(self._instances[source.name], height, width)
+        except (LookupError, TypeError, ValueError, OverflowError) as e:
+            raise files.CorruptImageError(
+                f"{source.label}: an instance of {source.name} cannot be read ({e}); download it again"
+            ) from e
 
     def split_expression(self, split: str) -> str:
         return "train+val" if split == "trainval" else split
@@ -83,16 +88,13 @@ class Builder(base.SegmentationBuilder):
 
 
 def paint(annotations: list[dict], height: int, width: int) -> np.ndarray:
-    """Class map of COCO instances, uint8 `[height, width]`: large ones first, crowds are void."""
-    label = Image.new("L", (width, height), 0)
+    """Class map of COCO instances, uint8 `[height, width]`: large ones first, crowds are void.
+
+    Raises:
+      ValueError: an instance's outline or run lengths are damaged, or of another size.
+    """
+    label = np.zeros((height, width), np.uint8)
     for annotation in sorted(annotations, key=lambda a: (not a.get("iscrowd"), -a["area"])):
         value = base.VOID if annotation.get("iscrowd") else CATEGORIES[annotation["category_id"]]
-        shape = annotation["segmentation"]
-        if isinstance(shape, dict):
-            mask = run_lengths(shape)
-            label.paste(value, mask=Image.fromarray(mask.astype(np.uint8) * 255))
-        else:
-            for polygon in shape:
-                if len(polygon) >= 6:
-                    ImageDraw.Draw(label).polygon([float(c) for c in polygon], fill=value)
-    return np.array(label)
+        label[mask_of(annotation["segmentation"], (height, width))] = value
+    return label
