@@ -4,13 +4,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from deeplab_jax.data.dataset import open_dataset
-from deeplab_jax.data.pipeline import train_batches
+from deeplab_jax.data.pipeline import stages, train_batches
 
 _CAPTION = 16
 
 
 def contact_sheet(config, count: int = 12, columns: int = 4) -> np.ndarray:
-    """The first `count` examples of the run that `config` describes, after augmentation.
+    """The first examples of each stage of the run that `config` describes, `count` in all, after augmentation.
 
     Args:
       config: a whole config; its seed determines the random choices, as in training.
@@ -25,16 +25,20 @@ def contact_sheet(config, count: int = 12, columns: int = 4) -> np.ndarray:
     batches = train_batches(dataset, config)
     palette = dataset.palette.copy()
     palette[255] = 255
-    examples = [batches.example(*divmod(n, config.batch_size)) for n in range(count)]
+    begins = [0, *(stage.end for stage in stages(config) if stage.end < config.num_steps)]
+    indices = []
+    for part, begin in zip(np.array_split(np.arange(count), len(begins)), begins, strict=True):
+        indices += [begin * config.batch_size + n for n in range(len(part))]
+    examples = [batches.example(*divmod(n, config.batch_size)) for n in indices]
     height, width = np.max([label.shape for _, label, _ in examples], axis=0).tolist()  # stages have crops of their own
     columns = min(columns, count)
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * (2 * width + 6), rows * (height + _CAPTION + 4)), (40, 40, 40))
     pen = ImageDraw.Draw(sheet)
-    for n, (image, label, valid) in enumerate(examples):
+    for n, (index, (image, label, valid)) in enumerate(zip(indices, examples, strict=True)):
         x, y = n % columns * (2 * width + 6), n // columns * (height + _CAPTION + 4)
         present = [dataset.class_names[i] for i in np.unique(label) if i < dataset.num_classes]
-        caption = f"{batches.source(n).name}: {', '.join(present)}"
+        caption = f"{batches.source(index).name}: {', '.join(present)}"
         pen.text((x + 2, y + 2), caption[: (2 * width) // 6], (255, 255, 255))
         for part, picture in enumerate((image, palette[label])):
             picture = np.where(valid[..., None], picture, _crosses(*label.shape))

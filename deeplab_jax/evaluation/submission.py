@@ -64,8 +64,16 @@ class Submission:
         files.write_png(self.folder / self.inside / f"{stem}.png", labels, palette)
 
     def close(self, names: Sequence[str]) -> Path:
-        """Packs the PNGs of these images, which this or another process has added; returns the archive's path."""
-        members = sorted({self._stem(name) for name in names})
+        """Packs the PNGs of these images, which this or another process has added; returns the archive's path.
+
+        Raises:
+          UserError: two of the names give one PNG.
+        """
+        of: dict[str, str] = {}
+        for name in names:
+            if of.setdefault(self._stem(name), name) != name:
+                raise UserError(f"{name}: a second image would get the name {self._stem(name)}.png in the submission")
+        members = sorted(of)
         write_atomically(self.archive, lambda temporary: self._pack(temporary, members))
         return self.archive
 

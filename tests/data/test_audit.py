@@ -100,13 +100,15 @@ def test_counts_and_duplicates_across_splits(config, tmp_path):
 def test_contact_sheet_of_stages_with_crops_of_their_own(config, tmp_path):
     config.data.update(name="camvid", dir=str(make_camvid(tmp_path / "camvid")), train_split="train")
     config.data.update(stages=((0.5, (9, 17), (0.25, 0.75)),), crop=(17, 33), scales=(0.5, 1.0), continuous_scale=True)
-    config.update(num_steps=4, batch_size=2)
+    config.update(num_steps=400, batch_size=2)
     sheet = contact_sheet(config, 8, columns=4)  # four examples of each crop
     rows = sheet.shape[0] // 2
     assert sheet.shape == (2 * (17 + 16 + 4), 4 * (2 * 33 + 6), 3) and rows == 37
     small, large = sheet[16 : 16 + 17, :66], sheet[rows + 16 : rows + 16 + 17, :66]
     assert all((rest == 40).all() for rest in (small[9:], small[:, 17:33], small[:, 50:]))  # beside a small crop
     assert not (large == 40).all(-1).any(0).all()
+    config.data.stages = ((1.0, (9, 17), (0.25, 0.75)),)  # the larger crops never occur
+    assert contact_sheet(config, 4, columns=4).shape == (9 + 16 + 4, 4 * (2 * 17 + 6), 3)
 
 
 def test_prepared_records_are_read_as_training_reads_them():

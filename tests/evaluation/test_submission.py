@@ -49,6 +49,10 @@ def test_mistakes_are_named(tmp_path):
     twice.add("a", LABELS)
     with pytest.raises(UserError, match="second image"):
         twice.add("b/a", LABELS)
+    Submission(tmp_path / "x", "voc").add("b/a", LABELS)  # in another process
+    with pytest.raises(UserError, match="b/a: a second image would get the name a.png"):
+        twice.close(["a", "b/a"])
+    assert not twice.archive.exists()
 
 
 def test_reader_refuses_what_the_server_would(tmp_path):

@@ -133,21 +133,21 @@ def polygon(rings: Sequence[Sequence[Sequence[float]] | np.ndarray], size: tuple
       ValueError: a corner is not a pair of numbers, or beyond any image.
     """
     height, width = size
-    crossed: list[tuple[np.ndarray, np.ndarray]] = []  # rows and columns where the inside begins or ends
+    edges = [np.zeros((0, 4))]
     for ring in rings:
         corners = np.asarray(ring, np.float64).reshape(len(ring), 2)
         if not (np.abs(corners) < _FARTHEST).all():
             raise ValueError("a corner is not finite, or far outside the image")
-        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
-            if y0 == y1:
-                continue
-            low, high = min(y0, y1), max(y0, y1)
-            rows = np.arange(max(0, int(np.ceil(low - 0.5))), min(height, int(np.ceil(high - 0.5))))
-            crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-            crossed.append((rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)))
+        edges.append(np.concatenate([corners, np.roll(corners, -1, axis=0)], 1))
+    x0, y0, x1, y1 = np.concatenate(edges).T
+    # Each edge crosses the centers of the rows from `begin` to `end`; there, at its columns, inside and outside change.
+    begin, end = (np.clip(np.ceil(y - 0.5), 0, height).astype(int) for y in (np.minimum(y0, y1), np.maximum(y0, y1)))
     inside = np.zeros(size, bool)
-    rows, columns = (np.concatenate([c[n] for c in crossed] or [np.zeros(0, int)]) for n in (0, 1))
-    if len(rows):
+    edge = np.repeat(np.arange(len(x0)), end - begin)
+    if len(edge):
+        rows = np.arange(len(edge)) + (end - np.cumsum(end - begin))[edge]
+        crossing = x0[edge] + (rows + 0.5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
+        columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)
         top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
         flips = np.zeros((bottom - top, right - left), np.uint8)
         np.bitwise_xor.at(flips, (rows - top, columns - left), 1)
