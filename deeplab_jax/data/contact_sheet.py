@@ -26,9 +26,8 @@ def contact_sheet(config, count: int = 12, columns: int = 4) -> np.ndarray:
     palette = dataset.palette.copy()
     palette[255] = 255
     begins = [0, *(stage.end for stage in stages(config) if stage.end < config.num_steps)]
-    indices = []
-    for part, begin in zip(np.array_split(np.arange(count), len(begins)), begins, strict=True):
-        indices += [begin * config.batch_size + n for n in range(len(part))]
+    shares = [len(share) for share in np.array_split(np.arange(count), len(begins))]
+    indices = [begin * config.batch_size + k for begin, share in zip(begins, shares, strict=True) for k in range(share)]
     examples = [batches.example(*divmod(n, config.batch_size)) for n in indices]
     height, width = np.max([label.shape for _, label, _ in examples], axis=0).tolist()  # stages have crops of their own
     columns = min(columns, count)

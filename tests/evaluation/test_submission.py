@@ -50,7 +50,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="second image"):
         twice.add("b/a", LABELS)
     Submission(tmp_path / "x", "voc").add("b/a", LABELS)  # in another process
-    with pytest.raises(UserError, match="b/a: a second image would get the name a.png"):
+    with pytest.raises(UserError, match=r"b/a: a second image would get the name a\.png"):
         twice.close(["a", "b/a"])
     assert not twice.archive.exists()
 
