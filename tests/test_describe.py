@@ -102,6 +102,26 @@ def test_command(capsys):
         flags.FLAGS["json"].value = False
 
 
+@pytest.mark.parametrize(
+    ("name", "crop", "fields", "stride", "score"),
+    [
+        ("voc_aspp_l", (20, 20), {}, 8, (3, 3)),
+        ("voc_aspp_l", (5, 321), {}, 8, (1, 41)),
+        ("voc_vgg16", (1, 1), {}, 8, None),
+        ("camvid", (1, 9), {}, 4, (1, 3)),
+        ("voc_vgg16_msc_largefov", (320, 64), {}, 8, (41, 9)),
+        ("voc_vgg16_msc_largefov", (73, 73), {"output_stride": 16}, 16, None),
+    ],
+)
+def test_any_crop_is_described(name, crop, fields, stride, score):
+    config = load_config(name)
+    config.data.crop = crop
+    config.model.update(fields)
+    described = summary.describe(config, 21)
+    assert described["output_stride"] == stride
+    assert score is None or tuple(described["score_shape"][:2]) == score
+
+
 def test_a_wrong_network_is_one_sentence(capsys):
     config = load_config("camvid")
     config.model.head = "fc"

@@ -1,10 +1,25 @@
 """Labels from marginals, which must be finite: for NaN the most probable class would be 0."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.errors import UserError
+
+
+def require_finite_variables(variables: Any) -> None:
+    """Refuses a network with a variable that holds NaN or infinity, which a maximum between layers may hide.
+
+    Raises:
+      UserError: names the first.
+    """
+    for path, value in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        # Without a mask of the array's size: NaN and infinity survive the sum.
+        if not np.isfinite(np.sum(np.asarray(value), dtype=np.float64)):
+            name = "/".join(str(getattr(key, "key", key)) for key in path)
+            raise UserError(f"the network's '{name}' holds values that are not finite; use another checkpoint or file")
 
 
 @jax.jit

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import crf
 from deeplab_jax.errors import UserError
 from deeplab_jax.imaging.mirror import checked_swaps
+from deeplab_jax.inference.finite import require_finite_variables
 from deeplab_jax.inference.options import check
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.models import create_model
@@ -31,11 +32,12 @@ def create_segmenter(
       **options: further arguments of `Segmenter`, overriding those of `config.eval`.
 
     Raises:
-      UserError: an option is not a `Segmenter`'s or cannot be used, `config.model` describes no network, `config.crf`
-        names no known parameters or filter, or mirrored images are averaged and `config.data.mirror_swaps` is wrong
-        (see `imaging.mirror.checked_swaps`).
+      UserError: a variable is not finite, an option is not a `Segmenter`'s or cannot be used, `config.model` describes
+        no network, `config.crf` names no known parameters or filter, or mirrored images are averaged and
+        `config.data.mirror_swaps` is wrong (see `imaging.mirror.checked_swaps`).
     """
     check(options, len(class_names))
+    require_finite_variables(variables)
     try:
         setting = crf.setting_from_config(config.crf)
     except (ValueError, OSError) as e:

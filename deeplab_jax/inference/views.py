@@ -69,7 +69,7 @@ def network_scores(
             turned = jnp.take_along_axis(log_probs[count:], flipped[:, None, :, None], axis=2)
             views.append(turned[..., swap_table(swaps)[: turned.shape[-1]]] if swaps else turned)
     mean = views[0] if len(views) == 1 else jax.nn.logsumexp(jnp.stack(views), axis=0) - jnp.log(len(views))
-    mean = jnp.maximum(mean, LOG_FLOOR)
+    mean = jnp.where(mean < LOG_FLOOR, LOG_FLOOR, mean)  # a maximum loses NaN on CPUs, and the error with it
     return tuple(mean[i] for i in range(count))
 
 

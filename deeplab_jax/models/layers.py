@@ -167,14 +167,14 @@ def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), whose gradient uses the result, which is kept anyway, and not x, which would be recomputed.
 
     It is a select, not a maximum, because XLA copies a maximum into each of its consumers, and with it, block by
-    block, the sums of a whole chain of residual blocks.
+    block, the sums of a whole chain of residual blocks. NaN stays NaN.
     """
     return _relu(x)
 
 
 @jax.custom_vjp
 def _relu(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, jnp.zeros_like(x))
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
 
 def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -50,8 +50,17 @@ class SideBranches(nn.Module):
             stride = self.architecture.output_stride // source_stride
             x = relu(Conv(WIDTH, 3, stride, dtype=dtype, name=f"{source}_1")(x))
             x = relu(Conv(WIDTH, 1, dtype=dtype, name=f"{source}_2")(x))
-            # v1's base pools give maps of one position more before pool4.
-            maps.append(x[:, : size[0], : size[1]])
+            maps.append(_fitted(x, size))
         joined = jnp.concatenate(maps, -1)
         classifier = Conv(self.num_classes, 1, use_bias=False, dtype=dtype, kernel_init=classifier_init, name="fc8_msc")
         return classifier(joined)
+
+
+def _fitted(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A map cut to the size of the main scores, or with its last row and column repeated.
+
+    v1's base pools give maps of one position more before pool4; Caffe's pools round up where convolutions round down.
+    """
+    missing = [max(0, wanted - given) for wanted, given in zip(size, x.shape[1:3], strict=True)]
+    padded = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else x
+    return padded[:, : size[0], : size[1]]

@@ -183,6 +183,8 @@ def _check_small(a: Architecture) -> None:
     check_resnet(dataclasses.replace(a, fine_branch=0))
     if not fits:
         refuse_fine_branch(a)
+    if not a.blocks:
+        raise ValueError("config.model.blocks=(): needs at least one stage")
     if len(a.widths) != len(a.blocks):
         raise ValueError(
             f"config.model.widths names {len(a.widths)} stages and config.model.blocks {len(a.blocks)}; "

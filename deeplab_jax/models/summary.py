@@ -17,6 +17,7 @@ from jax import lax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import initial
+from deeplab_jax.models.backbones import architecture_of
 from deeplab_jax.models.deeplab import create_model, is_frozen
 from deeplab_jax.models.layers import BatchNorm, Conv, ConvWeights, Pool, Upsample
 from deeplab_jax.target import tracing_for
@@ -47,7 +48,7 @@ def describe(config: Any, num_classes: int, batch: int = 1) -> dict[str, Any]:
     height, width = logits.shape[1:3]
     return {
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"])),
-        "output_stride": round((config.data.crop[0] - 1) / max(height - 1, 1)),
+        "output_stride": _output_stride(config.model),
         "score_shape": [height, width, num_classes],
         "receptive_field": receptive_field(layers),
         "gflops": sum(layer["gflops"] for layer in calls),
@@ -211,6 +212,12 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
+def _output_stride(model: Any) -> int:
+    """Pixels between scores: with a fine branch those of the trunk's map that it reads."""
+    architecture = architecture_of(model)
+    return 4 if architecture.fine_branch else architecture.output_stride
+
+
 def _model(config: Any, num_classes: int) -> nn.Module:
     try:
         return create_model(config.model, num_classes)
@@ -232,5 +239,5 @@ def _layer(module: nn.Module, x: jax.Array, result: Any) -> dict[str, Any]:
         layer |= {"kind": module.kind, "kernel": module.window, "stride": module.stride}
     else:
         # It reads two positions of its input map: a window of 2, and a finer map after it.
-        layer |= {"kind": "upsample", "kernel": 2, "stride": (x.shape[1] - 1) / (shape[1] - 1)}
+        layer |= {"kind": "upsample", "kernel": 2, "stride": (x.shape[1] - 1) / max(shape[1] - 1, 1)}
     return {**layer, "shape": list(shape[1:]), "gflops": flops / 1e9}

@@ -254,6 +254,9 @@ def _unfit(values: Mapping[str, object], model: object) -> str:
     multiple = values.get("eval.size_multiple", 0)
     if isinstance(multiple, int) and multiple % _SIDE_MULTIPLE:
         return f"config.eval.size_multiple={multiple}: must be a multiple of {_SIDE_MULTIPLE}"
+    crop = values.get("data.crop", (1, 1))
+    if not isinstance(crop, list | tuple) or len(crop) != 2:
+        return f"config.data.crop={_short(crop)}: must be two sizes in pixels, height and width"
     try:
         architecture_of(model)
     except ValueError as e:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from deeplab_jax.weights.names import canonical
 from deeplab_jax.weights.source import Source
 
-# (trunk, head) -> the shipped config with that network
+# (trunk, head) -> the shipped configs with layers of these shapes
 _CONFIGS = {
-    ("resnet101", "aspp"): "voc_aspp_l",
-    ("resnet101", "plain"): "voc_resnet101",
-    ("resnet101", "largefov"): "voc_largefov",
-    ("vgg16", "aspp"): "voc_vgg16_aspp_l",
-    ("vgg16", "largefov"): "voc_vgg16_largefov",
+    ("resnet101", "aspp"): ("voc_aspp_l", "voc_aspp_s"),
+    ("resnet101", "plain"): ("voc_resnet101",),
+    ("resnet101", "largefov"): ("voc_largefov",),
+    ("vgg16", "aspp"): ("voc_vgg16_aspp_l", "voc_vgg16_aspp_s"),
+    ("vgg16", "largefov"): ("voc_vgg16_largefov", "voc_vgg16_v2_largefov"),
 }
 
 
@@ -32,6 +32,10 @@ def head_of(source: Source) -> tuple[str, str] | None:
     kernels = {name.split("/")[-2]: array.shape for name, array in source.arrays.items() if name.endswith("/kernel")}
     branches = [name for name in kernels if re.fullmatch(r"fc1_c\d+|fc8_\d+", name)]
     classes = classes_of(source)
+    wide = [name for name in kernels if re.fullmatch(r"aspp_(c\d+|1x1)", name)]  # of `resnet_small`
+    if wide:
+        fine = " with a fine branch" if "fine" in kernels else ""
+        return "aspp", f"ASPP of {len(wide)} branches{fine}, {classes} classes"
     if branches:
         return "aspp", f"ASPP of {len(branches)} branches, {classes} classes"
     if "fc1" in kernels:
@@ -71,9 +75,11 @@ def describe(source: Source) -> list[str]:
     values = sum(array.size for array in source.arrays.values())
     lines.append(f"  {len(source.arrays)} arrays, {values:,} values")
     lines += _by_reason(source.left_out, lambda shown, reason: f"  left out: {shown} ({reason})")
-    config = _CONFIGS.get((backbone or "", head[0] if head else "aspp"))
-    if config:
-        lines.append(f"  a config of this network: --config {config}")
+    configs = _CONFIGS.get((backbone or "", head[0] if head else "aspp"), ())
+    if configs:
+        lines.append(f"  a config of this network: --config {' or '.join(configs)}")
+    if len(configs) > 1:
+        lines.append("  which one cannot be determined from the file: they differ in atrous rates or pools alone")
     return lines
 
 

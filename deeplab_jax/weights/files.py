@@ -63,11 +63,13 @@ def read(path: str | os.PathLike, leave_out: str = "") -> Source:
     if suffix == ".safetensors":
         return read_safetensors(path, leave_out)
     if suffix in _TORCH_SUFFIXES:
-        return torch.from_state_dict(path, torch.read_pth(path), leave_out)
+        return torch.read(path, leave_out)
     if suffix in _KERAS_SUFFIXES:
         return keras.read(path, leave_out)
     if suffix == ".npz":
         return npz.read(path, leave_out)
+    if suffix == ".ckpt" and torch.is_torch(path):  # of PyTorch Lightning
+        return torch.read(path, leave_out)
     if suffix in _REFUSED or ".ckpt" in path.name:
         raise UserError(f"{path}: {_REFUSED.get(suffix, _REFUSED['.ckpt'])}")
     raise UserError(

@@ -124,7 +124,8 @@ def _keras3_layers(reader: _Reader, root) -> list[tuple[str, list[np.ndarray]]]:
         **dict(zip(kinds["batch_normalization"], norms)),
         **dict(zip(kinds["dense"], ["fc1", "fc2", "predictions"] if not norms else ["predictions"])),
     }
-    found = []
+    nested = [name for name in layers if name not in groups and _holds_arrays(layers[name])]
+    found: list[tuple[str, list[np.ndarray]]] = [(name, []) for name in nested]
     for name, group in groups.items():
         own = group.attrs.get("name")
         own = own.decode() if isinstance(own, bytes) else own
@@ -133,10 +134,20 @@ def _keras3_layers(reader: _Reader, root) -> list[tuple[str, list[np.ndarray]]]:
     return found
 
 
+def _holds_arrays(group) -> bool:
+    """Whether there are arrays anywhere below, as in a model inside the model."""
+    import h5py
+
+    return bool(group.visititems(lambda name, member: True if isinstance(member, h5py.Dataset) else None))
+
+
 def _add_layer(source: Source, name: str, arrays: list[np.ndarray]) -> None:
-    """Keras stores [kernel, bias] of a convolution or dense layer, [gamma, beta, mean, variance] of a batch norm."""
+    """Keras stores [kernel, bias] of a convolution or dense layer, [gamma, beta, mean, variance] of a batch norm.
+
+    Models inside the model have no arrays here: their layers are not known.
+    """
     ours = names.from_keras(name)
-    if ours is None or (source.leave_out and re.search(source.leave_out, name)):
+    if not arrays or ours is None or (source.leave_out and re.search(source.leave_out, name)):
         source.leave(name, "the ImageNet classifier" if names.is_imagenet_classifier(name) else None)
     elif len(arrays) == 4:
         scale, bias, mean, var = arrays

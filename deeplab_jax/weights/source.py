@@ -43,7 +43,7 @@ class Source:
     _unknown: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, layer: str, leaf: str, array: np.ndarray) -> None:
-        """Adds one array as float32; raises `UserError` if it holds NaN or infinity."""
+        """Adds one array as float32; raises `UserError` if it holds NaN, infinity, or negative variances."""
         bare = layer.rpartition("/")[2] if self.ours else layer  # head/fc1_c0 is fc1_c0 in the released files
         if self.leave_out and (re.search(self.leave_out, layer) or re.search(self.leave_out, bare)):
             self.left_out[layer] = NOT_WANTED
@@ -57,6 +57,8 @@ class Source:
         # one reduction instead of a mask of the array's size: NaN and infinity survive the sum in float64
         if not np.isfinite(np.sum(array, dtype=np.float64)):
             raise UserError(f"{self.path}: layer '{layer}' holds values that are not finite; use another copy")
+        if leaf == "var" and (array <= -BN_EPSILON).any():
+            raise UserError(f"{self.path}: batch norm '{layer}' holds negative variances; use another copy")
         self.arrays[f"{layer}/{leaf}"] = array
 
     def leave(self, name: str, reason: str | None) -> None:
@@ -112,7 +114,7 @@ class Source:
             raise UserError(
                 f"{self.path}: reads as {self.kind}, which has no layers {shown}{more}; it is another network, or, if "
                 "those layers are not needed, leave them out with "
-                f"--leave_out='{'|'.join(re.escape(name) for name in self._unknown[:1])}'"
+                f"--leave_out='^{re.escape(self._unknown[0])}$'"
             )
         self.fold_biases()
         if any(k.startswith("conv5_3/") for k in self.arrays):

@@ -4,6 +4,8 @@ A `.pth` is a pickle, and a pickle can run any code: it is read only by PyTorch'
 tensors and plain containers and refuses the rest. `.safetensors` does not need PyTorch.
 """
 
+import io
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,14 +20,27 @@ from deeplab_jax.weights.source import Source, dense_to_hwio, oihw_to_hwio
 _EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of these networks use
 _SAFE_SINCE = (2, 6)  # before that, the restricted loader could be made to run code (CVE-2025-32434)
 _LARGEST = 16  # times the file's size: float16 becomes float32, and copies for other scales share their values
+_PICKLES = 5  # in a file of PyTorch's former format
 _LEAVES = {"weight", "bias", "running_mean", "running_var"}
 
 # Names under which training scripts store the network, the likeliest first
 _NETWORK = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
 
 
-def read_pth(path: Path) -> dict[str, np.ndarray]:
-    """The floating-point tensors of a `.pth`, through PyTorch's restricted loader.
+def read(path: Path, leave_out: str = "") -> Source:
+    """The network of a `.pth`; other state dicts in it are named among what is left out.
+
+    Raises:
+      UserError: as `read_pth` and `from_state_dict`.
+    """
+    tensors, others = read_pth(path)
+    source = from_state_dict(path, tensors, leave_out)
+    source.left_out |= dict.fromkeys(others, "another state dict than the network's")
+    return source
+
+
+def read_pth(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The floating-point tensors of a `.pth`, through PyTorch's restricted loader, and the names of other state dicts.
 
     Raises:
       UserError: PyTorch is missing or too old, or the file is damaged or holds objects other than tensors.
@@ -38,24 +53,32 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         ) from e
     check_version(path, torch.__version__)
     _check_members(path)
+    _check_calls(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged pickle can fail in any way
         raise UserError(f"{path}: {_why_refused(e)}") from e
+    network, others = state_dict_of(loaded, path)
     found = {
         str(name): tensor
-        for name, tensor in state_dict_of(loaded, path).items()
+        for name, tensor in network.items()
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }
     claimed = sum(tensor.numel() for tensor in found.values()) * 4
     if claimed > _LARGEST * path.stat().st_size + 2**20:
         raise UserError(f"{path}: claims {claimed / 2**30:.1f} GiB of weights, which the file does not hold; refused")
     try:
-        return {name: tensor.detach().float().numpy() for name, tensor in found.items()}
+        return {name: tensor.detach().float().numpy() for name, tensor in found.items()}, others
     except (RuntimeError, TypeError) as e:
         raise UserError(
             f"{path}: holds tensors that are not plain arrays (sparse, quantized or without values); save dense ones"
         ) from e
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file looks like one of `torch.save`: a zip, or a pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
 
 
 def _check_members(path: Path) -> None:
@@ -69,6 +92,26 @@ def _check_members(path: Path) -> None:
         raise UserError(f"{path}: {_why_refused(e)}") from e
     if claimed > _LARGEST * path.stat().st_size + 2**20:
         raise UserError(f"{path}: claims {claimed / 2**30:.1f} GiB of weights, which the file does not hold; refused")
+
+
+def _check_calls(path: Path) -> None:
+    """Raises UserError for a pickle that makes a `bytearray`, which PyTorch allows and which can have any size."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        else:
+            pickles = [path.read_bytes()]
+        for data in pickles:
+            stream = io.BytesIO(data)
+            for _ in range(_PICKLES):
+                for _, argument, _ in pickletools.genops(stream):
+                    if isinstance(argument, str) and argument.split()[-1:] == ["bytearray"]:
+                        raise UserError(f"{path}: {_why_refused(Exception('GLOBAL'))}")
+    except UserError:
+        raise
+    except Exception:  # the end of the pickles, or a damaged file, of which PyTorch says so
+        return
 
 
 def _why_refused(error: Exception) -> str:
@@ -92,8 +135,8 @@ def check_version(path: Path, version: str) -> None:
         )
 
 
-def state_dict_of(loaded: object, path: Path) -> Mapping:
-    """The network's state dict within a training script's checkpoint, whatever else it contains.
+def state_dict_of(loaded: object, path: Path) -> tuple[Mapping, list[str]]:
+    """The network's state dict within a training script's checkpoint, and the names of the others in it.
 
     Raises:
       UserError: there is none, or there are several candidates for the network.
@@ -110,19 +153,23 @@ def state_dict_of(loaded: object, path: Path) -> Mapping:
     if len(first) > 1:
         named = ", ".join("/".join(where) for where in first[:4])
         raise UserError(f"{path}: holds several networks ({named}); save the state dict of only one")
-    return found[first[0]]
+    return found[first[0]], ["/".join(where) for where in found if where != first[0]]
 
 
-def _state_dicts(value: object, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping]]:
-    """(its place, a mapping with a network's names); an optimizer's names are numbers."""
-    if not isinstance(value, Mapping) or len(where) > 4:
+def _state_dicts(
+    value: object, where: tuple[str, ...] = (), seen: set[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], Mapping]]:
+    """(its place, a mapping with a network's names), each once; an optimizer's names are numbers."""
+    seen = set() if seen is None else seen
+    if not isinstance(value, Mapping) or len(where) > 4 or id(value) in seen:
         return
+    seen.add(id(value))
     if any(isinstance(k, str) and k.rpartition(".")[2] in _LEAVES and hasattr(v, "dtype") for k, v in value.items()):
         yield where, value
         return
     for key, inner in value.items():
         if isinstance(key, str):
-            yield from _state_dicts(inner, (*where, key))
+            yield from _state_dicts(inner, (*where, key), seen)
 
 
 def from_state_dict(path: Path, tensors: Mapping[str, np.ndarray], leave_out: str = "") -> Source:
@@ -141,6 +188,9 @@ def from_state_dict(path: Path, tensors: Mapping[str, np.ndarray], leave_out: st
         layer, _, leaf = name.rpartition(".")
         if leaf != "num_batches_tracked":
             layers.setdefault(layer, {})[leaf] = array
+    for layer in [layer for layer, leaves in layers.items() if _LEAVES.isdisjoint(leaves)]:  # loose: pixel_mean
+        leaves = layers.pop(layer)
+        layers |= {f"{layer}.{leaf}" if layer else leaf: {leaf: array} for leaf, array in leaves.items()}
     shapes = {layer: {leaf: array.shape for leaf, array in leaves.items()} for layer, leaves in layers.items()}
     kind = kinds.recognise(str(path), shapes)
     source = Source(str(path), kind.name, settings=dict(kind.settings), open=kind.open, leave_out=leave_out)
@@ -165,6 +215,11 @@ def _add_layer(source: Source, layer: str, ours: str, leaves: dict[str, np.ndarr
             return
         if weight is None:
             raise ValueError("it has no weight")
+        if weight.ndim == 1:
+            raise UserError(
+                f"{source.path}: layer '{layer}' is a normalization without stored statistics, such as GroupNorm; "
+                "these networks have batch norm with running_mean and running_var"
+            )
         kernel = dense_to_hwio(weight, ours, "chw") if weight.ndim == 2 else oihw_to_hwio(weight)
         source.add(ours, "kernel", kernel)
         if "bias" in leaves:

@@ -304,6 +304,16 @@ def test_size_multiple_must_fit_the_stride():
         segmenter(size_multiple=20)
 
 
+@pytest.mark.parametrize("views", [{"scales": (1.0,), "mirror": False}, {"scales": (0.75, 1.0), "mirror": True}])
+def test_nan_of_a_network_reaches_the_scores_and_is_refused_when_a_segmenter_is_made(views):
+    broken = {"params": {"weights": np.array(network_variables()["params"]["weights"]).copy()}}
+    broken["params"]["weights"][0, 1] = np.nan
+    images, sizes = jnp.asarray(scene((17, 17)).image)[None], jnp.array([[17, 17]])
+    assert np.isnan(network_scores(ColorNetwork(), broken, images, sizes, **views)[0]).all()
+    with pytest.raises(UserError, match="the network's 'params/weights' holds values that are not finite"):
+        create_segmenter(load_config("camvid"), broken, NAMES, PALETTE)
+
+
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_scores_that_are_not_finite_are_an_error(monkeypatch, iterations):
     """Otherwise every pixel would be class 0."""

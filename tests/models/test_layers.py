@@ -192,3 +192,9 @@ def test_dropout_belongs_to_the_example():
     assert abs(float(y.mean()) - 1) < 0.05
     assert (drop.apply({}, x, False, keys) == x).all()
     assert (drop.apply({}, x, True, rngs={"dropout": jax.random.key(1)}) != x).any()
+
+
+def test_relu_keeps_nan_and_its_gradient_is_the_step():
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.nan, jnp.inf])
+    np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 2, np.nan, np.inf])
+    np.testing.assert_array_equal(jax.grad(lambda v: layers.relu(v)[:4].sum())(x), [0, 0, 0, 1, 0, 0])

@@ -282,3 +282,16 @@ def test_a_folder_in_the_place_of_a_file_says_so(tmp_path):
         read_json(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none")
+
+
+@pytest.mark.parametrize("crop", [(321,), (65, 65, 3)])
+def test_a_crop_has_two_sides(crop):
+    config = load_config("voc_aspp_l")
+    config.data.crop = crop
+    assert schema.problem(config) == f"config.data.crop={crop}: must be two sizes in pixels, height and width"
+
+
+def test_a_network_has_stages():
+    config = load_config("camvid")
+    config.model.update(blocks=(), widths=())
+    assert schema.problem(config) == "config.model.blocks=(): needs at least one stage"

@@ -69,6 +69,16 @@ def test_vgg16(tmp_path, form):
     np.testing.assert_array_equal(source.arrays["fc6/bias"], w["fc6.bias"])
 
 
+def test_a_model_inside_the_model_is_not_dropped_in_silence(tmp_path):
+    path = write(tmp_path / "vgg16.weights.h5", "named", writers.thin_vgg())
+    with h5py.File(path, "a") as f:
+        f["layers/sequential/layers/dense/vars/0"] = np.zeros((4, 5), np.float32)
+        f.create_group("layers/dropout/vars")
+    with pytest.raises(UserError, match=r"which has no layers 'sequential'; .*--leave_out='.sequential.'"):
+        files.read(path)
+    assert files.read(path, "^sequential$").left_out["sequential"] == "left out by --leave_out"
+
+
 def test_the_first_keras_resnet_has_caffe_names_and_another_epsilon(tmp_path):
     path = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     one = np.ones(4, np.float32)

@@ -1,12 +1,14 @@
 """A file is recognised by the whole set of its names and shapes, or refused; nothing is dropped silently."""
 
+import re
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from deeplab_jax.configs import base
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights import contents, conversion, files, recorded_settings
+from deeplab_jax.weights import box, contents, conversion, files, recorded_settings
 from deeplab_jax.weights.torch import from_state_dict
 from tests.weights import writers
 
@@ -113,7 +115,7 @@ def test_a_trunk_that_does_not_tell_its_settings_asks(tmp_path, resnet):
 
 def test_layers_that_are_neither_taken_nor_needless_are_named(resnet):
     state = writers.state_dict(resnet, writers.port_name) | {"fpn.inner.weight": ONES, "fpn.outer.weight": ONES}
-    with pytest.raises(UserError, match=r"no layers 'fpn\.inner', 'fpn\.outer'; .*--leave_out='fpn\\\.inner'"):
+    with pytest.raises(UserError, match=r"no layers 'fpn\.inner', 'fpn\.outer'; .*--leave_out='\^fpn\\\.inner\$'"):
         read(state)
     source = read(state, leave_out="^fpn")
     assert source.left_out == dict.fromkeys(["fpn.inner", "fpn.outer"], "left out by --leave_out")
@@ -276,3 +278,33 @@ def test_the_describe_command_needs_neither_config_nor_out(tmp_path, resnet, mon
     monkeypatch.setattr(convert_weights, "FLAGS", SimpleNamespace(**flags))
     with pytest.raises(UserError, match="--out is missing"):
         convert_weights.main([str(path)])
+
+
+def test_loose_tensors_are_named_whole_and_can_be_left_out(resnet):
+    state = writers.state_dict(resnet, writers.port_name)
+    for name in ("pixel_mean", "module.pixel_mean"):
+        loose = {k.replace("", "module.", 1) if "." in name else k: v for k, v in state.items()} | {name: np.ones(3)}
+        advice = re.escape(f"--leave_out='^{re.escape(name)}$'")
+        with pytest.raises(UserError, match=f"which has no layers '{re.escape(name)}'; .*{advice}"):
+            read(loose)
+        source = read(loose, leave_out=f"^{re.escape(name)}$")
+        check(source, resnet)
+        assert source.left_out == {name: "left out by --leave_out"}
+
+
+def test_normalization_without_statistics_and_negative_variances_are_named(resnet):
+    state = writers.state_dict(resnet, writers.port_name)
+    norm = next(name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean"))
+    group = {k: v for k, v in state.items() if not k.startswith(f"{norm}.running")}
+    with pytest.raises(UserError, match=f"layer '{norm}' is a normalization without stored statistics"):
+        read(group)
+    with pytest.raises(UserError, match="holds negative variances; use another copy"):
+        read(state | {f"{norm}.running_var": -state[f"{norm}.running_var"]})
+
+
+def test_configs_of_one_shape_are_named_together(resnet):
+    lines = contents.describe(read(writers.state_dict(resnet, writers.port_name)))
+    assert "  a config of this network: --config voc_aspp_l or voc_aspp_s" in lines
+    assert lines[-1].startswith("  which one cannot be determined from the file")
+    shipped = contents.describe(files.read(box.require("camvid") / "model.safetensors"))
+    assert "  head: aspp (ASPP of 4 branches with a fine branch, 11 classes)" in shipped

@@ -220,3 +220,35 @@ def test_of_several_networks_the_named_one_is_taken_or_none(tmp_path, resnet):
     torch.save({"generator": as_tensors(state), "discriminator": as_tensors(state)}, path)
     with pytest.raises(UserError, match=r"several networks \(generator, discriminator\)"):
         files.read(path)
+
+
+def test_other_state_dicts_of_a_checkpoint_are_named(tmp_path, resnet):
+    state = as_tensors(writers.state_dict(resnet, writers.port_name))
+    head = {"conv.weight": torch.zeros(5, 4, 1, 1), "conv.bias": torch.zeros(5)}
+    torch.save({"model": state, "head": head}, tmp_path / "w.pth")
+    source = files.read(tmp_path / "w.pth")
+    check(source, resnet)
+    assert source.left_out == {"head": "another state dict than the network's"}
+    (tmp_path / "w.pth").rename(tmp_path / "epoch=3.ckpt")  # as PyTorch Lightning names its checkpoints
+    check(files.read(tmp_path / "epoch=3.ckpt"), resnet)
+
+
+def test_dicts_that_share_a_child_are_walked_once(tmp_path):
+    inner: dict = {}
+    for _ in range(4):
+        inner = {f"k{n}": inner for n in range(300)}
+    torch.save(inner, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="holds no state dict"):
+        files.read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("zipped", (True, False))
+def test_a_pickle_that_allocates_is_not_loaded(tmp_path, monkeypatch, zipped):
+    class Large:
+        def __reduce__(self):
+            return bytearray, (1 << 40,)
+
+    torch.save({"x": Large()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=r"w\.pth: is damaged, or holds more than tensors"):
+        files.read(tmp_path / "w.pth")
