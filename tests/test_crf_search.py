@@ -101,6 +101,15 @@ def test_search_of_a_workdir(trained, monkeypatch):
         search_workdir(toy_config(), workdir, axes, **arguments)
 
 
+def test_void_images_are_refused_before_anything_is_measured(trained, monkeypatch):
+    workdir, images = trained
+    void = copy.copy(images)
+    void.examples = [e._replace(label=np.full_like(e.label, 255)) for e in images.examples]
+    monkeypatch.setattr(deeplab_jax.data, "open_dataset", lambda *_: void)
+    with pytest.raises(UserError, match=r"split 'val': the images of the search have no labels, or only void ones"):
+        search_workdir(toy_config(), workdir, GRID, passes=1, iterations=1, say=str)
+
+
 @pytest.mark.long
 def test_processes_that_share_the_images_find_what_one_finds(trained, tmp_path, monkeypatch):
     """Two processes, as threads, with two devices each, on photographs of two sizes."""

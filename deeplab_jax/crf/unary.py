@@ -30,8 +30,9 @@ def unary_from_logits(logits: Any) -> jax.Array:
         raise ValueError("logits hold NaN or +inf, or only -inf at a position")
     if isinstance(logits, jax.Array):
         return -jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
-    shifted = logits.astype(_wide(logits.dtype))
-    shifted -= shifted.max(-1, keepdims=True)
+    shifted = logits.astype(np.promote_types(logits.dtype, np.float32))
+    with np.errstate(over="ignore"):  # a difference beyond float32 is a label that is ruled out
+        shifted = (shifted - shifted.max(-1, keepdims=True)).astype(_wide(logits.dtype))
     return as_array(np.log(np.exp(shifted).sum(-1, keepdims=True)) - shifted)
 
 

@@ -124,12 +124,12 @@ def stages(config) -> tuple[Stage, ...]:
         try:
             part, crop, scales = entry[0], tuple(entry[1]), tuple(float(s) for s in entry[2])
             share += part
-            fits = len(entry) == 3 and part >= 0 and share <= 1
+            fits = len(entry) == 3 and part >= 0 and share < 1 + 1e-9  # 0.05 + 0.55 + 0.3 + 0.1 is more than 1
         except (TypeError, ValueError, IndexError) as e:
             raise UserError(f"config.data.stages={config.data.stages}: {_STAGE_FORM}") from e
         if not fits:
             raise UserError(f"config.data.stages={config.data.stages}: {_STAGE_FORM}")
-        end = round(share * config.num_steps)
+        end = min(round(share * config.num_steps), config.num_steps)
         if end > begin:
             found.append(Stage(end, crop, scales, f"stages[{i}]"))
         begin = max(begin, end)

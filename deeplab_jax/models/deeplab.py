@@ -80,7 +80,7 @@ class DeepLab(nn.Module):
         train = train and not a.freeze_network  # stored statistics, no dropout: the same scores as in testing
 
         def network(x: jax.Array, scale: int) -> jax.Array:
-            features = trunk(x, train)
+            features = trunk(x, train and not a.freeze_trunk)
             if a.freeze_trunk:
                 features = lax.stop_gradient(features)  # the backward pass ends here
             return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)

@@ -1,5 +1,7 @@
 """A run's state as flat name -> array, the form in checkpoints."""
 
+import re
+
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -29,11 +31,13 @@ def unflatten_state(template, flat: dict[str, np.ndarray]):
     """
     leaves, treedef = jax.tree.flatten(template)
     names = names_of(template)
+    flat = _renumbered(flat, names)
     lacking = sorted(set(names) - set(flat))
     unknown = sorted(set(flat) - set(names))
     if lacking or unknown:
         what = f"lacks '{lacking[0]}'" if lacking else f"has '{unknown[0]}', which this config does not have"
-        raise UserError(f"the checkpoint is of another architecture: it {what}; use another --workdir or its config")
+        kind = "optimizer" if (lacking or unknown)[0].startswith(("opt_state.", "ema.")) else "architecture"
+        raise UserError(f"the checkpoint is of another {kind}: it {what}; use another --workdir or its config")
     for name, leaf in zip(names, leaves):
         if flat[name].shape != leaf.shape:
             raise UserError(
@@ -41,6 +45,12 @@ def unflatten_state(template, flat: dict[str, np.ndarray]):
                 "by this config; use another --workdir or its config"
             )
     return jax.tree_util.tree_unflatten(treedef, [flat[n].astype(leaf.dtype) for n, leaf in zip(names, leaves)])
+
+
+def _renumbered(flat: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    """The arrays of a run that began when clipping had a place of its own, before the others of the optimizer."""
+    moved = {re.sub(r"^opt_state\.(\d+)", lambda m: f"opt_state.{int(m[1]) - 1}", k): v for k, v in flat.items()}
+    return moved if set(moved) == set(names) else flat
 
 
 def variables_from(flat: dict[str, np.ndarray]) -> dict:

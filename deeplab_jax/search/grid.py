@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.console import Meter
-from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.params import WEIGHTS, WIDTHS, CRFParams
 from deeplab_jax.errors import UserError
 from deeplab_jax.runs.devices import in_order
 from deeplab_jax.runs.job import Job
@@ -113,7 +113,15 @@ def axis(name: str, values: Iterable[str | float], given: str) -> tuple[float, .
         raise UserError(f"{shown}: needs numbers separated by commas") from e
     if not found or not all(map(math.isfinite, found)) or (positive and found[0] <= 0) or found[0] < 0:
         raise UserError(f"{shown}: needs finite numbers, {'above' if positive else 'from'} 0")
+    low, high = limits(name)
+    if found[0] < low or found[-1] > high:
+        raise UserError(f"{shown}: must lie between {low:g} and {high:g}")
     return tuple(found)
+
+
+def limits(name: str) -> tuple[float, float]:
+    """The smallest and largest value of the axis `name`: what presets may hold."""
+    return WIDTHS if name.endswith(("std", "factor")) else (0.0, WEIGHTS[1])
 
 
 def configured_axes(search: ConfigDict) -> Axes:
@@ -150,8 +158,10 @@ def around(best: Candidate, axes: Axes) -> dict[str, tuple]:
         steps = [b - a for a, b in itertools.pairwise(values)]
         at = values.index(value)
         step = min(steps[max(at - 1, 0) : at + 1]) / 2
-        low = (value - step,) if value - step > 0 or (name.endswith("weight") and value >= step) else ()
-        fine[name] = (*low, value, value + step)
+        least, most = limits(name)
+        below = (value - step,) if value - step >= least else ()
+        above = (value + step,) if value + step <= most else ()
+        fine[name] = (*below, value, *above)
     return fine
 
 
@@ -272,7 +282,7 @@ def search(
             name = ("coarse", "fine")[number] if number < 2 else f"pass {number + 1}"
             what = f"{name}: {len(candidates)} settings on {len(images)} images"
             measure(candidates, images, meter, what)
-            scores = {s: score(ledger, s, images)[scorer.objective] for s in candidates}
+            scores = {s: objective_of(score(ledger, s, images), scorer.objective) for s in candidates}
             if len(grids) == number:
                 grids.append((axes, scores))
             for s in candidates:
@@ -284,7 +294,7 @@ def search(
         measure([improved], order, meter, "improved")
         tried[improved] = len(scorer)
     rows = [Row(s, n, score(ledger, s, order[:n])) for s, n in tried.items()]
-    rows.sort(key=lambda row: (-row.images, -row.scores[scorer.objective]))
+    rows.sort(key=lambda row: (-row.images, -objective_of(row.scores, scorer.objective)))
     return Result(next(row.setting for row in rows if row.setting is not None), rows, grids)
 
 
@@ -293,7 +303,13 @@ def score(ledger: Ledger, setting: Candidate | None, images: Sequence[int]) -> d
     found = [counts for i in images if (counts := ledger.get(setting, i)) is not None]
     assert len(found) == len(images), "requested results were measured"
     scores = {kind: mean_iou([counts[kind] for counts in found]) for kind in found[0]}
-    return scores | {"both": sum(scores.values()) / len(scores)}
+    defined = [value for value in scores.values() if not math.isnan(value)]
+    return scores | {"both": sum(defined) / len(defined) if defined else math.nan}
+
+
+def objective_of(scores: Mapping[str, float], objective: str) -> float:
+    """The objective, or the mean IoU where there is none: images of one class each have no boundary."""
+    return scores[objective] if not math.isnan(scores[objective]) else scores["mean_iou"]
 
 
 def _measure(

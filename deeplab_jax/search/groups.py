@@ -1,9 +1,10 @@
 """The gain of searched parameters on photographs of a group (a drive, a site) that the search did not see."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from deeplab_jax.search.grid import Candidate, Ledger, score
+from deeplab_jax.search.grid import Candidate, Ledger, objective_of, score
 
 
 class GroupGain(NamedTuple):
@@ -34,7 +35,7 @@ def gains_on_unseen(
       objective: one of `grid.OBJECTIVES`.
 
     Returns:
-      One entry per group, in the order of the images; empty if there is only one group or an image has none.
+      One entry per group with labels, in the order of the images; empty if there is one group or an image has none.
     """
     names = list(dict.fromkeys(groups))
     if len(names) < 2 or None in names or not settings:
@@ -43,8 +44,10 @@ def gains_on_unseen(
     for name in filter(None, names):
         inside = [i for i, group in enumerate(groups) if group == name]
         outside = [i for i, group in enumerate(groups) if group != name]
-        chosen = max(settings, key=lambda s: score(ledger, s, outside)[objective])
-        alone, after = (score(ledger, s, inside)[objective] for s in (None, chosen))
+        chosen = max(settings, key=lambda s: objective_of(score(ledger, s, outside), objective))
+        alone, after = (objective_of(score(ledger, s, inside), objective) for s in (None, chosen))
+        if math.isnan(after - alone):  # without labels nothing is gained or lost
+            continue
         found.append(GroupGain(name, len(inside), alone, after))
     return found
 

@@ -16,6 +16,7 @@ from deeplab_jax.crf.setting import Setting, setting_from_config, write_preset
 from deeplab_jax.data.reading import name_of, read
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically, write_text
+from deeplab_jax.imaging.palettes import VOID
 from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.runs.checkpoints import load_workdir
 from deeplab_jax.runs.job import Job, digest
@@ -87,9 +88,12 @@ def search_workdir(
     grid = {**grid, "thin": (flags,)} if thin else {**grid, "thin_factor": (1.0,)}
     count = min(images, len(dataset))
     indices = [round(i) for i in np.linspace(0, len(dataset) - 1, count)]
-    first = next((e for e in (read(dataset, i) for i in indices) if e is not None), None)
-    if first is None or first.label is None:
-        raise UserError(f"split '{split}': has no labels to compare with; choose another with --split")
+    examples = (read(dataset, i) for i in indices)
+    if not any(e is not None and e.label is not None and (e.label != VOID).any() for e in examples):
+        raise UserError(
+            f"split '{split}': the images of the search have no labels, or only void ones, to compare with; choose "
+            "another with --split"
+        )
     if split == config.eval.split and not data.has_holdout(config.data):
         say(flattering(split))
     say(f"searching on {count} of {len(dataset)} images of split '{split}'")
@@ -143,6 +147,7 @@ def search_workdir(
     source = f"crf_search: {learned}{objective} {100 * value:.2f} % on {count} images of '{split}', step {meta['step']}"
     preset = Setting(result.best.params, iterations, result.best.normalization, source)
     everywhere = [row.setting for row in result.rows if row.setting is not None and row.images == len(store)]
+    everywhere = [s for s in everywhere if not isinstance(s.bilateral_weight, tuple)]  # learned on images of all groups
     names = [dataset.group_of(dataset[i].name) for i in store.indices]
     unseen = groups.sentence(groups.gains_on_unseen(ledger, everywhere, names, objective), objective)
     if job.is_first:

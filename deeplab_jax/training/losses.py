@@ -88,6 +88,33 @@ def labels_for(name: str, labels: Array, size: tuple[int, int], at: str, resize:
     return labels if at == "pixels" else subsample_labels(labels, size, "corners" if name == "crf" else resize)
 
 
+def at_pixels(scores: Array, size: tuple[int, int], resize: str = "corners") -> Array:
+    """Scores [B, h, w, C] enlarged to the labels' size, each position at its own pixel.
+
+    With "corners" a map of stride s has the pixels 0, s, 2 s, ... If s does not divide the last pixel's number, the map
+    ends before it, and its last scores are repeated, or beyond it, and is cut off. Where no whole stride takes one size
+    to the other, the corners coincide.
+    """
+    if resize == "half_pixel":
+        return resize_bilinear(scores, size, resize)
+    reached = tuple(_reached(m, n) for m, n in zip(scores.shape[1:3], size, strict=True))
+    whole = resize_bilinear(scores, reached, resize)[:, : size[0], : size[1]]
+    lacking = [(0, n - m) for m, n in zip(whole.shape[1:3], size, strict=True)]
+    return jnp.pad(whole, ((0, 0), *lacking, (0, 0)), mode="edge") if any(n for _, n in lacking) else whole
+
+
+def _reached(positions: int, pixels: int) -> int:
+    """Pixels from the first to the last of a map's positions along a side.
+
+    On sides 8 k + 2 the positions of v1's base pools lie half a pixel further (v1 section 3): the corners coincide.
+    """
+    last = pixels - 1
+    stride = next((s for s in STRIDES if positions - 1 in (last // s, -(-last // s))), None)
+    if stride is None or last % stride < 2:
+        return pixels
+    return (positions - 1) * stride + 1
+
+
 def loss_sums(
     maps: dict[str, Array],
     labels: Array,
@@ -104,7 +131,8 @@ def loss_sums(
     sums = {}
     for name, log_probs in maps.items():
         if at == "pixels":
-            log_probs = jax.nn.log_softmax(resize_bilinear(log_probs, labels.shape[1:3], resize))
+            whole = at_pixels(log_probs, (labels.shape[1], labels.shape[2]), "corners" if name == "crf" else resize)
+            log_probs = jax.nn.log_softmax(whole)
         target = labels_for(name, labels, (log_probs.shape[1], log_probs.shape[2]), at, resize)
         sums[name] = cross_entropy_sum(log_probs, target, class_weights if name != "crf" or crf_class_weights else None)
     return sums

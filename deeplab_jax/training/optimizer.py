@@ -105,12 +105,24 @@ def create_optimizer(config, schedule: Callable | None = None) -> optax.Gradient
 
     group = optax.stateless(scale_by_group)
     decay = optax.add_decayed_weights(opt.weight_decay, mask=lambda p: _map_with_path(lambda path, _: decays(path), p))
-    clip = [optax.clip_by_global_norm(opt.clip_norm)] if opt.clip_norm else []
     rate = optax.scale_by_schedule(schedule or create_schedule(config))
     if opt.name == "adamw":
-        return optax.chain(*clip, optax.scale_by_adam(b1=opt.momentum), decay, group, rate, optax.scale(-1.0))
+        adam = _clipped(optax.scale_by_adam(b1=opt.momentum), opt.clip_norm)
+        return optax.chain(adam, decay, group, rate, optax.scale(-1.0))
     momentum = optax.trace(decay=opt.momentum, nesterov=opt.nesterov)
-    return optax.chain(*clip, decay, group, rate, momentum, optax.scale(-1.0))
+    return optax.chain(_clipped(decay, opt.clip_norm), group, rate, momentum, optax.scale(-1.0))
+
+
+def _clipped(first: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
+    """`first` of gradients up to a global norm; 0 = any. Its state is `first`'s, so that a run can turn it on."""
+    if not norm:
+        return first
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(updates, state, params=None):
+        return first.update(clip.update(updates, optax.EmptyState())[0], state, params)
+
+    return optax.GradientTransformation(first.init, update)
 
 
 def at_step(opt_state: optax.OptState, step: jax.typing.ArrayLike) -> optax.OptState:

@@ -135,6 +135,7 @@ def test_unary_from_logits_and_probabilities():
         with pytest.raises(ValueError, match=f"floor={floor}"):
             unary_from_probabilities(p, floor=floor)
     np.testing.assert_array_equal(unary_from_logits(logits.tolist()), unary_from_logits(logits))
+    np.testing.assert_array_equal(unary_from_logits(np.array([[1e300, 0.0], [1e300, 1e300]]))[0], [0, np.inf])
     with pytest.raises(ValueError, match="logits must be floats, not int"):
         unary_from_logits([[1, 2]])
     for odd in ([0, np.inf], [0, np.nan], [-np.inf, -np.inf]):

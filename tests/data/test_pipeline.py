@@ -178,6 +178,13 @@ def test_first_steps_on_smaller_photographs(camvid):
         assert (a["label"][~a["valid"]] == 255).all()
 
 
+@pytest.mark.parametrize("shares", [(0.05, 0.55, 0.3, 0.1), (0.05, 0.65, 0.2, 0.1), (0.05, 0.8, 0.05, 0.1)])
+def test_shares_of_stages_may_sum_to_one(camvid, shares):
+    camvid.num_steps = 100
+    camvid.data.stages = tuple((share, (17, 25), (0.25, 0.75)) for share in shares)
+    assert [stage.end for stage in data.stages(camvid)][-2:] == [100, 100]
+
+
 @pytest.mark.parametrize(
     ("stages", "sentence"),
     [

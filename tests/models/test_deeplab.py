@@ -234,3 +234,13 @@ def test_crf_inside_sees_the_photograph():
     expected = mean_field(unary, sampled, setting.params.at_stride(8), **options)
     np.testing.assert_allclose(out["marginals"], expected, atol=1e-5)
     assert create_model(config.model, 3, load_config("voc_aspp_l").crf).crf is None
+
+
+def test_a_frozen_trunk_keeps_its_statistics():
+    config = small(batch_norm="trained", freeze_trunk=True)
+    model = create_model(config.model, 3)
+    variables = thin.variables(model)
+    _, changed = model.apply(variables, photographs(2), train=True, mutable=["batch_stats"])
+    for name, moved in (("backbone", False), ("head", True)):
+        pairs = [jax.tree.leaves(tree["batch_stats"][name]) for tree in (variables, changed)]
+        assert any((a != b).any() for a, b in zip(*pairs, strict=True)) == moved, name

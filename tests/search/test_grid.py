@@ -215,6 +215,46 @@ def test_values_of_an_axis():
     with pytest.raises(UserError, match="--thin_factor=0: needs finite numbers, above 0"):
         grid.axis("thin_factor", ["0"], "--thin_factor")
     assert grid.axis("gaussian_weight", (0.0,), "--gaussian_weight") == (0.0,)
+    for name, value in (("bilateral_xy_std", 0.001), ("bilateral_xy_std", 1e9), ("bilateral_weight", 1e9)):
+        with pytest.raises(UserError, match=f"--{name}=.*: must lie between"):  # no preset may hold it
+            grid.axis(name, [1.0, value], f"--{name}")
+
+
+def test_the_finer_grid_stays_within_what_presets_hold():
+    axes = {"bilateral_weight": (0.0, 2.0), "bilateral_xy_std": (0.01, 4.0), "gaussian_xy_std": (2.0, 1e6)}
+    axes |= {"bilateral_rgb_std": (3.0,), "gaussian_weight": (0.0,), "normalization": ("after",)}
+    fine = grid.around(grid.Candidate(0.0, 0.01, 3.0, 0.0, 1e6, "after"), axes)
+    assert (fine["bilateral_weight"], fine["bilateral_xy_std"]) == ((0.0, 1.0), (0.01, 2.005))
+    assert fine["gaussian_xy_std"] == (500001.0, 1e6)
+
+
+def test_images_without_boundaries_do_not_decide_the_first_round(tmp_path):
+    """The trimap of the first round's images is empty, so its mean IoU counts there."""
+
+    class Empty(Landscape):
+        def count(self, image, settings):
+            none = Counts(*[np.zeros(1)] * 3)
+            first = image in grid._spread(len(self))[:4]
+            return ((s, c | {"trimap": none} if first else c) for s, c in super().count(image, settings))
+
+    for objective in ("trimap", "both"):
+        scorer = Empty(40)
+        scorer.objective = objective
+        found = grid.search(scorer, ledger(tmp_path / objective), GRID, passes=1, say=str)
+        assert (
+            found.best == grid.search(Landscape(40), ledger(tmp_path / f"{objective}_"), GRID, passes=1, say=str).best
+        )
+        assert not any(np.isnan(value) for row in found.rows for value in [row.scores["both"]])
+
+
+def test_a_group_without_labels_has_no_gain(tmp_path):
+    setting = grid.Candidate(1.0, 1.0, 1.0, 1.0, 1.0, "after")
+    found = ledger(tmp_path)
+    for image in range(3):
+        for which, hit in ((None, 50), (setting, 60)):
+            counts = Counts(*(np.array([n if image < 2 else 0]) for n in (hit, 100, 100)))
+            found.add(which, image, {"mean_iou": counts, "trimap": counts})
+    assert [g.group for g in groups.gains_on_unseen(found, [setting], ["x", "y", "void"], "both")] == ["x", "y"]
 
 
 @pytest.mark.parametrize(

@@ -90,3 +90,17 @@ def test_class_weights_can_spare_the_loss_after_the_crf():
     for both, after_crf in ((True, heavy), (False, plain)):
         sums = losses.loss_sums(maps, labels, "scores", weights, both)
         assert float(sums["scores"]) == pytest.approx(heavy) and float(sums["crf"]) == pytest.approx(after_crf)
+
+
+@pytest.mark.parametrize(("pixels", "stride"), [(322, 8), (300, 8), (321, 8), (128, 4), (127, 4), (66, 16)])
+@pytest.mark.parametrize("up", [False, True])
+def test_scores_of_any_crop_stand_at_their_own_pixels(pixels, stride, up):
+    """A ramp of scores gives each pixel its own place, up to the last position; beyond it the last is repeated."""
+    count = (-(-(pixels - 1) // stride) if up else (pixels - 1) // stride) + 1
+    ramp = (jnp.arange(count) * float(stride))[None, :, None, None]
+    got = np.asarray(losses.at_pixels(ramp, (pixels, 1)))[0, :, 0, 0]
+    assert got.shape == (pixels,)
+    if (pixels - 1) % stride < 2:  # v1's base pools: the corners coincide
+        np.testing.assert_allclose(got, np.linspace(0, float(ramp[0, -1, 0, 0]), pixels), rtol=1e-5)
+    else:
+        np.testing.assert_allclose(got, np.minimum(np.arange(pixels), (count - 1) * stride), rtol=1e-5)

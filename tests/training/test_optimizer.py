@@ -1,5 +1,7 @@
 """Schedules, groups and updates against the papers' tables and Caffe's formula."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import traverse_util
 
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
+from deeplab_jax.runs.flat import flatten_state, unflatten_state
 from deeplab_jax.runs.schema import CHOICES
 from deeplab_jax.training.optimizer import (
     at_step,
@@ -153,3 +156,24 @@ def test_a_step_that_updates_nothing_counts_for_the_schedule(name):
 
 def _is_schedule(state) -> bool:
     return isinstance(state, optax.ScaleByScheduleState)
+
+
+@pytest.mark.parametrize("name", CHOICES["optimizer.name"])
+def test_a_run_can_begin_to_clip(name):
+    """A stop because of values that are not finite advises it. Runs that clipped from the beginning go on, too."""
+    config = load_config("voc_aspp_l")
+    config.optimizer.name = name
+    params = {"head": {"fc1": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}}
+    before = {"opt_state": create_optimizer(config).init(params)}
+    flat = flatten_state(before)
+    config.optimizer.clip_norm = 1.0
+    clipping = create_optimizer(config)
+    after = unflatten_state({"opt_state": clipping.init(params)}, flat)
+    updates, _ = clipping.update(jax.tree.map(lambda p: 1e6 * p, params), after["opt_state"], params)
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+    old = {re.sub(r"^opt_state\.(\d+)", lambda m: f"opt_state.{int(m[1]) + 1}", k): v for k, v in flat.items()}
+    assert old.keys() != flat.keys()
+    jax.tree.map(np.testing.assert_array_equal, unflatten_state(before, old), before)
+    config.optimizer.name = "adamw" if name == "sgd" else "sgd"
+    with pytest.raises(UserError, match="the checkpoint is of another optimizer: it"):
+        unflatten_state({"opt_state": create_optimizer(config).init(params)}, flat)
