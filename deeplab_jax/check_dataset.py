@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from deeplab_jax import cli
+from deeplab_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     if argv:
         raise flags.Error(f"unexpected argument {argv[0]}")
     config = cli.config_from_flags(FLAGS.config)
+    if FLAGS.out and Path(FLAGS.out).suffix.lower() != ".png":
+        raise UserError(f"--out={FLAGS.out}: the contact sheet is a PNG; name a file such as contact_sheet.png")
     from tqdm import tqdm
 
     from deeplab_jax.config import files_named

@@ -97,7 +97,9 @@ def main(argv: Sequence[str]) -> int:
     if job.count > 1:
         raise UserError(f"--image={image}: is one photograph, which {job.count} processes cannot share; give a folder")
     if out.is_dir() or out.suffix != ".png":
-        example = out / "OUT.png" if out.is_dir() or not out.suffix else out.with_suffix(".png")
+        example = out.with_suffix(".png") if out.suffix and not out.is_dir() else out / "OUT.png"
+        if out.name == ".png":
+            example = out.with_name("OUT.png")
         raise UserError(f"--out={out}: name the PNG file to write, such as {example}")
     refine_file(image, given, out.with_suffix(""), options)
     return 0

@@ -138,8 +138,8 @@ def find_inputs(
     """Lists the photographs and videos that `paths` name: files as given, folders searched recursively, sorted.
 
     A file given by name is accepted whatever its suffix; in a folder, the files that `walk` finds are. A file reached
-    twice is listed once. Anything but a regular file (a pipe, a device, a socket) is refused if given by name, and left
-    out in a folder.
+    twice by one path is listed once, by a link again. Anything but a regular file (a pipe, a device, a socket) is
+    refused if given by name, and left out in a folder.
 
     Args:
       exclude: a folder whose files are left out (the results' folder, if it is inside a folder of `paths`).
@@ -152,12 +152,15 @@ def find_inputs(
     found: dict[Path, Input] = {}
     refused: list[str] = []
     exclude = Path(exclude).resolve() if exclude is not None else None
+    paths = list(paths)
+    if "" in paths:
+        raise UserError("a PATH is empty; name a photograph, a video or a folder of them ('.' is this one)")
     given = [Path(path) for path in paths]
     for path in given:
         if path.is_dir():
             skip = None if exclude == path.resolve() else exclude
             for file in walk(path, PHOTOGRAPHS | VIDEOS, skip, complain):
-                found.setdefault(file.resolve(), Input(file, path))
+                found.setdefault(Path(os.path.abspath(file)), Input(file, path))
         else:
             try:
                 check_file(path)
@@ -165,7 +168,7 @@ def find_inputs(
                 refused.append(str(e))
                 (complain or _refuse)(str(e))
             else:
-                found.setdefault(path.resolve(), Input(path, path.parent))
+                found.setdefault(Path(os.path.abspath(path)), Input(path, path.parent))
     if not found and refused:
         raise UserError("; ".join(refused))
     if not found:

@@ -59,6 +59,10 @@ def write_artifact(
       UserError: the folder holds something else or cannot be written.
     """
     out = Path(out)
+    if out.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(
+            f"{out}: is the current folder or above it, and cannot be replaced; name a new folder with --out"
+        )
     if out.exists() and not _may_be_replaced(out):
         raise UserError(
             f"{out}: exists and is not an exported artifact, or holds other files too; name a new folder with --out"

@@ -4,8 +4,9 @@ import contextlib
 import itertools
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from deeplab_jax.inference import video
 from deeplab_jax.limits import REFUSE_ABOVE
 from deeplab_jax.runs.job import Job, Report, absence, digest
 
+_PROBS = "probs"  # in the note of a label map that was written with its probabilities
 _LOOKED_AT = 1000  # photographs whose sizes are read before the first is segmented
 
 
@@ -64,10 +66,16 @@ class Task:
             return [self.result]
         return [self.result, Path(f"{self.stem}_overlay.png"), *[Path(f"{self.stem}_probs.npy")] * probabilities]
 
+    @property
+    def words(self) -> list[str]:
+        """What the result in place says of itself: the digest, and what was written with it."""
+        note = video.read_note if self.source.is_video else files.read_note
+        return (note(self.result) or "").split()
+
     def is_done(self, probabilities: bool) -> bool:
         """Whether the results exist and were made from this same file by this model with these settings."""
-        note = video.read_note if self.source.is_video else files.read_note
-        return note(self.result) == self.digest and all(map(os.path.isfile, self.outputs(probabilities)))
+        same = self.words[:1] == [self.digest] and (self.source.is_video or not probabilities or _PROBS in self.words)
+        return same and all(map(os.path.isfile, self.outputs(probabilities)))
 
 
 def plan(paths: Sequence[str | Path], segment, options: PredictOptions, complain=None) -> list[Task]:
@@ -95,6 +103,8 @@ def plan(paths: Sequence[str | Path], segment, options: PredictOptions, complain
         tasks.append(Task(item, options.out / stem, digest([str(item.path.resolve()), *of_file, *made_by])))
     outputs = [path for task in tasks for path in task.outputs(options.probabilities)]
     listing.check_outputs(outputs, [item.path for item in inputs])
+    if not options.overwrite:
+        files.refuse_foreign(task.result for task in tasks if not (task.source.is_video and task.words))
     return tasks
 
 
@@ -185,19 +195,23 @@ def _outcomes(segment, tasks: Sequence[Task], options: PredictOptions, say) -> G
         ThreadPoolExecutor(hands) as writers,
     ):
         remaining = iter(tasks)
+        stopped = threading.Event()
         reading = deque(_read(readers, task, options) for task in itertools.islice(remaining, size + 2 * hands))
         writing: deque[tuple[Task, Future]] = deque()
-        while reading or writing:
-            batch = [reading.popleft() for _ in range(min(size, len(reading)))]
-            reading.extend(_read(readers, task, options) for task in itertools.islice(remaining, len(batch)))
-            if batch:
-                computed = workers.submit(_compute, segment, batch, options, say)
-                for i, (task, _) in enumerate(batch):
-                    writing.append((task, writers.submit(_write, computed, i, task, segment)))
-            # One more batch than there are workers is in progress; the results of the oldest are awaited.
-            while len(writing) > segment.workers * size or (writing and not reading):
-                task, future = writing.popleft()
-                yield task, future.result()
+        try:
+            while reading or writing:
+                batch = [reading.popleft() for _ in range(min(size, len(reading)))]
+                reading.extend(_read(readers, task, options) for task in itertools.islice(remaining, len(batch)))
+                if batch:
+                    computed = workers.submit(_compute, segment, batch, options, say, stopped.is_set)
+                    for i, (task, _) in enumerate(batch):
+                        writing.append((task, writers.submit(_write, computed, i, task, segment)))
+                # One more batch than there are workers is in progress; the results of the oldest are awaited.
+                while len(writing) > segment.workers * size or (writing and not reading):
+                    task, future = writing.popleft()
+                    yield task, future.result()
+        finally:
+            stopped.set()  # an interrupt does not wait for the end of a video
 
 
 def _read(readers: ThreadPoolExecutor, task: Task, options: PredictOptions) -> tuple[Task, Future | None]:
@@ -211,7 +225,9 @@ def _read(readers: ThreadPoolExecutor, task: Task, options: PredictOptions) -> t
     )
 
 
-def _compute(segment, batch: list[tuple[Task, Future | None]], options: PredictOptions, say) -> list:
+def _compute(
+    segment, batch: list[tuple[Task, Future | None]], options: PredictOptions, say, stopped: Callable[[], bool]
+) -> list:
     """Segments a batch: for each task (image, labels, marginals or None), a UserError, or None for a video."""
     results: list = []
     for task, future in batch:
@@ -219,7 +235,9 @@ def _compute(segment, batch: list[tuple[Task, Future | None]], options: PredictO
             results.append(
                 future.result()
                 if future
-                else video.segment_video(segment, task.source.path, task.result, task.digest, options.iterations, say)
+                else video.segment_video(
+                    segment, task.source.path, task.result, task.digest, options.iterations, say, stopped
+                )
             )
         except UserError as e:
             results.append(e)
@@ -249,12 +267,15 @@ def _write(computed: Future, i: int, task: Task, segment) -> str | UserError:
     if isinstance(result, UserError | str):
         return result
     image, labels, marginals = result
+    note = task.digest if marginals is None else f"{task.digest} {_PROBS}"
     try:
         files.write_png(f"{task.stem}_overlay.png", overlay(image, labels, segment.palette, segment.class_names))
+        if marginals is None and _PROBS in task.words:
+            Path(f"{task.stem}_probs.npy").unlink(missing_ok=True)  # they are of the label map that is replaced
         if marginals is not None:
             half = marginals.astype(np.float16, copy=False)
             write_atomically(f"{task.stem}_probs.npy", lambda path: np.save(path, half))
-        files.write_palette_png(task.result, labels, segment.palette, note=task.digest)
+        files.write_palette_png(task.result, labels, segment.palette, note=note)
     except UserError as e:
         return e
     return segment.remark(labels.shape)

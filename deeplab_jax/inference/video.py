@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -30,10 +30,19 @@ _DAMAGE = re.compile(
     re.M,
 )
 _RATE = re.compile(r"^Output #0.*?^ +Stream #0:0[^\n]* ([\d.]+)(k?) fps", re.M | re.S)
+_SLOWEST = 0.01  # frames a second: the writer's have two decimals
 _SQUARE = ["-vf", "scale=round(iw*sar):ih,setsar=1"]  # keeps the picture's shape if pixels are not square
 
 
-def segment_video(segment, source: Path, result: Path, note: str, iterations: int | None = None, say=None) -> str:
+def segment_video(
+    segment,
+    source: Path,
+    result: Path,
+    note: str,
+    iterations: int | None = None,
+    say=None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> str:
     """Writes the overlay of each frame as an H.264 `.mp4` of the source's size and frame rate, without sound.
 
     Args:
@@ -43,16 +52,20 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
       note: stored in the file; see `read_note`.
       iterations: of the CRF; None = the model's.
       say: called with a line of progress every few frames.
+      stopped: asked before each batch of frames.
 
     Returns:
       A remark: the number of frames.
 
     Raises:
-      UserError: `source` is not a video or is damaged, or `result` cannot be written.
+      UserError: `source` is not a video, is damaged or too slow, `result` cannot be written, or it was stopped.
     """
     if say:
         say(f"{shown(source)}: checking that it is whole")
     rate, size, expected, frames = open_video(source)
+    if rate < _SLOWEST:
+        raise UserError(f"{source}: has {rate:g} frames a second, which the writer cannot store; segment its frames as "
+                        "photographs")  # fmt: skip
     meter = Meter(expected)
 
     def write(path: Path) -> None:
@@ -68,6 +81,8 @@ def segment_video(segment, source: Path, result: Path, note: str, iterations: in
         writer.send(None)
         try:
             for batch in _batches(frames, segment.batch_size):
+                if stopped():
+                    raise UserError(f"{source}: was interrupted")
                 for frame, (labels, _) in zip(batch, segment.many(batch, iterations)):
                     writer.send(np.ascontiguousarray(overlay(frame, labels, segment.palette, segment.class_names)))
                     meter.tick()

@@ -24,6 +24,7 @@ from deeplab_jax.refinement.rough import Probabilities, RoughLabels
 from deeplab_jax.runs.devices import in_order
 from deeplab_jax.runs.job import Job, Report, absence, digest
 
+_STRIP = "iterations"  # in the note of a label map that was written with its strip
 _NAMES = [f"class {i}" for i in range(256)]
 
 
@@ -81,6 +82,8 @@ def refine_folder(
     tasks = [_Task(item.path, _partner(partners, item), out / stem) for item, stem in zip(inputs, stems)]
     read = [task.given for task in tasks if isinstance(task.given, Path)]  # the others are reported later
     listing.check_outputs(written, [*(item.path for item in inputs), *read])
+    if not options.overwrite:
+        files.refuse_foreign(f"{task.out}.png" for task in tasks)
     mine = job.share(tasks)
     todo = mine if options.overwrite else [task for task in mine if not task.is_done(options)]
     if len(todo) < len(mine):
@@ -148,7 +151,9 @@ class _Task(NamedTuple):
         """Whether the results exist and were made from these same files with these settings."""
         wanted = self.digest(options)
         written = outputs(self.out, options)
-        return bool(wanted) and files.read_note(written[0]) == wanted and all(map(os.path.isfile, written))
+        words = (files.read_note(written[0]) or "").split()
+        same = words[:1] == [wanted] and (not options.iterations_strip or _STRIP in words)
+        return bool(wanted) and same and all(map(os.path.isfile, written))
 
 
 def _partner(partners: "Partners", item: listing.Input) -> Path | UserError:
@@ -232,7 +237,7 @@ def refine_file(
     out: Path,
     options: RefineOptions,
     say: Callable[[str], None] = print,
-    note: str = "",
+    note: str = "refine",
 ) -> None:
     """Refines one photograph and writes `out` + .png, _overlay.png and, if requested, _iterations.png.
 
@@ -249,6 +254,10 @@ def refine_file(
     listing.check_outputs(outputs(out, options), (image_path, given))
     image = files.read_photograph(image_path, refuse_above=options.refuse_above)
     size = image.shape[:2]
+    if options.iterations_strip:
+        note = f"{note} {_STRIP}"
+    elif _STRIP in (files.read_note(f"{out}.png") or "").split():
+        Path(f"{out}_iterations.png").unlink(missing_ok=True)  # they are of the label map that is replaced
     rough: Probabilities | RoughLabels
     if options.given == "probs":
         rough = Probabilities.from_file(given, size)

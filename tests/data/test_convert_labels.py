@@ -376,9 +376,10 @@ def test_a_given_classes_file_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match=r"classes\.txt: writing it would overwrite the input"):
         conversion.convert(tmp_path, tmp_path / "out", None, classes, 0)
     assert classes.read_text() == "ground\ncat\ndog\n"
-    for _ in range(2):  # results of an earlier run may be replaced
-        conversion.convert(tmp_path, tmp_path / "out", None, None, 0)
-    assert (tmp_path / "out" / "masks" / "a.png").is_file()
+    for label in ("cat", "cat", "dog"):  # results of an earlier run may be replaced, also by other classes
+        (tmp_path / "a.json").write_text(json.dumps(content | {"shapes": [shape | {"label": label}]}))
+        conversion.convert(tmp_path, tmp_path / "new", None, None, 0)
+    assert class_files.read_classes(tmp_path / "new" / "classes.txt")[0] == ("background", "dog")
 
 
 @pytest.mark.parametrize("name", ("cat # the black one", "cat\ndog", "cat\n", "#"))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from deeplab_jax.data import class_files
 from deeplab_jax.data.annotations.opening import Labelled, open_labels
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
-from deeplab_jax.imaging import files, listing, pairing, palettes
+from deeplab_jax.imaging import files, listing, palettes
 from deeplab_jax.imaging.overlay import overlay, side_by_side, stack
 
 _COLUMNS, _TILE = 4, 240
+_NOTE = "convert_labels"  # in the masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +79,9 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
     for stem, make in tqdm(labelled.masks, desc="making masks", unit="mask", mininterval=0.5):
         try:
             label = make()
-            files.write_palette_png(out / "masks" / f"{stem}.png", label, palette)
+            files.write_palette_png(out / "masks" / f"{stem}.png", label, palette, _NOTE)
             if len(tiles) < examples:
-                tiles.append((stem, _tile(photographs.get(pairing.split(stem)[1]), label, palette, labelled.names)))
+                tiles.append((stem, _tile(_of(stem, photographs), label, palette, labelled.names)))
         except UserError as e:
             failed += 1
             print(f"error: {shown(str(e))}", file=sys.stderr, flush=True)
@@ -95,15 +96,20 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
 
 
 def _check_earlier(out: Path, written: Sequence[Path], names: Sequence[str]) -> None:
-    """Raises `UserError` if masks of an earlier conversion would stay beside a classes file that names others."""
-    left = sorted({*(out / "masks").rglob("*.png")} - {*written})
-    if not left:
+    """Raises `UserError` if files of another origin would be replaced, or masks stay beside others' classes."""
+    masks, classes = sorted((out / "masks").rglob("*.png")), out / "classes.txt"
+    if not masks and not classes.exists():
         return
     try:
-        before = list(class_files.read_classes(out / "classes.txt")[0])
+        before = list(class_files.read_classes(classes)[0])
     except UserError:
         before = []
-    if before != list(names):
+    if before == list(names):
+        return
+    if not any(files.read_note(path) == _NOTE for path in masks):
+        raise UserError(f"{out}: holds masks or a classes file of another origin; name another --out")
+    left = [path for path in masks if path not in written]
+    if left:
         raise UserError(
             f"{out / 'masks'}: holds {len(left)} masks of an earlier conversion with other classes, such as "
             f"{left[0].name}; remove them, or name another --out"
@@ -129,8 +135,20 @@ def _write_classes(path: Path, source: Path, labelled: Labelled) -> None:
 
 
 def _photographs(folder: Path) -> dict[str, Path]:
-    """The photographs of a folder by name without suffix."""
-    return {path.stem: path for path in listing.walk(folder)} if folder.is_dir() else {}
+    """The photographs of a folder by their paths below it without suffix."""
+    found = listing.walk(folder) if folder.is_dir() else ()
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+def _of(stem: str, photographs: Mapping[str, Path]) -> Path | None:
+    """The photograph of a mask: the one whose path ends as the mask's, if there is one; by the longest such end."""
+    parts = stem.split("/")
+    for n in range(len(parts)):
+        end = "/".join(parts[n:])
+        ends = [path for name, path in photographs.items() if f"/{name}".endswith(f"/{end}")]
+        if ends:
+            return ends[0] if len(ends) == 1 else None
+    return None
 
 
 def _tile(photograph: Path | None, label: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
