@@ -3,8 +3,8 @@
   python -m deeplab_jax.crf_search --config FILE --workdir W [--images N] [--objective mean_iou|trimap|both]
 
 The network's scores are computed once and kept in W/crf_search; a stopped search continues where it was. The images
-are those held out by config.data.holdout, else the evaluation split. Writes W/crf_search/table.txt,
-table.csv and heatmap.png, and W/crf_preset.json for
+are those held out by config.data.holdout or holdout_by, else the evaluation split. Writes W/crf_search/table.txt,
+table.csv, heatmap.png and, with several groups, groups.txt, and W/crf_preset.json for
   main --config.crf.preset=W/crf_preset.json    predict --preset W/crf_preset.json    refine --preset W/crf_preset.json
 The config's group `search` says what is searched, as after training; flags take precedence, such as each parameter's
 coarse values: --bilateral_xy_std 30,40,50. With --thin pole,sign the bilateral weight of those classes is searched
@@ -45,7 +45,7 @@ def define_flags() -> None:
         f"number of held-out images, spread over the list; {from_config}images, or {IMAGES}",
         lower_bound=1,
     )
-    flags.DEFINE_string("split", "", "split to use; default: holdout if config.data.holdout is set, else eval.split")
+    flags.DEFINE_string("split", "", "split to use; default: holdout if config.data holds images out, else eval.split")
     flags.DEFINE_enum("objective", None, OBJECTIVES, f"what to maximize; {from_config}objective")
     flags.DEFINE_integer("trimap_width", 5, "pixels around the true boundaries that count as trimap", lower_bound=1)
     flags.DEFINE_enum("grid", None, GRIDS, f"the paper whose coarse grid is searched; {from_config}grid's values")

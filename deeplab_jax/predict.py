@@ -35,7 +35,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("probabilities", False, "also write probabilities")
     flags.DEFINE_bool("verbose", False, "also report how many programs the sizes of the photographs needed")
-    flags.DEFINE_bool("overwrite", False, "recompute existing results")
+    flags.DEFINE_bool("overwrite", False, "recompute existing results, and replace other files of their names")
     process_flags.define_for_shares()
     flags.DEFINE_integer("batch_size", 1, "photographs of one size that go through the network together", lower_bound=1)
     size_flags.define(least=4096, older="max_pixels")

@@ -9,7 +9,8 @@ results are skipped on a rerun. Writes OUT.png (palette PNG of class ids), OUT_o
 OUT_iterations.png. Probabilities below 1e-8 are raised to it. With --distributed (automatic under SLURM and Open MPI)
 several processes share the photographs (docs/scaling.md).
 
-A label map holds ids, in any format but JPEG and lossy WebP, which invent ids; --unknown is the one for no label.
+A label map holds ids, in any format but JPEG, lossy WebP, and gray JPEG 2000 and AVIF, which invent ids; --unknown is
+the one for no label.
 With --classes it may hold the classes' colors; then void (255; black, white and (224, 224, 192) unless a class has
 them) is unknown, without --unknown. Scribbles spread best with wide kernels, for example
   --unknown 0 --bilateral_weight 10 --bilateral_xy_std 80 --bilateral_rgb_std 13 --gaussian_xy_std 3 --iterations 5
@@ -34,7 +35,9 @@ def define_flags() -> None:
     flags.DEFINE_string("image", None, "the photograph, or a folder of photographs")
     flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 to float64; or a folder of them")
     flags.DEFINE_string("classes", None, "classes file with R G B, for --labels in the classes' colors")
-    flags.DEFINE_string("labels", None, "label map: PNG of ids, full or sparse; or a folder of them")
+    flags.DEFINE_string(
+        "labels", None, "label map of ids, or with --classes of colors, full or sparse; or a folder"
+    )
     model_flags.define("use the CRF's parameters of a model that the package ships, such as camvid")
     flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
     unknown = "id of unlabelled pixels in --labels; with --classes void is unknown in any case"
@@ -42,7 +45,7 @@ def define_flags() -> None:
     flags.DEFINE_float("confidence", 0.7, "probability that a pixel of --labels is correct")
     flags.DEFINE_bool("iterations_strip", False, "also write the picture of the marginals after each iteration")
     size_flags.define(least=1, older="crf_max_pixels")
-    flags.DEFINE_bool("overwrite", False, "with folders, recompute existing results")
+    flags.DEFINE_bool("overwrite", False, "with folders, recompute existing results, and replace others of their names")
     process_flags.define_for_shares()
     flags.DEFINE_integer("iterations", None, "mean-field iterations; default: the preset's", lower_bound=0)
     crf_flags.define(preset=_PRESET)

@@ -99,13 +99,20 @@ def test_masks_of_others_are_not_replaced(tmp_path):
     (tmp_path / "own" / "masks").mkdir(parents=True)
     Image.fromarray(np.ones((8, 9), np.uint8)).save(tmp_path / "own" / "masks" / "a.png")
     (tmp_path / "own" / "classes.txt").write_text("mine\nother\n")
+    for names in ("mine\nother\n", "background\ncat\n"):
+        (tmp_path / "own" / "classes.txt").write_text(names)
+        with pytest.raises(UserError, match=r"a\.png: exists, and convert_labels did not write it; remove it, or name"):
+            conversion.convert(tmp_path / "labels", tmp_path / "own", None, None, 0)
+        assert (tmp_path / "own" / "classes.txt").read_text() == names
+    (tmp_path / "own" / "classes.txt").write_text("mine\nother\n")
+    (tmp_path / "own" / "masks" / "a.png").rename(tmp_path / "own" / "masks" / "b.png")
     with pytest.raises(UserError, match="own: holds masks or a classes file of another origin; name another --out"):
         conversion.convert(tmp_path / "labels", tmp_path / "own", None, None, 0)
-    assert (tmp_path / "own" / "classes.txt").read_text() == "mine\nother\n"
     conversion.convert(tmp_path / "labels", tmp_path / "new", None, None, 0)
     (tmp_path / "labels" / "a.json").write_text(labelme.replace("cat", "dog"))
     conversion.convert(tmp_path / "labels", tmp_path / "new", None, None, 0)
     assert "dog" in (tmp_path / "new" / "classes.txt").read_text()
+    assert files.is_foreign(tmp_path / "new" / "masks" / "a.png")  # to `predict` and `refine`
 
 
 def test_masks_are_shown_over_the_photograph_of_their_own_folder(tmp_path):

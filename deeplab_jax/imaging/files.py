@@ -16,10 +16,11 @@ from deeplab_jax.imaging.masks import VOID_COLORS, read_label, read_palette
 from deeplab_jax.imaging.photographs import read_photograph
 
 __all__ = [
-    "IMAGE_SUFFIXES", "VOID_COLORS", "CorruptImageError", "encode_png", "is_foreign", "read_label", "read_note",
-    "read_palette", "read_photograph", "refuse_foreign", "size_of", "write_palette_png", "write_png",
+    "CONVERTED", "IMAGE_SUFFIXES", "VOID_COLORS", "CorruptImageError", "encode_png", "is_foreign", "read_label",
+    "read_note", "read_palette", "read_photograph", "refuse_foreign", "size_of", "write_palette_png", "write_png",
 ]  # fmt: skip
 
+CONVERTED = "convert_labels"  # the note of its masks, which are data and no results
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -50,7 +51,7 @@ def write_palette_png(path: str | os.PathLike, labels: np.ndarray, palette: np.n
 
 
 def is_foreign(path: str | os.PathLike) -> bool:
-    """Whether there is a file that this package did not write as a label map; part of a PNG counts as a broken one."""
+    """Whether there is a file that is no label map of `predict` or `refine`; part of a PNG counts as a broken one."""
     try:
         with open(path, "rb") as file:
             start = file.read(len(_PNG))
@@ -58,7 +59,7 @@ def is_foreign(path: str | os.PathLike) -> bool:
             return False
         if start == _PNG:
             with PngImagePlugin.PngImageFile(path):
-                return read_note(path) is None
+                return read_note(path) in (None, CONVERTED)
         return not _PNG.startswith(start)
     except (OSError, SyntaxError, ValueError, EOFError):
         return False

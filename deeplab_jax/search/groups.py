@@ -26,7 +26,7 @@ def gains_on_unseen(
     """For each group, the gain of the setting that is best on the images of all other groups.
 
     Nothing is measured again: the choice is among settings that the search has measured on every image. The search
-    itself narrowed down its grid on images of all groups; an exhaustive search does not.
+    itself narrowed down its grid on images of all groups; an exhaustive search of one pass does not.
 
     Args:
       ledger: of the search.

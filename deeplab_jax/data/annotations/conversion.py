@@ -17,7 +17,6 @@ from deeplab_jax.imaging import files, listing, palettes
 from deeplab_jax.imaging.overlay import overlay, side_by_side, stack
 
 _COLUMNS, _TILE = 4, 240
-_NOTE = "convert_labels"  # in the masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
     for stem, make in tqdm(labelled.masks, desc="making masks", unit="mask", mininterval=0.5):
         try:
             label = make()
-            files.write_palette_png(out / "masks" / f"{stem}.png", label, palette, _NOTE)
+            files.write_palette_png(out / "masks" / f"{stem}.png", label, palette, files.CONVERTED)
             if len(tiles) < examples:
                 tiles.append((stem, _tile(_of(stem, photographs), label, palette, labelled.names)))
         except UserError as e:
@@ -98,6 +97,10 @@ def convert(source: Path, out: Path, images: Path | None, classes: Path | None, 
 def _check_earlier(out: Path, written: Sequence[Path], names: Sequence[str]) -> None:
     """Raises `UserError` if files of another origin would be replaced, or masks stay beside others' classes."""
     masks, classes = sorted((out / "masks").rglob("*.png")), out / "classes.txt"
+    own = [path for path in masks if files.read_note(path) == files.CONVERTED]
+    foreign = next((path for path in masks if path in written and path not in own and files.is_foreign(path)), None)
+    if foreign is not None:
+        raise UserError(f"{foreign}: exists, and convert_labels did not write it; remove it, or name another --out")
     if not masks and not classes.exists():
         return
     try:
@@ -106,7 +109,7 @@ def _check_earlier(out: Path, written: Sequence[Path], names: Sequence[str]) -> 
         before = []
     if before == list(names):
         return
-    if not any(files.read_note(path) == _NOTE for path in masks):
+    if not own:
         raise UserError(f"{out}: holds masks or a classes file of another origin; name another --out")
     left = [path for path in masks if path not in written]
     if left:
