@@ -35,9 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_string("image", None, "the photograph, or a folder of photographs")
     flags.DEFINE_string("probs", None, "probabilities: .npy [H, W, C], float16 to float64; or a folder of them")
     flags.DEFINE_string("classes", None, "classes file with R G B, for --labels in the classes' colors")
-    flags.DEFINE_string(
-        "labels", None, "label map of ids, or with --classes of colors, full or sparse; or a folder"
-    )
+    flags.DEFINE_string("labels", None, "label map of ids, or with --classes of colors, full or sparse; or a folder")
     model_flags.define("use the CRF's parameters of a model that the package ships, such as camvid")
     flags.DEFINE_string("out", None, "the palette PNG to write; with folders, a folder")
     unknown = "id of unlabelled pixels in --labels; with --classes void is unknown in any case"

@@ -123,6 +123,7 @@ def _load_safetensors(path: Path, arrays: bool = True) -> tuple[dict[str, np.nda
                     f"{path}: holds numbers of the type {', '.join(other)}, too coarse or unusual for weights; convert "
                     "a copy in float32, float16 or bfloat16"
                 )
+            torch.refuse_integers(path, [name for name in names if name not in floats])
             return {name: file.get_tensor(name) for name in names if name in floats}, metadata
     except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise UserError(f"{path}: is not a safetensors file, or is damaged ({e}); download or convert it again") from e

@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.source import Source
-from deeplab_jax.weights.torch import from_state_dict
+from deeplab_jax.weights.torch import from_state_dict, refuse_integers
 
 _LARGEST = 16  # times the file's size: weights hardly compress
 _DAMAGED = (
@@ -26,7 +26,9 @@ def read(path: Path, leave_out: str = "") -> Source:
       UserError: damaged, pickled, larger than the file can hold, or with no known layer.
     """
     found = arrays(path)
-    return from_state_dict(path, {k: v for k, v in found.items() if np.issubdtype(v.dtype, np.floating)}, leave_out)
+    floats = {k: v for k, v in found.items() if np.issubdtype(v.dtype, np.floating)}
+    refuse_integers(path, [name for name in found if name not in floats])
+    return from_state_dict(path, floats, leave_out)
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,7 @@ def read_pth(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         for name, tensor in network.items()
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }
+    refuse_integers(path, (str(n) for n, t in network.items() if isinstance(t, torch.Tensor) and str(n) not in found))
     claimed = sum(tensor.numel() for tensor in found.values()) * 4
     if claimed > _LARGEST * path.stat().st_size + 2**20:
         raise UserError(f"{path}: claims {claimed / 2**30:.1f} GiB of weights, which the file does not hold; refused")
@@ -73,6 +74,13 @@ def read_pth(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         raise UserError(
             f"{path}: holds tensors that are not plain arrays (sparse, quantized or without values); save dense ones"
         ) from e
+
+
+def refuse_integers(path: Path, whole: Iterable[str]) -> None:
+    """Raises UserError if a weight is among the tensors of whole numbers; counts of batches may be."""
+    quantized = next((name for name in whole if name.rpartition(".")[2] in _LEAVES), None)
+    if quantized is not None:
+        raise UserError(f"{path}: '{quantized}' holds whole numbers, no weights; convert a copy in float32")
 
 
 def is_torch(path: Path) -> bool:

@@ -69,9 +69,14 @@ def test_files_of_a_second_tool_are_noted(tmp_path):
     image = {"id": 1, "file_name": "2.jpg", "height": 8, "width": 9}
     whole = {"images": [image], "categories": [{"id": 1, "name": "dog"}], "annotations": []}
     (tmp_path / "coco.json").write_text(json.dumps(whole))
+    (tmp_path / "3.xml").write_text(cvat(""))
+    (tmp_path / "boxes.xml").write_text("<annotation/>")
     found = opening.open_labels(tmp_path)
     assert [stem for stem, _ in found.masks] == ["2"]
-    assert found.notes == [f"1 labelme files, such as {tmp_path / '1.json'}, are left out: only COCO is read"]
+    assert found.notes == [
+        f"1 labelme files, such as {tmp_path / '1.json'}, are left out: only COCO is read",
+        f"1 CVAT files, such as {tmp_path / '3.xml'}, are left out: only COCO is read",
+    ]
 
 
 def test_label_studio_tasks_without_areas_are_noted(tmp_path):

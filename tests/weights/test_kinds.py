@@ -292,6 +292,17 @@ def test_loose_tensors_are_named_whole_and_can_be_left_out(resnet):
         assert source.left_out == {name: "left out by --leave_out"}
 
 
+def test_weights_of_whole_numbers_are_refused(resnet, tmp_path):
+    state = writers.state_dict(resnet, writers.port_name)
+    name = next(k for k in state if k.endswith(".weight"))
+    bad = state | {name: np.ones_like(state[name], np.int8), "bn1.num_batches_tracked": np.int64(3)[None]}
+    save_file(bad, tmp_path / "w.safetensors")
+    np.savez(tmp_path / "w.npz", **bad)
+    for suffix in ("safetensors", "npz"):
+        with pytest.raises(UserError, match=f"w.{suffix}: '{re.escape(name)}' holds whole numbers, no weights"):
+            files.read(tmp_path / f"w.{suffix}")
+
+
 def test_normalization_without_statistics_and_negative_variances_are_named(resnet):
     state = writers.state_dict(resnet, writers.port_name)
     norm = next(name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean"))

@@ -19,6 +19,12 @@ from deeplab_jax.data.annotations.drawing import (
 from deeplab_jax.errors import UserError
 
 
+def seems(path: Path) -> bool:
+    """Whether a file begins like CVAT's."""
+    with path.open("rb") as file:
+        return b"<annotations" in file.read(2000)
+
+
 def read(path: Path) -> Part | None:
     """The images of one file, with the names and colors of the task's labels; None if it is not CVAT's."""
     try:

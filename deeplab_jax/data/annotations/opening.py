@@ -46,10 +46,17 @@ class _Found(NamedTuple):
 
 def open_labels(source: Path, classes: Path | None = None, exclude: Path | None = None) -> Labelled:
     """Reads the labels of any supported tool, but not in the resolved folder `exclude`; raises like `convert`."""
-    for suffix, read in ((".json", _json), (".xml", _cvat)):
-        found = read(_below(source, suffix, exclude))
-        if found:
-            return _of_shapes(source, found, classes)
+    xml = _below(source, ".xml", exclude)
+    found = _json(_below(source, ".json", exclude))
+    if found:
+        passed = [path for path in xml if cvat.seems(path)]
+        note = (
+            f"{len(passed)} CVAT files, such as {passed[0]}, are left out: only {found.kind} is read" if passed else ""
+        )
+        return _of_shapes(source, found._replace(notes=[*found.notes, *[note] * bool(note)]), classes)
+    found = _cvat(xml)
+    if found:
+        return _of_shapes(source, found, classes)
     if source.is_dir():
         listed = classes or raster.class_list(raster.colored_masks(source)) or raster.class_list(source)
         apart = raster.folders_of_classes(source, exclude)
