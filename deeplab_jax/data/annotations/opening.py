@@ -49,11 +49,10 @@ def open_labels(source: Path, classes: Path | None = None, exclude: Path | None 
     xml = _below(source, ".xml", exclude)
     found = _json(_below(source, ".json", exclude))
     if found:
-        passed = [path for path in xml if cvat.seems(path)]
-        note = (
-            f"{len(passed)} CVAT files, such as {passed[0]}, are left out: only {found.kind} is read" if passed else ""
-        )
-        return _of_shapes(source, found._replace(notes=[*found.notes, *[note] * bool(note)]), classes)
+        passed, notes = [path for path in xml if cvat.seems(path)], list(found.notes)
+        if passed:
+            notes.append(f"{len(passed)} CVAT files, such as {passed[0]}, are left out: only {found.kind} is read")
+        return _of_shapes(source, found._replace(notes=notes), classes)
     found = _cvat(xml)
     if found:
         return _of_shapes(source, found, classes)
