@@ -154,4 +154,11 @@ def write(
     notes = {"format": FORMAT, "version": __version__, **metadata}
     kernels = {k for k, v in arrays.items() if half_kernels and np.ndim(v) == 4}
     ready = {k: np.ascontiguousarray(v, np.float16 if k in kernels else np.float32) for k, v in arrays.items()}
-    write_atomically(path, lambda temporary: save_file(ready, temporary, metadata=notes))
+
+    def save(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors' own lets no one else read the file
+        save_file(ready, temporary, metadata=notes)
+        temporary.chmod(mode)
+
+    write_atomically(path, save)

@@ -100,6 +100,9 @@ def test_not_finite_values_are_refused(tmp_path, small):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     files.write(path, {"backbone/a/kernel": np.ones(3)}, {})
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode  # as the user's other files
+    (tmp_path / "any").unlink()
     before = path.read_bytes()
 
     def full(*_):
