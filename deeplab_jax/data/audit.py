@@ -130,6 +130,9 @@ def audit(
         findings.append(Finding(False, "loose mask", KINDS["loose mask"][1], len(builder.loose_masks), (str(path),)))
     findings += [Finding(False, "reading", note, 1, ()) for note in getattr(builder, "notes", [])]
     findings += [Finding(True, "no image", f"{KINDS['no image'][1]}", 1, (s,)) for s, of in splits.items() if not of]
+    left = [i for i in inspections if i.split == train and not any(k.startswith("skipped") for k, _ in i.problems)]
+    if splits.get(train) and not left:
+        findings.append(Finding(True, "no image", "every image of a split is damaged", 1, (train,)))
     return _summarize(builder, class_names, splits, inspections, findings)
 
 
@@ -147,6 +150,8 @@ def inspect(
         return found
     found.digest = hashlib.blake2b(data, digest_size=16).digest()
     _inspect_image(found, data, damaged)
+    if any(kind == "skipped image" for kind, _ in found.problems):
+        return found  # training leaves it out, and its label
     if source.label is None or (isinstance(source.label, _RecordFile) and not source.label.read_bytes()):
         if needs_label:
             found.add("label missing")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from deeplab_jax.files import write_text
 
 def cache_folder(configured: str) -> Path:
     """`config.data.cache_dir`, by default `datasets` in the user's cache folder; created if missing."""
-    folder = Path(configured).expanduser() if configured else Path(user_cache_dir("deeplab_jax")) / "datasets"
+    folder = Path(os.path.expanduser(configured)) if configured else Path(user_cache_dir("deeplab_jax")) / "datasets"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -36,7 +37,7 @@ def fingerprint(builder: SegmentationBuilder, splits: dict[str, list[Source]] | 
     """A digest, 16 hex digits, of what the builder would prepare: its version and classes, names and file contents.
 
     Folders and times are not included, so a moved or copied data set keeps its fingerprint. Contents are read once; a
-    record in `cache` keeps the digest for files of unchanged path, size and time.
+    record in `cache` keeps the digest for files of unchanged path, size and times.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([builder.name, str(builder.VERSION), *builder.classes().names]).encode())
@@ -60,6 +61,9 @@ def prepare(builder_class: type[SegmentationBuilder], cache: Path, key: str, **a
 
     Several processes may call this at once: one builds, the others wait. A kill leaves at most a temporary folder,
     which the next build removes.
+
+    Raises:
+      UserError: the records cannot be written, or are damaged.
     """
     folder = cache / f"{builder_class.name}-{key}"
 
@@ -75,12 +79,35 @@ def prepare(builder_class: type[SegmentationBuilder], cache: Path, key: str, **a
             raise UserError(
                 f"{folder}: cannot be written ({e.strerror or e}); set config.data.cache_dir to a folder with room"
             ) from e
-    return open_builder(folder)
+        except RuntimeError as e:  # of the writer of records
+            if not re.search(r"write\(\) failed|No space left|File too large", str(e)):
+                raise
+            raise UserError(
+                f"{folder}: cannot be written (is the disk full?); set config.data.cache_dir to a folder with room"
+            ) from e
+    try:
+        builder = open_builder(folder)
+        parts = [Path(part) for split in builder.info.splits.values() for part in split.filepaths]
+        whole = bool(parts) and all(part.is_file() and part.stat().st_size for part in parts)
+    except Exception as e:  # TFDS' readers of its own files raise any
+        raise damaged(folder) from e
+    if not whole:
+        raise damaged(folder)
+    return builder
+
+
+def damaged(folder: Path) -> UserError:
+    """The error for prepared records that cannot be read."""
+    return UserError(f"{folder}: its prepared records are damaged; delete this folder, and they are made again")
 
 
 def _build(open_builder, folder: Path, name: str, raw: Path | None) -> None:
     temporary, downloads = folder.with_name(f".{folder.name}.building"), folder.parent / "downloads"
     shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.parent.glob(f".{name}-*.building"):  # by a kill, of data that have changed since
+        lock = filelock.FileLock(folder.parent / f"{left.name[1:].removesuffix('.building')}.lock", timeout=0)
+        with contextlib.suppress(filelock.Timeout), lock:
+            shutil.rmtree(left, ignore_errors=True)
     try:
         tfds.disable_progress_bar()  # this package's own bar counts images
         settings = tfds.download.DownloadConfig(manual_dir=os.fspath(raw) if raw else None)
@@ -102,7 +129,8 @@ def contents(paths: Iterable[Path], cache: Path) -> str:
     """A digest of the files' contents in this order, each read once."""
     paths = list(dict.fromkeys(paths))
     try:
-        stats = [(os.fspath(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
+        # The time of the last change tells files that were exchanged by renaming.
+        stats = [(os.fspath(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for p in paths]
     except FileNotFoundError as e:
         raise UserError(f"{e.filename}: no such file, but the data set lists it") from e
     except OSError as e:

@@ -1,6 +1,7 @@
 """A prepared split as a sequence of photographs and labels."""
 
 import importlib
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,13 @@ class SegmentationDataset:
 
     def record(self, i: int) -> dict[str, bytes]:
         """The encoded example: `image`, `label` (b"" if there is none) and `name`, all bytes."""
-        return self._records[int(self._indices[i])]
+        try:
+            found = self._records[int(self._indices[i])]
+        except (RuntimeError, OSError) as e:
+            raise caching.damaged(self.folder) from e
+        if not isinstance(found, dict) or found.get("name") is None:
+            raise caching.damaged(self.folder)
+        return found
 
     def size(self, i: int) -> tuple[int, int]:
         """(height, width) of an example's photograph, from its header; `files.CorruptImageError` without one."""
@@ -137,7 +144,7 @@ def raw_builder(data_config, seed: int = 0) -> SegmentationBuilder:
         raise UserError(f"config.data.ignore={ignore}: must be ids, whole numbers of at least 0")
     raw = None
     if data_config.dir:
-        raw = Path(data_config.dir).expanduser()
+        raw = Path(os.path.expanduser(data_config.dir))
         if not raw.is_dir():
             raise UserError(
                 f"config.data.dir={data_config.dir}: no such folder; name the raw {data_config.name} folder"
@@ -267,12 +274,14 @@ def set_aside(names: Sequence[str], data_config, sequence_of=lambda name: None) 
     Raises:
       UserError: no name begins with an entry of `holdout_by`, nothing is left to train on, or `holdout` does not fit.
     """
+    if not names:
+        raise UserError("config.data.holdout: the training split holds no image to set aside; check its lists")
     if not prefixes(data_config):
         return holdout_indices(names, data_config.holdout, sequence_of)
     beginnings = prefixes(data_config)
     groups = [group_of(name, beginnings) for name in names]
     given = data_config.holdout_by
-    if unused := sorted(set(beginnings) - set(groups)):
+    if unused := [b for b in beginnings if not any(name.startswith(b) for name in names)]:
         raise UserError(
             f"config.data.holdout_by={given}: no training image has a name that begins with '{unused[0]}'; the first "
             f"is '{names[0]}'"

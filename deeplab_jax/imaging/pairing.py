@@ -139,9 +139,9 @@ def pair_folders(images: Path, masks: Path, affixes: Affixes) -> tuple[list[tupl
       UserError: two photographs with one name, or two masks for one photograph.
     """
     photographs, candidates = photographs_and_masks(images, masks, affixes)
-    _refuse_doubles(photographs)
+    refuse_doubles(photographs)
     if not affixes.given:
-        _refuse_doubles(candidates)
+        refuse_doubles(candidates)
     by_name = Masks(candidates, affixes)
     pairs = [(stem, path, by_name.of(stem, path)) for stem, path in photographs]
     stems_of = {path: stem for stem, path in candidates}
@@ -200,7 +200,8 @@ def _is_photograph(base: str, names: set[str]) -> bool:
     return base in names or any(base + ending in names for ending in IMAGE_ENDINGS)
 
 
-def _refuse_doubles(files: Iterable[tuple[str, Path]]) -> None:
+def refuse_doubles(files: Iterable[tuple[str, Path]]) -> None:
+    """Raises `UserError` if two of the (name without suffix, path) have one name."""
     seen: dict[str, Path] = {}
     for stem, path in files:
         first = seen.setdefault(normal(stem), path)

@@ -37,7 +37,7 @@ class Builder(base.SegmentationBuilder):
             entries: dict[str, base.File] = {
                 p.relative_to(self.raw_folder).as_posix(): p
                 for folder in ("leftImg8bit", "gtFine")
-                for p in sorted((self.raw_folder / folder).glob("*/*/*.png"))
+                for p in sorted((self.raw_folder / folder).glob("*/*/[!.]*.png"))
             }
         elif all((self.raw_folder / name).is_file() for name in ZIPS):
             entries = {}
@@ -50,8 +50,11 @@ class Builder(base.SegmentationBuilder):
             )
         splits: dict[str, list[base.Source]] = {"train": [], "val": [], "test": []}
         for path, image in sorted(entries.items()):
-            top, split, *rest = PurePosixPath(path).parts
-            if top != "leftImg8bit" or split not in splits or not path.endswith("_leftImg8bit.png"):
+            parts = PurePosixPath(path).parts
+            if len(parts) != 4 or parts[-1].startswith(".") or not path.endswith("_leftImg8bit.png"):
+                continue
+            top, split, *rest = parts
+            if top != "leftImg8bit" or split not in splits:
                 continue
             name = rest[-1].removesuffix("_leftImg8bit.png")
             label_path = f"gtFine/{split}/{rest[0]}/{name}_gtFine_labelIds.png"

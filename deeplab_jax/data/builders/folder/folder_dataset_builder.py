@@ -1,6 +1,7 @@
 """The user's own data: a folder (or list) of images, a folder (or list) of masks, and optionally a file of classes."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.console import say
+from deeplab_jax.console import say, shown
 from deeplab_jax.data import annotations, caching, class_files
 from deeplab_jax.data.builders import base
 from deeplab_jax.data.builders.folder import splits
@@ -40,6 +41,9 @@ class Builder(base.SegmentationBuilder):
     def sources(self) -> dict[str, list[base.Source]]:
         if not hasattr(self, "_sources"):
             self._sources = self._find_sources()
+            odd = next((s for s in self._sources if not _is_utf8(s.name)), None)
+            if odd is not None:
+                raise UserError(f"{shown(str(odd.image))}: its name is not UTF-8; rename it and its mask")
         return {"images": self._sources}
 
     def _find_sources(self) -> list[base.Source]:
@@ -86,7 +90,9 @@ class Builder(base.SegmentationBuilder):
         same = next((i for i, m in zip(first, second) if i == m), None)
         if same is not None:
             raise UserError(f"{masks_at}: names {same} as the mask of itself; name its mask")
-        return [base.Source(i.with_suffix("").as_posix().lstrip("/"), i, m) for i, m in zip(first, second)]
+        stems = [i.with_suffix("").as_posix().lstrip("/") for i in first]
+        pairing.refuse_doubles(zip(stems, first))
+        return [base.Source(stem, i, m) for stem, i, m in zip(stems, first, second)]
 
     def _download(self, dl_manager) -> None:
         return None  # nothing to download: the options name all files
@@ -125,7 +131,7 @@ class Builder(base.SegmentationBuilder):
         value = getattr(self.options, field)
         if not value:
             raise UserError(f"config.data.{field} is not set; give a folder or a list file")
-        path = Path(value).expanduser()
+        path = Path(os.path.expanduser(value))
         return path if path.is_absolute() or self.raw is None else self.raw / path
 
     def _named_classes(self) -> tuple[tuple[str, ...], np.ndarray | None]:
@@ -188,11 +194,21 @@ class Builder(base.SegmentationBuilder):
         )
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _listed_paths(path: Path) -> list[Path]:
     """The files that a list names, relative to it, written with slashes or backslashes."""
     paths = []
     for line in base.read_names(path):
-        listed = path.parent / Path(line).expanduser()
+        listed = path.parent / line
+        if line.startswith("~") and not listed.exists():
+            listed = path.parent / os.path.expanduser(line)
         if "\\" in line and not listed.exists():
             listed = path.parent / PurePosixPath(line.replace("\\", "/"))
         paths.append(listed)

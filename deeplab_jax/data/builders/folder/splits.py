@@ -97,7 +97,8 @@ def _listed(builder, field: str, sources: Sequence[base.Source]) -> np.ndarray:
     names = [s.name for s in sources]
     if path.is_dir():
         inside = path.resolve()
-        chosen = [i for i, s in enumerate(sources) if inside in Path(str(s.image)).resolve().parents]
+        folders_of = [Path(str(s.image)).parent.resolve() for s in sources]  # links to images elsewhere count here
+        chosen = [i for i, folder in enumerate(folders_of) if inside in (folder, *folder.parents)]
         if not chosen:
             raise UserError(f"config.data.{field}={path}: is a folder with no image of {builder.options.images}")
         return np.array(chosen)

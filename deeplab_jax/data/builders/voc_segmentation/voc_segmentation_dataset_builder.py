@@ -89,7 +89,7 @@ class Builder(base.SegmentationBuilder):
         if sbd is not None:
             more = {n for f in ("train.txt", "val.txt") for n in base.read_names(sbd / f)}
         elif published.is_dir():
-            more = {p.stem for p in published.glob("*.png")}
+            more = {p.stem for p in published.glob("[!.]*.png")}
         else:
             return []
         if not has_val:  # both hold images of VOC's val, which would then be used for training
