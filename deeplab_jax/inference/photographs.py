@@ -74,7 +74,8 @@ class Task:
 
     def is_done(self, probabilities: bool) -> bool:
         """Whether the results exist and were made from this same file by this model with these settings."""
-        same = self.words[:1] == [self.digest] and (self.source.is_video or not probabilities or _PROBS in self.words)
+        words = self.words
+        same = words[:1] == [self.digest] and (self.source.is_video or not probabilities or _PROBS in words)
         return same and all(map(os.path.isfile, self.outputs(probabilities)))
 
 

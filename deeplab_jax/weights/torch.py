@@ -8,6 +8,7 @@ import io
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -107,19 +108,26 @@ def _check_calls(path: Path) -> None:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+                members = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
         else:
-            pickles = [path.read_bytes()]
-        for data in pickles:
-            stream = io.BytesIO(data)
-            for _ in range(_PICKLES):
-                for _, argument, _ in pickletools.genops(stream):
-                    if isinstance(argument, str) and argument.split()[-1:] == ["bytearray"]:
-                        raise UserError(f"{path}: {_why_refused(Exception('GLOBAL'))}")
-    except UserError:
-        raise
-    except Exception:  # the end of the pickles, or a damaged file, of which PyTorch says so
-        return
+            members = [path.read_bytes()]
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+        raise UserError(f"{path}: {_why_refused(e)}") from e
+    if any(map(_makes_bytearray, members)):
+        raise UserError(f"{path}: holds more than tensors (bytearray), and is not unpickled; save its weights alone")
+
+
+def _makes_bytearray(data: bytes) -> bool:
+    """Whether one of the pickles at the beginning of the data names it; in the former format tensors follow them."""
+    stream = io.BytesIO(data)
+    for _ in range(_PICKLES):
+        try:
+            for _, argument, _ in pickletools.genops(stream):
+                if isinstance(argument, str) and argument.split()[-1:] == ["bytearray"]:
+                    return True
+        except ValueError:  # no pickle, or a damaged one, of which PyTorch says so
+            return False
+    return False
 
 
 def _why_refused(error: Exception) -> str:

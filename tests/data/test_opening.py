@@ -74,8 +74,8 @@ def test_files_of_a_second_tool_are_noted(tmp_path):
     found = opening.open_labels(tmp_path)
     assert [stem for stem, _ in found.masks] == ["2"]
     assert found.notes == [
-        f"1 labelme files, such as {tmp_path / '1.json'}, are left out: only COCO is read",
-        f"1 CVAT files, such as {tmp_path / '3.xml'}, are left out: only COCO is read",
+        f"1 labelme file, such as {tmp_path / '1.json'}, is left out: only COCO is read",
+        f"1 CVAT file, such as {tmp_path / '3.xml'}, is left out: only COCO is read",
     ]
 
 

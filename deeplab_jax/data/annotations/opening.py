@@ -51,7 +51,7 @@ def open_labels(source: Path, classes: Path | None = None, exclude: Path | None 
     if found:
         passed, notes = [path for path in xml if cvat.seems(path)], list(found.notes)
         if passed:
-            notes.append(f"{len(passed)} CVAT files, such as {passed[0]}, are left out: only {found.kind} is read")
+            notes.append(_passed_over(passed, "CVAT", found.kind))
         return _of_shapes(source, found._replace(notes=notes), classes)
     found = _cvat(xml)
     if found:
@@ -98,11 +98,17 @@ def _json(paths: Sequence[Path]) -> _Found | None:
     if not kinds:
         return None
     kind, *others = kinds
-    notes = [f"{len(parts[o])} {o} files, such as {parts[o][0][0]}, are left out: only {kind} is read" for o in others]
+    notes = [_passed_over([path for path, _ in parts[other]], other, kind) for other in others]
     found = joined([part for _, part in parts[kind]])
     if kind == "labelme":
         found = found._replace(images=labelme.below_one_folder(found.images))
     return _Found(kind, found, notes)
+
+
+def _passed_over(paths: Sequence[Path], tool: str, kind: str) -> str:
+    """The note on files of a second tool, whose format may describe the same images."""
+    files, are = ("file", "is") if len(paths) == 1 else ("files", "are")
+    return f"{len(paths)} {tool} {files}, such as {paths[0]}, {are} left out: only {kind} is read"
 
 
 def _cvat(paths: Sequence[Path]) -> _Found | None:
@@ -115,7 +121,8 @@ def _of_shapes(source: Path, opened: _Found, classes: Path | None) -> Labelled:
     if not found.images:
         raise UserError(f"{source}: holds no annotated image")
     if found.unlabelled:
-        notes.append(f"{found.unlabelled} images without annotations get no mask")
+        images, get = ("image", "gets") if found.unlabelled == 1 else ("images", "get")
+        notes.append(f"{found.unlabelled} {images} without annotations {get} no mask")
     if classes is not None:
         names, colors = class_files.read_classes(classes)
         unknown = sorted({a.label for i in found.images for a in i.areas if a.label and a.label not in names})

@@ -55,8 +55,9 @@ class Builder(base.SegmentationBuilder):
             instances: dict[int, list[dict]] = {}
             for annotation in content["annotations"]:
                 if annotation["category_id"] in CATEGORIES:
-                    float(annotation["area"]), annotation["segmentation"]  # every instance must have them
-                    instances.setdefault(annotation["image_id"], []).append(annotation)
+                    kept = {name: annotation[name] for name in ("category_id", "segmentation")}
+                    kept |= {"area": float(annotation["area"]), "iscrowd": bool(annotation.get("iscrowd"))}
+                    instances.setdefault(annotation["image_id"], []).append(kept)
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(
                 f"{path}: cannot be read as COCO's instances ({type(e).__name__}); download it again"
