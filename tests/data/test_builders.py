@@ -316,6 +316,7 @@ def test_folder_with_colored_masks_and_list_files(config, tmp_path):
     [
         ({"images": ""}, "config.data.images is not set"),
         ({"masks": "nowhere"}, "config.data.masks=nowhere: no such folder or list file"),
+        ({"images": "nowhere", "masks": ""}, "config.data.images=nowhere: no such folder or list file"),
         ({"val_fraction": 1.5}, "config.data.val_fraction=1.5: must be"),
         ({"train_list": "missing.txt"}, "missing.txt: no such file"),
         ({"classes": "classes.txt"}, "classes.txt: 1 of 2 lines have a color"),

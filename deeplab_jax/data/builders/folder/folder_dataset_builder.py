@@ -47,11 +47,7 @@ class Builder(base.SegmentationBuilder):
         return {"images": self._sources}
 
     def _find_sources(self) -> list[base.Source]:
-        images, masks_at = self._resolve("images"), self._resolve("masks")
-        for field, path in (("images", images), ("masks", masks_at)):
-            if not path.is_dir() and not path.is_file():
-                value = getattr(self.options, field)
-                raise UserError(f"config.data.{field}={value}: no such folder or list file")
+        images, masks_at = self._existing("images"), self._existing("masks")
         if images.is_file() != masks_at.is_file():
             raise UserError("config.data.images and config.data.masks: must both be folders or both be list files")
         if images.is_file():
@@ -133,6 +129,12 @@ class Builder(base.SegmentationBuilder):
             raise UserError(f"config.data.{field} is not set; give a folder or a list file")
         path = Path(os.path.expanduser(value))
         return path if path.is_absolute() or self.raw is None else self.raw / path
+
+    def _existing(self, field: str) -> Path:
+        path = self._resolve(field)
+        if not path.is_dir() and not path.is_file():
+            raise UserError(f"config.data.{field}={getattr(self.options, field)}: no such folder or list file")
+        return path
 
     def _named_classes(self) -> tuple[tuple[str, ...], np.ndarray | None]:
         if not hasattr(self, "_known_classes"):
