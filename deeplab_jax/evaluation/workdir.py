@@ -68,7 +68,8 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
 
     With `config.search.images`, the CRF's parameters are first searched on the held-out images
     (`config.data.holdout`), once; the search is stored in the workdir. It replaces parameters learned end to end:
-    training wants a softer CRF than testing.
+    training wants a softer CRF than testing. A preset file in `config.crf.preset` that training did not have replaces
+    both.
 
     Returns:
       The table to print.
@@ -88,11 +89,16 @@ def evaluate_workdir(config: ConfigDict, workdir: str | Path) -> str:
 def _evaluate(config: ConfigDict, workdir: Path, trained: ConfigDict, variables: dict, meta: dict) -> str:
     config = copy.deepcopy(config)
     config.model = trained.model  # the network is the trained one; evaluation may differ
-    if config.search.images and config.crf.iterations:
+    given = config.crf.preset.endswith(".json") and config.crf.preset != trained.crf.get("preset", "")
+    searches = bool(config.search.images and config.crf.iterations) and not given
+    if searches:
         preset = _search(config, workdir)
         config.crf.preset = str(workdir / "crf_preset.json")
-        variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
         say(f"CRF parameters: {preset.source}")
+    elif given:
+        say(f"CRF parameters: {config.crf.preset}")
+    if searches or given:
+        variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "crf"}}
     results = evaluate_split(config, variables, meta, config.eval.split, workdir / "eval")
     processes.barrier("evaluated")
     if results and processes.is_first():
