@@ -22,11 +22,10 @@ from jax import lax
 
 from deeplab_jax.crf.kernels import Kernel, attraction
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import is_traced
+from deeplab_jax.crf.params import IMPOSSIBLE, is_traced
 
 REGULARIZERS = ("entropy", "euclidean")
 _SMALLEST = 1e-30  # of a marginal where its logarithm is multiplied
-_NEVER = -1e30  # the log probability of a marginal of 0, and the least that a weak regularizer may make of a score
 
 
 def iterate(
@@ -76,7 +75,7 @@ def minimizer(descent: jax.Array, strength: jax.Array | float, regularizer: str)
 
 def _divided(descent: jax.Array, strength: jax.Array | float) -> jax.Array:
     """Scores over the regularizer's weight; ruled-out labels stay finite."""
-    return jnp.maximum((descent - descent.max(-1, keepdims=True)) / strength, _NEVER)
+    return jnp.maximum((descent - descent.max(-1, keepdims=True)) / strength, IMPOSSIBLE)
 
 
 def project(values: jax.Array) -> jax.Array:
@@ -117,4 +116,4 @@ def _gain(descent: jax.Array, q: jax.Array, p: jax.Array, strength: jax.Array, r
 
 def _logits(q: jax.Array) -> jax.Array:
     """log q, of which the softmax is q, zeros included."""
-    return jnp.where(q > 0, jnp.log(jnp.where(q > 0, q, 1)), _NEVER)
+    return jnp.where(q > 0, jnp.log(jnp.where(q > 0, q, 1)), IMPOSSIBLE)

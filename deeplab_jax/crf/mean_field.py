@@ -19,6 +19,7 @@ from deeplab_jax.crf import checks, convergent, filters, gaussian, iteration, pl
 from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, point_kernels
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import (
+    IMPOSSIBLE,
     WEIGHT_FIELDS,
     Array,
     CRFParams,
@@ -28,9 +29,6 @@ from deeplab_jax.crf.params import (
     check_params,
     truncation_radius,
 )
-
-# Logit of a label that the unary rules out with +inf: sums with it stay finite, and no message reaches it.
-_IMPOSSIBLE = -1e30
 
 
 def mean_field(
@@ -267,8 +265,8 @@ def solve(
 ) -> jax.Array:
     """Runs the iterations on unary [N, C]; returns the results that `options` request, in the unary's type."""
     dtype = _compute_dtype(unary)
-    negative = jnp.maximum(-unary.astype(dtype), _IMPOSSIBLE)
-    negative = jnp.maximum(negative - lax.stop_gradient(negative.max(-1, keepdims=True)), _IMPOSSIBLE)
+    negative = jnp.maximum(-unary.astype(dtype), IMPOSSIBLE)
+    negative = jnp.maximum(negative - lax.stop_gradient(negative.max(-1, keepdims=True)), IMPOSSIBLE)
     if mask is not None:
         negative = jnp.where(mask[:, None], negative, 0)
     if options.prune:

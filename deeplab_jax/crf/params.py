@@ -19,6 +19,9 @@ WIDTHS = (0.01, 1e6)  # pixels, or units of a 0..255 image
 WEIGHTS = (-1e6, 1e6)
 MAX_ITERATIONS = 10_000
 
+# Log probability of a label that the unary rules out with +inf: sums with it stay finite, and no message reaches it.
+IMPOSSIBLE = -1e30
+
 Array = jax.Array | np.ndarray
 Value = float | jax.Array | np.ndarray | tuple[float, ...]
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from deeplab_jax.crf import buffers, host_lattice, pruning, ready, ready_kernels
 from deeplab_jax.crf.options import Options
-from deeplab_jax.crf.params import Array, CRFParams, Value, is_traced
+from deeplab_jax.crf.params import IMPOSSIBLE, Array, CRFParams, Value, is_traced
 
-_NEVER = -1e30  # log probability of a label that the unary rules out, or that only fills a lane
 _BLOCK = 16384  # points whose log probabilities are computed at once; they stay in the cache
 
 
@@ -248,9 +247,9 @@ class _Start:
             np.negative(unary[part].T, out=log)
             if valid is not None:
                 np.copyto(log, 0, where=valid[part] == 0)  # whatever is there, NaN included
-            np.maximum(log, np.float32(_NEVER), out=log)
+            np.maximum(log, np.float32(IMPOSSIBLE), out=log)
             log -= log.max(0)
-            np.maximum(log, np.float32(_NEVER), out=log)
+            np.maximum(log, np.float32(IMPOSSIBLE), out=log)
             if not prune:
                 return None
             share = np.exp(log, out=self.share[:, part])
@@ -276,7 +275,7 @@ class _Start:
         out = buffers.zeros((points.room, self.size), np.float32)
         places = points.within(out)
         places[..., : len(self.log)] = self.log.T.reshape(*places.shape[:2], -1)
-        places[..., len(self.log) :] = _NEVER
+        places[..., len(self.log) :] = IMPOSSIBLE
         return out
 
     def all_labels(self, q: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def run(
 
     Args:
       negative_unary: [N, C] log P; C as of `lanes`; labels that do not exist are at
-        -1e30.
+        `params.IMPOSSIBLE`.
       lattices: kernels over the points.
       spatial: the smoothness kernel of an image, or None.
       count: int32 [], the number of places in use, which come first, gaps between rows included.
