@@ -90,12 +90,13 @@ def receptive_field(layers: Sequence[dict[str, Any]]) -> int:
     """Side in pixels of the square that one score depends on, away from borders.
 
     Along the longest path each layer adds (kernel - 1) * rate steps of the map that it reads. Of a head's parallel
-    branches the widest counts; shortcuts and side branches, which see less, do not.
+    branches the widest counts; shortcuts and side branches, which see less, do not. Enlarged maps have positions
+    between those of the map that they read; the one that depends on most of them counts.
 
     Args:
       layers: as in `describe`'s "layers".
     """
-    field, step = 1.0, 1.0
+    path, step = [], 1.0  # of each layer: pixels that it adds, pixels between positions before and after it
     branches: dict[str, float] = {}
     for layer in layers:
         if _SHORTER_PATHS.search(layer["name"]):
@@ -105,10 +106,17 @@ def receptive_field(layers: Sequence[dict[str, Any]]) -> int:
         if parallel:
             branches[parallel[1]] = branches.get(parallel[1], 0.0) + added
             continue
-        field, branches = field + max(branches.values(), default=0.0), {}
-        field += added
-        step *= layer["stride"]
-    return math.ceil(field + max(branches.values(), default=0.0))
+        path.append((max(branches.values(), default=0.0), step, step))
+        path.append((added, step, step * layer["stride"]))
+        step, branches = step * layer["stride"], {}
+    path.append((max(branches.values(), default=0.0), step, step))
+    reach = 0.0  # between the outermost positions that are read
+    for added, before, after in reversed(path):
+        if after < before:
+            reach = before * math.ceil((before - after + reach) / before)
+        else:
+            reach += added
+    return math.ceil(reach) + 1
 
 
 def kept_for_backward(config: Any, num_classes: int, batch: int) -> dict[str, int]:

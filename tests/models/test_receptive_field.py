@@ -11,8 +11,9 @@ from deeplab_jax.models.summary import describe
 from tests.models import thin
 
 
-def measured(config, size):
-    """Side and middle, over 8 times the score's number, of the pixels on which a score depends.
+def measured(config, size, beside=0):
+    """Side and middle, over 8 times the score's number, of the pixels on which a score depends: the middle one's, or
+    that of a score `beside` it.
 
     With positive weights and no maximum.
     """
@@ -20,7 +21,7 @@ def measured(config, size):
     x = jnp.ones((1, size, size, 3))
     shapes = thin.shapes(model)
     variables = jax.tree.map(lambda p: jnp.full(p.shape, 1.0 / max(p.size // p.shape[-1], 1)), shapes)
-    middle = jax.eval_shape(lambda x: model.apply(variables, x)[0], x).shape[1] // 2
+    middle = jax.eval_shape(lambda x: model.apply(variables, x)[0], x).shape[1] // 2 + beside
     # The mean color is subtracted inside: bright pixels keep every ReLU open.
     grad = jax.jit(jax.grad(lambda x: model.apply(variables, x)[0][0, middle, middle, 0]))(x * 255)
     rows, columns = (np.flatnonzero(np.any(np.asarray(grad[0]) != 0, axis=(axis, 2))) for axis in (1, 0))
@@ -45,14 +46,14 @@ def test_computed_is_measured(monkeypatch, name, size, field):
     assert measured(config, size) == (computed, (extra - 1) / 2)
 
 
-@pytest.mark.parametrize("fine_branch", [0, 4])
-def test_small_network(monkeypatch, fine_branch):
+@pytest.mark.parametrize(("stride", "fine_branch", "positions"), [(8, 0, 1), (8, 4, 2), (16, 4, 4)])
+def test_small_network(monkeypatch, stride, fine_branch, positions):
     monkeypatch.setattr(layers, "max_pool", layers.average_pool)
-    config = load_config("camvid", ("model.output_stride=8",))
+    config = load_config("camvid", (f"model.output_stride={stride}",))
     config.model.update(
-        widths=(2, 2, 2, 2), blocks=(1, 1, 1, 1), head_width=2, head_rates=(1, 2), fine_branch=fine_branch,
+        widths=(2, 2, 2, 2), blocks=(1, 1, 1, 1), head_width=2, head_rates=(2, 4), fine_branch=fine_branch,
         batch_norm="frozen", preprocessing="caffe_bgr",
     )  # fmt: skip
     field = describe(config, 2)["receptive_field"]
-    # The pixels under a score between two coarse positions depend on its phase: the formula uses the larger number.
-    assert 0 <= field - measured(config, 513)[0] <= 4
+    # What a score between two coarse positions depends on differs with its place between them.
+    assert field == max(measured(config, 641, beside)[0] for beside in range(positions))
