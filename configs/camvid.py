@@ -57,6 +57,6 @@ def get_config():
         gaussian_xy_std=(1.0,),
         thin_factor=(1.0, 2.0, 3.0, 4.0),
     )
-    config.eval.update(every=2100, select_split="holdout", scales=(0.75, 1.0, 1.25), mirror=True, size_multiple=16)
+    config.eval.update(every=2100, select_split="holdout", scales=(0.75, 1.0, 1.25, 1.5), mirror=True, size_multiple=16)
     config.checkpoint.every = 700
     return config
