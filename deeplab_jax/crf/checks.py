@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.crf.frank_wolfe import REGULARIZERS
-from deeplab_jax.crf.params import NORMALIZATIONS, as_array, check_iterations, is_traced
+from deeplab_jax.crf.params import NORMALIZATIONS, WEIGHTS, as_array, check_iterations, is_traced
 
+FARTHEST = 1e15  # of a feature; squares of differences stay far from the end of float32
 UPDATES = ("parallel", "convergent", "frank_wolfe")
 
 
@@ -159,6 +160,9 @@ def check_weight(weight: Any, name: str, labels: int) -> None:
     if np.shape(weight) not in ((), (labels,), (labels, labels)):
         raise ValueError(f"{name} has shape {np.shape(weight)}; needed: a number, ({labels},) or ({labels}, {labels})")
     _check_numbers(weight, name)
+    low, high = WEIGHTS
+    if not is_traced(weight) and not _within(weight, low, high):
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}")
 
 
 def check_compatibility(compatibility: Any, labels: int) -> None:
@@ -187,8 +191,12 @@ def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be an array of real numbers, not {_kind(features)}")
     if not hasattr(features, "shape") or features.shape[:-1] != points or features.shape[-1] < 1:
         raise ValueError(f"{name} must be features of shape {(*points, 'D')} to go with unary, not {_kind(features)}")
-    if not is_traced(features) and not _finite(features):
+    if is_traced(features):
+        return
+    if not _finite(features):
         raise ValueError(f"{name} holds NaN or infinite values")
+    if not _within(features, -FARTHEST, FARTHEST):
+        raise ValueError(f"{name} must lie between {-FARTHEST:g} and {FARTHEST:g}; they are in units of the width")
 
 
 # Inside a user's jit, operations on concrete arrays are traced too unless evaluated at once.
@@ -204,6 +212,12 @@ def _outside(labels: Any, classes: int, mask: Any) -> bool:
     labels = _on_host(labels)
     wrong = (labels < 0) | (labels >= classes)
     return bool((wrong if mask is None else wrong & (_on_host(mask) != 0)).any())
+
+
+@jax.ensure_compile_time_eval()
+def _within(values: Any, low: float, high: float) -> bool:
+    values = _on_host(values)
+    return bool(((values >= low) & (values <= high)).all())
 
 
 @jax.ensure_compile_time_eval()

@@ -169,7 +169,7 @@ def _free_energy(q, unary, image, params, compatibility, mask, features, weights
         features = tuple(f.reshape(height * width, -1) for f in features)
         built = image_kernels(image, params, mask, options, dtype)
         built += point_kernels(features, weights, mask, options, dtype)
-        local = jnp.where(q > 0, q * unary, 0) + jnp.where(q > 0, q * jnp.log(jnp.where(q > 0, q, 1)), 0)
+        local = q * jnp.where(q > 0, unary, 0) + jnp.where(q > 0, q * jnp.log(jnp.where(q > 0, q, 1)), 0)
         if mask is not None:
             local = jnp.where(mask[:, None], local, 0)
         return local.sum() + 0.5 * sum((q * _penalty(kernel, q, compatibility)).sum() for kernel in built)

@@ -23,7 +23,8 @@ class MeanFieldCRF(nn.Module):
 
     Parameters, those that `learn` names: `bilateral_weight` and `gaussian_weight` ([] or, with `per_class_weights`,
     [C]); `compatibility` [C, C], from Potts' penalty 1 - I; `log_bilateral_xy_std`, `log_bilateral_rgb_std` and
-    `log_gaussian_xy_std` [], natural logarithms, widths in pixels of the photograph whatever the stride.
+    `log_gaussian_xy_std` ([], or as many numbers as `crf` has), natural logarithms, widths in pixels of the photograph
+    whatever the stride.
 
     Attributes:
       num_classes: C.
@@ -117,6 +118,8 @@ def filter_for(learn: Sequence[str], bilateral: str) -> str:
     Raises:
       ValueError: an unknown name in `learn`, or widths to be learned with a filter that has no gradient for them.
     """
+    if isinstance(learn, str):
+        raise ValueError(f"learn={learn!r} must be a tuple of names, as in ({learn!r},)")
     unknown = set(learn) - set(LEARNABLE)
     if unknown:
         raise ValueError(f"learn={learn!r} holds {unknown.pop()!r}; choose from {', '.join(LEARNABLE)}")

@@ -54,9 +54,10 @@ def mean_field(
 ) -> jax.Array:
     """Marginals of the fully connected CRF over an image.
 
-    Compiled once per shape and set of options; works inside jit, vmap, grad and pmap. Differentiable in the unary, the
-    weights and the compatibility with every filter; in `bilateral_*_std` and the image with "exact" and "separable"
-    (with "permutohedral" their gradient is 0); in `gaussian_xy_std` always, where it is traced.
+    Compiled once per shape and set of options; works inside jit, vmap, grad and pmap. Differentiable, once and in
+    reverse mode, in the unary, the weights and the compatibility with every filter; in `bilateral_*_std` and the image
+    with "exact" and "separable" (with "permutohedral" their gradient is 0); in `gaussian_xy_std` always, where it is
+    traced.
 
     Args:
       unary: [H, W, C] or [B, H, W, C], -log P up to a constant per pixel, C >= 2; +inf rules a label out.

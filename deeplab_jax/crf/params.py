@@ -98,7 +98,10 @@ def check_params(params: CRFParams, where: str = "") -> None:
             continue
         shown = " ".join(str(value).split())[:60]  # of several rows, too, in one line
         try:
-            array = np.asarray(jax.device_get(value), np.float64)
+            given = np.asarray(jax.device_get(value))
+            if given.dtype.kind in "USOb":  # NumPy would read "4" and True as numbers
+                raise TypeError
+            array = given.astype(np.float64)
         except (TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"{where}{name}={shown} is not a number") from e
         low, high = WIDTHS if name.endswith("std") else WEIGHTS
@@ -113,6 +116,8 @@ def check_params(params: CRFParams, where: str = "") -> None:
         sizes = {"bilateral_xy_std": 2, "gaussian_xy_std": 2, "bilateral_rgb_std": 3}
         if name in sizes and array.shape not in ((), (sizes[name],)):
             raise ValueError(f"{where}{name} has shape {array.shape}; give one number or {sizes[name]}")
+        if name in WEIGHT_FIELDS and (not array.size or array.ndim > 2 or len(set(array.shape)) > 1):
+            raise ValueError(f"{where}{name} has shape {array.shape}; give one number, C numbers or C x C")
 
 
 def check_iterations(iterations: object, where: str = "") -> None:

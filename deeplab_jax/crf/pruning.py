@@ -51,7 +51,7 @@ def iterate(
     plain = all(np.ndim(kernel.weight) == 0 for kernel in kernels) and compatibility is None
     none = not is_traced(options.iterations) and options.iterations == 0
     # Other updates return log q, in which the merged labels have another share than their unary says.
-    if not plain or not sizes or options.return_all or none or options.update != "parallel":
+    if not kernels or not plain or not sizes or options.return_all or none or options.update != "parallel":
         return whole(negative_unary, kernels)
 
     @jax.custom_vjp

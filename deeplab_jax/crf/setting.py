@@ -79,6 +79,9 @@ PRESETS: Mapping[str, Setting] = MappingProxyType(
 def write_preset(path: str | os.PathLike, setting: Setting) -> None:
     """Writes a setting as JSON, atomically: the parameters and the other fields, and the filter if one is chosen.
 
+    Raises:
+      ValueError: a field has a value that `read_preset` would refuse.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_preset(f"{folder}/mine.json", Setting(CRFParams(bilateral_xy_std=40.0), iterations=5))
@@ -88,9 +91,11 @@ def write_preset(path: str | os.PathLike, setting: Setting) -> None:
     """
     path = Path(path)
     fields: dict[str, Any] = {name: np.asarray(getattr(setting.params, name), np.float64).tolist() for name in FIELDS}
-    fields |= {"iterations": int(setting.iterations), "normalization": setting.normalization, "source": setting.source}
+    fields |= {"iterations": setting.iterations, "normalization": setting.normalization, "source": setting.source}
     if setting.bilateral:
         fields["bilateral"] = setting.bilateral
+    _setting(fields, "")  # nothing is written that could not be read
+    fields["iterations"] = int(setting.iterations)  # NumPy's too
     text = json.dumps(fields, indent=2) + "\n"
     replace_together({path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
 
@@ -118,22 +123,27 @@ def read_preset(path: str | os.PathLike) -> Setting:
         raise ValueError(
             f"{path}: a CRF preset has the fields {', '.join(FIELDS)} and may have {', '.join(sorted(optional))}"
         )
-    values = {name: _numbers(fields.pop(name), f"{path}: {name}") for name in FIELDS}
-    setting = Setting(CRFParams(**values), **fields)
-    check_iterations(setting.iterations, where=f"{path}: ")
+    return _setting(fields, f"{path}: ")
+
+
+def _setting(fields: dict[str, Any], where: str) -> Setting:
+    """The setting of a file's fields, each of them checked."""
+    others = {name: value for name, value in fields.items() if name not in FIELDS}
+    setting = Setting(CRFParams(**{name: _numbers(fields[name], f"{where}{name}") for name in FIELDS}), **others)
+    check_iterations(setting.iterations, where=where)
     if setting.normalization not in NORMALIZATIONS:
         raise ValueError(
-            f"{path}: normalization={str(setting.normalization)[:60]!r} must be one of {', '.join(NORMALIZATIONS)}"
+            f"{where}normalization={str(setting.normalization)[:60]!r} must be one of {', '.join(NORMALIZATIONS)}"
         )
     for name in ("source", "bilateral"):
-        if name in fields and not isinstance(fields[name], str):
-            raise ValueError(f"{path}: {name} must be text")
+        if name in others and not isinstance(others[name], str):
+            raise ValueError(f"{where}{name} must be text")
     if setting.bilateral is not None:
         try:
             check_name(setting.bilateral[:60])
         except ValueError as e:
-            raise ValueError(f"{path}: {e}") from e
-    check_params(setting.params, where=f"{path}: ")
+            raise ValueError(f"{where}{e}") from e
+    check_params(setting.params, where=where)
     return setting
 
 

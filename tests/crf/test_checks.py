@@ -226,3 +226,23 @@ def test_the_free_energy_refuses_what_mean_field_refuses():
                 function(unary, image, CRFParams(), kernels=[(features, 1.0)])
     with pytest.raises(ValueError, match=r"bilateral_weight has shape \(1,\)"):
         kl_free_energy(q, unary, image, CRFParams(bilateral_weight=np.ones(1)))
+
+
+def test_the_free_energy_has_a_gradient_where_labels_are_ruled_out():
+    unary = jnp.asarray([[[0.5, 1.0, jnp.inf], [0.2, 0.1, 0.7]]])
+    image, params = np.zeros((1, 2, 3), np.uint8), CRFParams(1.0, 3.0, 5.0, 0.5, 2.0)
+    q = jnp.asarray([[[0.25, 0.75, 0.0], [0.5, 0.25, 0.25]]])
+    by_unary, by_q = jax.grad(lambda u, q: kl_free_energy(q, u, image, params), (0, 1))(unary, q)
+    np.testing.assert_array_equal(by_unary, q)
+    assert np.isfinite(by_q).all()
+
+
+def test_features_and_weights_beyond_float32_are_refused():
+    unary, features = np.zeros((3, 2)), np.arange(6.0).reshape(3, 2)
+    for kernels, message in (
+        ([(features, 1e39)], "must lie between -1e"),
+        ([(features * 1e300, 1.0)], "must lie between -1e.15 and 1e.15; they are in units of the width"),
+        ([(np.float32(features * 1e30), 1.0)], "must lie between -1e.15 and 1e.15"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mean_field_features(unary, kernels)

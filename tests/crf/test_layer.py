@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.crf import CRFParams, MeanFieldCRF, learned, mean_field
+from deeplab_jax.crf.layer import filter_for
 
 START = CRFParams(2.0, 12.0, 30.0, 1.5, 3.0)
 ALL = ("weights", "compatibility", "stds")
@@ -57,3 +58,8 @@ def test_widths_are_not_learned_through_the_lattice(scene):
         module.init(jax.random.key(0), scene.unary, scene.image)
     with pytest.raises(ValueError, match="'everything'"):
         MeanFieldCRF(4, START, learn=("everything",)).init(jax.random.key(0), scene.unary, scene.image)
+
+
+def test_one_name_instead_of_a_tuple_is_refused():
+    with pytest.raises(ValueError, match=r"learn='weights' must be a tuple of names, as in \('weights',\)"):
+        filter_for("weights", "auto")

@@ -128,3 +128,33 @@ def test_weights_of_some_classes():
         params.of_classes(np.array([-1, 0]))
     with pytest.raises(ValueError, match="for each of 3 classes, but there are 2"):
         params.of_classes(np.uint8([0, 1]), classes=2)
+
+
+@pytest.mark.parametrize("weight", [(), ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)), np.ones((1, 2, 2))])
+def test_weights_of_no_usable_shape_are_refused(weight):
+    with pytest.raises(ValueError, match=r"gaussian_weight has shape \(.*\); give one number, C numbers or C x C"):
+        check_params(CRFParams(gaussian_weight=weight))
+
+
+@pytest.mark.parametrize("value", ["4", True])
+def test_text_and_truth_values_are_no_numbers(value):
+    with pytest.raises(ValueError, match=f"bilateral_xy_std={value} is not a number"):
+        check_params(CRFParams(bilateral_xy_std=value))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting(CRFParams(), normalization="foo"), "normalization='foo' must be one of"),
+        (Setting(CRFParams(), iterations=3.7), "iterations=3.7 must be a whole number"),
+        (Setting(CRFParams(), bilateral="foo"), "foo"),
+        (Setting(CRFParams(bilateral_xy_std=0.0)), "bilateral_xy_std=0.0 must be greater than 0"),
+        (Setting(CRFParams(gaussian_weight=float("nan"))), "gaussian_weight=nan must be finite"),
+    ],
+)
+def test_nothing_is_written_that_could_not_be_read(tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        write_preset(tmp_path / "mine.json", setting)
+    assert not list(tmp_path.iterdir())
+    write_preset(tmp_path / "mine.json", Setting(CRFParams(), iterations=np.int64(3)))
+    assert read_preset(tmp_path / "mine.json").iterations == 3

@@ -160,3 +160,9 @@ def test_a_label_that_is_second_everywhere_is_kept():
         kernels = [(np.float32(features), 30.0)]
         q = mean_field_features(-np.log(p).reshape(-1, 40), kernels, 5, bilateral="permutohedral", prune=prune)
         assert (q.argmax(-1) == 0).all()
+
+
+def test_without_kernels_nothing_is_pruned():
+    unary = np.random.default_rng(0).random((5, 12)).astype(np.float32)
+    found = mean_field_features(unary, [], prune=True)
+    np.testing.assert_allclose(found, jax.nn.softmax(-unary), atol=1e-6)
