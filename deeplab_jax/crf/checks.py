@@ -15,7 +15,7 @@ import numpy as np
 from deeplab_jax.crf.frank_wolfe import REGULARIZERS
 from deeplab_jax.crf.params import NORMALIZATIONS, WEIGHTS, as_array, check_iterations, is_traced
 
-FARTHEST = 1e15  # of a feature; squares of differences stay far from the end of float32
+_FARTHEST = 1e15  # of a feature; squares of differences stay far from the end of float32
 UPDATES = ("parallel", "convergent", "frank_wolfe")
 
 
@@ -26,6 +26,8 @@ def check_static(
     cutoff: float | None = None,
     include_self: bool = True,
     storage_dtype: Any = None,
+    return_log: bool = False,
+    prune: bool | None = None,
 ) -> None:
     """Checks everything that is not an array."""
     check_iterations(iterations)
@@ -35,8 +37,9 @@ def check_static(
         raise ValueError(f"update={update!r} must be one of {', '.join(UPDATES)}")
     if cutoff is not None and not 0 < _number(cutoff) < 1:
         raise ValueError(f"cutoff={cutoff} must lie between 0 and 1, or be None")
-    if not isinstance(include_self, bool | np.bool_ | int):
-        raise ValueError(f"include_self={include_self!r} must be True or False")
+    for name, value in (("include_self", include_self), ("return_log", return_log), ("prune", prune)):
+        if not (isinstance(value, bool | np.bool_ | int) or (name == "prune" and value is None)):
+            raise ValueError(f"{name}={value!r} must be True or False")
     if storage_dtype is not None and not _is_float(storage_dtype):
         raise ValueError(f"storage_dtype={storage_dtype!r} must be a type of floats, such as jnp.bfloat16, or None")
     if update != "parallel":
@@ -156,17 +159,14 @@ def check_labels(labels: jax.Array, classes: int, mask: jax.Array | np.ndarray |
 
 
 def check_weight(weight: Any, name: str, labels: int) -> None:
-    """Checks that a weight is a number, [C] or [C, C], and finite."""
+    """Checks that a weight is a number, [C] or [C, C], within `WEIGHTS`."""
     if np.shape(weight) not in ((), (labels,), (labels, labels)):
         raise ValueError(f"{name} has shape {np.shape(weight)}; needed: a number, ({labels},) or ({labels}, {labels})")
     _check_numbers(weight, name)
-    low, high = WEIGHTS
-    if not is_traced(weight) and not _within(weight, low, high):
-        raise ValueError(f"{name} must lie between {low:g} and {high:g}")
 
 
 def check_compatibility(compatibility: Any, labels: int) -> None:
-    """Checks that a compatibility is [C, C], and finite."""
+    """Checks that a compatibility is [C, C], within `WEIGHTS`."""
     if compatibility is None:
         return
     if np.shape(compatibility) != (labels, labels):
@@ -175,28 +175,32 @@ def check_compatibility(compatibility: Any, labels: int) -> None:
 
 
 def _check_numbers(value: Any, name: str) -> None:
-    """Checks that a concrete value consists of finite numbers."""
+    """Checks that a concrete value consists of numbers within `WEIGHTS`, which float32 holds."""
     if is_traced(value):
         return
     kind = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
     if not _are_real(kind):
         raise ValueError(f"{name} must consist of numbers, not {kind}")
-    if not _finite(value):
+    _check_range(value, name, *WEIGHTS)
+
+
+def _check_range(values: Any, name: str, low: float, high: float) -> None:
+    """Checks that concrete numbers are finite and lie between low and high."""
+    if _within(values, low, high):
+        return
+    if not _finite(values):
         raise ValueError(f"{name} holds NaN or infinite values")
+    raise ValueError(f"{name} must lie between {low:g} and {high:g}")
 
 
 def check_features(features: Any, name: str, points: tuple[int, ...]) -> None:
-    """Checks that a kernel's features are [..., D] over the unary's points, real and finite."""
+    """Checks that a kernel's features are [..., D] over the unary's points, real and within `_FARTHEST`."""
     if hasattr(features, "dtype") and not _are_real(features.dtype):
         raise ValueError(f"{name} must be an array of real numbers, not {_kind(features)}")
     if not hasattr(features, "shape") or features.shape[:-1] != points or features.shape[-1] < 1:
         raise ValueError(f"{name} must be features of shape {(*points, 'D')} to go with unary, not {_kind(features)}")
-    if is_traced(features):
-        return
-    if not _finite(features):
-        raise ValueError(f"{name} holds NaN or infinite values")
-    if not _within(features, -FARTHEST, FARTHEST):
-        raise ValueError(f"{name} must lie between {-FARTHEST:g} and {FARTHEST:g}; they are in units of the width")
+    if not is_traced(features):
+        _check_range(features, name, -_FARTHEST, _FARTHEST)
 
 
 # Inside a user's jit, operations on concrete arrays are traced too unless evaluated at once.
@@ -217,7 +221,7 @@ def _outside(labels: Any, classes: int, mask: Any) -> bool:
 @jax.ensure_compile_time_eval()
 def _within(values: Any, low: float, high: float) -> bool:
     values = _on_host(values)
-    return bool(((values >= low) & (values <= high)).all())
+    return bool(((values >= np.float32(low)) & (values <= np.float32(high))).all())  # float16 does not hold the limits
 
 
 @jax.ensure_compile_time_eval()

@@ -80,9 +80,11 @@ class MeanFieldCRF(nn.Module):
         """Marginals [..., H, W, C]; arguments as in `mean_field`, which receives further `options`.
 
         Raises:
-          ValueError: an unknown name in `learn`, or widths to be learned with a filter that has no gradient for them.
+          ValueError: as `filter_for` and `mean_field` do, or the unary has another number of classes.
         """
         bilateral = filter_for(self.learn, self.bilateral)
+        if np.ndim(unary) and np.shape(unary)[-1] != self.num_classes:
+            raise ValueError(f"unary has {np.shape(unary)[-1]} classes, the CRF num_classes={self.num_classes}")
         fields = {}
         if "weights" in self.learn:
             for name in WEIGHT_FIELDS:
@@ -116,7 +118,8 @@ def filter_for(learn: Sequence[str], bilateral: str) -> str:
     """The filter of a `MeanFieldCRF` with these attributes: where widths are learned, "auto" is "exact".
 
     Raises:
-      ValueError: an unknown name in `learn`, or widths to be learned with a filter that has no gradient for them.
+      ValueError: `learn` is text or has an unknown name, or widths are to be learned with a filter that has no gradient
+        for them.
     """
     if isinstance(learn, str):
         raise ValueError(f"learn={learn!r} must be a tuple of names, as in ({learn!r},)")

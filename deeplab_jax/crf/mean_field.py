@@ -99,7 +99,7 @@ def mean_field(
     >>> np.asarray(q.argmax(-1)).tolist()  # and is outvoted by the others
     [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
     """
-    checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype)
+    checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype, return_log, prune)
     checks.check_regularizer(regularizer, regularization, update)
     unary, image, kernels = as_array(unary), checks.real_array(image, "image"), checks.kernel_pairs(kernels)
     checks.check_unary(unary, (3, 4))
@@ -169,7 +169,8 @@ def mean_field_features(
 
     Args:
       unary: [N, C], -log P up to a constant per point.
-      kernels: pairs of features [N, D], divided by their standard deviations, and a weight (number, [C] or [C, C]).
+      kernels: pairs of features [N, D], divided by their standard deviations (at most 1e15 then), and a weight (number,
+        [C] or [C, C]; at most 1e6).
       iterations: T >= 0.
       bilateral: "permutohedral", "exact" or "auto": the filter of all kernels.
       mask: [N]; for this and the other arguments see `mean_field`. Labels are pruned (`prune`) by runs of points.
@@ -187,7 +188,7 @@ def mean_field_features(
     >>> np.asarray(q.argmax(-1)).tolist()  # the second follows the first
     [0, 0, 1]
     """
-    checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype)
+    checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype, return_log, prune)
     checks.check_regularizer(regularizer, regularization, update)
     unary, kernels = as_array(unary), checks.kernel_pairs(kernels)
     checks.check_unary(unary, (2,))

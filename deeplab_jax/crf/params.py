@@ -99,7 +99,7 @@ def check_params(params: CRFParams, where: str = "") -> None:
         shown = " ".join(str(value).split())[:60]  # of several rows, too, in one line
         try:
             given = np.asarray(jax.device_get(value))
-            if given.dtype.kind in "USOb":  # NumPy would read "4" and True as numbers
+            if given.dtype.kind in "USb":  # NumPy would read "4" and True as numbers
                 raise TypeError
             array = given.astype(np.float64)
         except (TypeError, ValueError, OverflowError) as e:

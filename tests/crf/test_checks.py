@@ -28,6 +28,8 @@ NAN = np.where(np.arange(3) == 1, np.nan, UNARY).astype(np.float32)
         ((UNARY, IMAGE[:3], CRFParams()), {}, r"image must be RGB of shape \(4, 5, 3\)"),
         ((UNARY, IMAGE[..., :2], CRFParams()), {}, "image must be RGB"),
         ((UNARY, IMAGE * np.float32(np.inf), CRFParams()), {}, "image holds NaN or infinite"),
+        ((UNARY, IMAGE, CRFParams()), {"return_log": "no"}, "return_log='no' must be True or False"),
+        ((UNARY, IMAGE, CRFParams()), {"prune": "no"}, "prune='no' must be True or False"),
         ((UNARY, IMAGE, CRFParams(bilateral_rgb_std=0.0)), {}, "bilateral_rgb_std=0.0 must be greater than 0"),
         ((UNARY, IMAGE, CRFParams(gaussian_xy_std=-1.0)), {}, "gaussian_xy_std=-1.0 must be greater than 0"),
         ((UNARY, IMAGE, CRFParams(bilateral_weight=np.nan)), {}, "bilateral_weight=nan must be finite"),
@@ -241,8 +243,17 @@ def test_features_and_weights_beyond_float32_are_refused():
     unary, features = np.zeros((3, 2)), np.arange(6.0).reshape(3, 2)
     for kernels, message in (
         ([(features, 1e39)], "must lie between -1e"),
-        ([(features * 1e300, 1.0)], "must lie between -1e.15 and 1e.15; they are in units of the width"),
+        ([(features * 1e300, 1.0)], "must lie between -1e.15 and 1e.15"),
         ([(np.float32(features * 1e30), 1.0)], "must lie between -1e.15 and 1e.15"),
     ):
         with pytest.raises(ValueError, match=message):
             mean_field_features(unary, kernels)
+    with pytest.raises(ValueError, match=r"compatibility must lie between -1e\+06 and 1e\+06"):
+        mean_field_features(unary, [(features, 1.0)], compatibility=1e39 * (1 - np.eye(2)))
+
+
+@pytest.mark.parametrize("kind", [np.float16, jnp.float16, jnp.bfloat16, np.int8])
+def test_narrow_types_are_within_limits_that_they_do_not_hold(kind):
+    unary, features, weight = np.zeros((3, 2)), np.arange(6).reshape(3, 2).astype(kind), np.ones((), kind)
+    found = mean_field_features(unary, [(features, weight)], compatibility=(1 - np.eye(2)).astype(kind))
+    np.testing.assert_allclose(found, 0.5, atol=1e-6)

@@ -63,3 +63,8 @@ def test_widths_are_not_learned_through_the_lattice(scene):
 def test_one_name_instead_of_a_tuple_is_refused():
     with pytest.raises(ValueError, match=r"learn='weights' must be a tuple of names, as in \('weights',\)"):
         filter_for("weights", "auto")
+
+
+def test_the_unarys_classes_are_the_layers(scene):
+    with pytest.raises(ValueError, match=r"unary has 4 classes, the CRF num_classes=9"):
+        MeanFieldCRF(9, START, learn=("weights",)).init(jax.random.key(0), scene.unary, scene.image)
