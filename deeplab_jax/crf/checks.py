@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.crf.frank_wolfe import REGULARIZERS
-from deeplab_jax.crf.params import NORMALIZATIONS, WEIGHTS, as_array, check_iterations, is_traced
+from deeplab_jax.crf.params import NORMALIZATIONS, WEIGHTS, as_array, check_iterations, is_traced, number
 
 _FARTHEST = 1e15  # of a feature; squares of differences stay far from the end of float32
 UPDATES = ("parallel", "convergent", "frank_wolfe")
@@ -35,7 +35,7 @@ def check_static(
         raise ValueError(f"normalization={normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
     if update not in UPDATES:
         raise ValueError(f"update={update!r} must be one of {', '.join(UPDATES)}")
-    if cutoff is not None and not 0 < _number(cutoff) < 1:
+    if cutoff is not None and not 0 < number(cutoff) < 1:
         raise ValueError(f"cutoff={cutoff} must lie between 0 and 1, or be None")
     for name, value in (("include_self", include_self), ("return_log", return_log), ("prune", prune)):
         if not (isinstance(value, bool | np.bool_ | int) or (name == "prune" and value is None)):
@@ -61,20 +61,10 @@ def check_regularizer(regularizer: str, regularization: float, update: str) -> N
     """Checks what `update="frank_wolfe"` takes, and that no other update is given it."""
     if regularizer not in REGULARIZERS:
         raise ValueError(f"regularizer={regularizer!r} must be one of {', '.join(REGULARIZERS)}")
-    if not 0 < _number(regularization) < 1e6:
+    if not 0 < number(regularization) < 1e6:
         raise ValueError(f"regularization={regularization!r} must be a number above 0, up to 1e+06")
     if update != "frank_wolfe" and (regularizer, regularization) != ("entropy", 1):
         raise ValueError(f'regularizer and regularization belong to update="frank_wolfe"; this one is {update!r}')
-
-
-def _number(value: Any) -> float:
-    """A concrete number as a float, else NaN."""
-    if isinstance(value, str | bytes | bool) or is_traced(value):
-        return float("nan")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float("nan")
 
 
 def _is_float(dtype: Any) -> bool:
@@ -135,10 +125,10 @@ def check_image(image: Any, unary_shape: tuple[int, ...]) -> None:
             f"image must be RGB of shape {(*unary_shape[:-1], 3)} to go with unary of shape {unary_shape}, "
             f"not {_kind(image)}"
         )
-    if is_traced(image) or not jnp.issubdtype(image.dtype, jnp.floating):
+    if is_traced(image) or image.dtype == jnp.bool_:
         return
     low, high = _range(image)
-    if not _finite(image):
+    if jnp.issubdtype(image.dtype, jnp.floating) and not _finite(image):
         raise ValueError("image holds NaN or infinite values; it is RGB in 0..255")
     if low >= 0 and 0 < high <= 1:
         warnings.warn("image lies in 0..1; the CRF's colour width is for 0..255, multiply by 255", stacklevel=3)

@@ -128,7 +128,7 @@ def kl_free_energy(
     """
     checks.check_static(0, normalization)
     checks.check_symmetric(normalization, "the CRF")
-    unary, image, q = as_array(unary), checks.real_array(image, "image"), checks.real_array(q, "q")
+    unary, image, q = (checks.real_array(x, name) for x, name in ((unary, "unary"), (image, "image"), (q, "q")))
     kernels = checks.kernel_pairs(kernels)
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)

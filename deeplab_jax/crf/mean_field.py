@@ -101,7 +101,8 @@ def mean_field(
     """
     checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype, return_log, prune)
     checks.check_regularizer(regularizer, regularization, update)
-    unary, image, kernels = as_array(unary), checks.real_array(image, "image"), checks.kernel_pairs(kernels)
+    unary, image = checks.real_array(unary, "unary"), checks.real_array(image, "image")
+    kernels = checks.kernel_pairs(kernels)
     checks.check_unary(unary, (3, 4))
     checks.check_image(image, unary.shape)
     checks.check_mask(mask, unary.shape)
@@ -190,7 +191,7 @@ def mean_field_features(
     """
     checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype, return_log, prune)
     checks.check_regularizer(regularizer, regularization, update)
-    unary, kernels = as_array(unary), checks.kernel_pairs(kernels)
+    unary, kernels = checks.real_array(unary, "unary"), checks.kernel_pairs(kernels)
     checks.check_unary(unary, (2,))
     checks.check_mask(mask, unary.shape)
     mask = as_mask(mask)

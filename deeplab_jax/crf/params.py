@@ -51,7 +51,13 @@ class CRFParams:
     gaussian_xy_std: Value = 1.0
 
     def at_stride(self, stride: float) -> "CRFParams":
-        """The same kernels for an image sampled at `stride`: position widths are divided by it, the rest unchanged."""
+        """The same kernels for an image sampled at `stride`: position widths are divided by it, the rest unchanged.
+
+        Raises:
+          ValueError: the stride is not a number above 0.
+        """
+        if not (is_traced(stride) or 0 < number(stride) < np.inf):
+            raise ValueError(f"stride={stride!r} must be a number above 0")
         scale = lambda std: tuple(s / stride for s in std) if isinstance(std, tuple | list) else std / stride  # noqa: E731
         xy_stds = {name: scale(getattr(self, name)) for name in ("bilateral_xy_std", "gaussian_xy_std")}
         return dataclasses.replace(self, **xy_stds)
@@ -128,6 +134,16 @@ def check_iterations(iterations: object, where: str = "") -> None:
         )
     if not 0 <= iterations <= MAX_ITERATIONS:
         raise ValueError(f"{where}iterations={str(iterations)[:60]} must be at least 0 and at most {MAX_ITERATIONS}")
+
+
+def number(value: Any) -> float:
+    """A concrete number as a float, NaN for anything else."""
+    if isinstance(value, str | bytes | bool) or is_traced(value):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def is_traced(value: Any) -> bool:

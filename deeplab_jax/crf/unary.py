@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.crf.params import as_array, as_host, is_traced
+from deeplab_jax.crf.params import as_array, as_host, is_traced, number
 
 
 def unary_from_logits(logits: Any) -> jax.Array:
     """-log softmax(logits) for logits [..., C] of any float type; [..., C], float32 or wider.
 
     Raises:
-      ValueError: they are not floats, or a position has no finite logit or one of +inf.
+      ValueError: they are not floats [..., C], or a position has no finite logit or one of +inf.
 
     >>> print(unary_from_logits(np.zeros((1, 4), np.float32)).round(2))  # four equally likely labels: log 4
     [[1.39 1.39 1.39 1.39]]
@@ -26,6 +26,7 @@ def unary_from_logits(logits: Any) -> jax.Array:
         logits = as_host(logits)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floats, not {logits.dtype}")
+    _check_labels_last(logits, "logits")
     if not is_traced(logits) and not _have_a_greatest(logits):
         raise ValueError("logits hold NaN or +inf, or only -inf at a position")
     if isinstance(logits, jax.Array):
@@ -47,18 +48,19 @@ def unary_from_probabilities(probabilities: Any, floor: float = 1e-8) -> jax.Arr
       [..., C] float32, or wider where the probabilities are.
 
     Raises:
-      ValueError: probabilities that are not floats, are negative or not finite, or a floor that is not a normal
-        float32 up to 1.
+      ValueError: probabilities that are not floats [..., C], are negative or not finite, or a floor that is not a
+        normal float32 up to 1.
 
     >>> print(unary_from_probabilities([[0.5, 0.5, 0.0]]).round(2))
     [[ 0.69  0.69 18.42]]
     """
-    if not np.finfo(np.float32).tiny <= floor <= 1:
-        raise ValueError(f"floor={floor} must be a normal float32 number above 0, up to 1")
+    if not np.finfo(np.float32).tiny <= number(floor) <= 1:
+        raise ValueError(f"floor={floor!r} must be a normal float32 number above 0, up to 1")
     xp = jnp if isinstance(probabilities, jax.Array) else np
     probabilities = probabilities if xp is jnp else as_host(probabilities)
     if not jnp.issubdtype(probabilities.dtype, jnp.floating):
         raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
+    _check_labels_last(probabilities, "probabilities")
     probabilities = probabilities.astype(_wide(probabilities.dtype))
     if not is_traced(probabilities) and not _are_usable(probabilities):
         raise ValueError("probabilities hold values that are negative or not finite")
@@ -91,8 +93,8 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
         raise ValueError(f"labels must be integers, not {labels.dtype}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 2:
         raise ValueError(f"num_classes={num_classes} must be a whole number, at least 2")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1")
+    if not 0 < number(confidence) < 1:
+        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1")
     if not is_traced(labels):
         numbers = np.asarray(labels)
         wrong = numbers[(numbers != unknown) & ((numbers < 0) | (numbers >= num_classes))]
@@ -109,6 +111,11 @@ def unary_from_labels(labels: Any, num_classes: int, confidence: float = 0.7, un
     if without is not None:
         believed = xp.where(without[..., None], np.float32(math.log(num_classes)), believed)
     return as_array(believed)
+
+
+def _check_labels_last(values: Any, name: str) -> None:
+    if not values.ndim or not values.shape[-1]:
+        raise ValueError(f"{name} have shape {values.shape}; needed: [..., C] with at least one label")
 
 
 def _wide(dtype: Any) -> np.dtype:

@@ -112,9 +112,21 @@ def test_points_need_points():
         mean_field_features(unary, [(unary * np.nan, 1.0)])
 
 
-def test_an_image_in_0_to_1_draws_a_warning():
+@pytest.mark.parametrize("image", [IMAGE / np.float32(255), np.ones_like(IMAGE)])
+def test_an_image_in_0_to_1_draws_a_warning(image):
     with pytest.warns(UserWarning, match="image lies in 0..1"):
-        mean_field(UNARY, IMAGE / np.float32(255), CRFParams(), 0)
+        mean_field(UNARY, image, CRFParams(), 0)
+
+
+@pytest.mark.parametrize("unary", [[[1.0, 2.0], [3.0]], None, "unary"])
+def test_a_unary_is_an_array_of_numbers(unary):
+    message = f"unary must be an array of real numbers, not {type(unary).__name__}"
+    with pytest.raises(ValueError, match=message):
+        mean_field(unary, IMAGE, CRFParams())
+    with pytest.raises(ValueError, match=message):
+        mean_field_features(unary, [(np.zeros((2, 1), np.float32), 1.0)])
+    with pytest.raises(ValueError, match=message):
+        kl_free_energy(np.asarray(UNARY), unary, IMAGE, CRFParams())
 
 
 def test_shapes_are_checked_and_values_not_inside_jit():
@@ -133,9 +145,13 @@ def test_unary_from_logits_and_probabilities():
     np.testing.assert_allclose(floored, [0, -np.log(1e-8)], rtol=1e-5)
     with pytest.raises(ValueError, match="probabilities hold values that are negative"):
         unary_from_probabilities(np.array([1.0, -0.1]))
-    for floor in (0, 1e-40, np.inf, np.nan):
+    for unary in (unary_from_logits, unary_from_probabilities):
+        for shape in ((), (2, 0)):
+            with pytest.raises(ValueError, match=r"needed: \[..., C\] with at least one label"):
+                unary(np.zeros(shape, np.float32))
+    for floor in (0, 1e-40, np.inf, np.nan, "'a'"):
         with pytest.raises(ValueError, match=f"floor={floor}"):
-            unary_from_probabilities(p, floor=floor)
+            unary_from_probabilities(p, floor=floor.strip("'") if isinstance(floor, str) else floor)
     np.testing.assert_array_equal(unary_from_logits(logits.tolist()), unary_from_logits(logits))
     np.testing.assert_array_equal(unary_from_logits(np.array([[1e300, 0.0], [1e300, 1e300]]))[0], [0, np.inf])
     with pytest.raises(ValueError, match="logits must be floats, not int"):

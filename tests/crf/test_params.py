@@ -107,6 +107,12 @@ def test_at_stride_divides_positions_only():
     assert values(CRFParams(4.0, 64.0, 3.0, 3.0, (8.0, 4.0)).at_stride(8)) == (4, 8, 3, 3, (1, 0.5))
 
 
+@pytest.mark.parametrize("stride", [0, -1, float("nan"), float("inf"), "2", True])
+def test_at_stride_needs_a_number_above_0(stride):
+    with pytest.raises(ValueError, match=f"stride={stride!r} must be a number above 0"):
+        CRFParams().at_stride(stride)
+
+
 @pytest.mark.parametrize("value", [np.full((3, 2), "wide", object), np.full((3, 2), np.nan), np.full((3, 2), -1.0)])
 def test_a_parameter_of_several_rows_is_named_in_one_line(value):
     with pytest.raises(ValueError, match="bilateral_rgb_std=") as caught:

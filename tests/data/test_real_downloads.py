@@ -229,6 +229,27 @@ def test_an_archive_that_is_gone(config, publish, tmp_path):
         data.open_dataset(config.data, "train")
 
 
+def test_a_server_that_cannot_be_found_is_not_tried_for_minutes(config, monkeypatch):
+    config.data.name = "camvid"
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    tried = []
+    monkeypatch.setattr("tensorflow_datasets.download.DownloadManager.download", lambda _, urls: tried.append(urls))
+    monkeypatch.setattr(builder_class("camvid"), "URLS", ("http://nobody.invalid/camvid.zip",))
+    with pytest.raises(UserError, match=r"camvid: the download failed \(nobody.invalid: .+\); try again later, or get"):
+        data.open_dataset(config.data, "train")
+    assert not tried
+
+
+def test_a_proxy_finds_the_server(config, publish, monkeypatch):
+    publish("camvid")
+    url = builder_class("camvid").URLS[0]
+    address = url.partition("//")[2].partition("/")[0]
+    monkeypatch.setenv("http_proxy", f"http://{address}")
+    monkeypatch.setattr(builder_class("camvid"), "URLS", (url.replace(address, "nobody.invalid"),))
+    with pytest.raises(UserError, match="HTTP code: 404"):  # the proxy, a plain server, knows no such path
+        data.open_dataset(config.data, "train")
+
+
 def test_downloads_without_tensorflow(config, publish):
     publish("camvid")
     code = f"""

@@ -7,8 +7,11 @@ import concurrent.futures
 import dataclasses
 import errno
 import itertools
+import socket
 import types
-from collections.abc import Iterator, Mapping, Sequence
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -177,6 +180,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """The folder into which the archives of `URLS` were unpacked."""
         if not self.URLS:
             return Path(dl_manager.manual_dir)
+        if not any(Path(dl_manager.download_dir).glob("*.INFO")):  # archives that are there need no network
+            _check_hosts(self.URLS)
         paths = dict(zip(self.URLS, map(Path, dl_manager.download(list(self.URLS)))))
         for url, md5 in self.MD5S.items():
             archives.check_md5(paths[url], md5)
@@ -221,6 +226,22 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             if progress is not None:
                 progress.close()  # the sentence gets a line of its own
             raise
+
+
+def _check_hosts(urls: Iterable[str]) -> None:
+    """Raises OSError if a server's address cannot be found, as without a network: TFDS would try for minutes.
+
+    Where a proxy is set, it finds the server.
+    """
+    proxies = urllib.request.getproxies()
+    for parts in map(urllib.parse.urlsplit, urls):
+        host = parts.hostname or ""
+        if (parts.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host):
+            continue
+        try:
+            socket.getaddrinfo(host, parts.port)
+        except OSError as e:
+            raise OSError(f"{host}: {e.strerror}") from e
 
 
 def unpacked_folder(downloads, name: str) -> Path:
