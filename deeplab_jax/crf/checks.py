@@ -12,8 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.crf.convergent import check_affinities
 from deeplab_jax.crf.frank_wolfe import REGULARIZERS
-from deeplab_jax.crf.params import NORMALIZATIONS, WEIGHTS, as_array, check_iterations, is_traced, number
+from deeplab_jax.crf.params import (
+    NORMALIZATIONS,
+    WEIGHT_FIELDS,
+    WEIGHTS,
+    Value,
+    as_array,
+    as_mask,
+    check_iterations,
+    check_params,
+    is_traced,
+    number,
+)
 
 _FARTHEST = 1e15  # of a feature; squares of differences stay far from the end of float32
 UPDATES = ("parallel", "convergent", "frank_wolfe")
@@ -44,6 +56,58 @@ def check_static(
         raise ValueError(f"storage_dtype={storage_dtype!r} must be a type of floats, such as jnp.bfloat16, or None")
     if update != "parallel":
         check_symmetric(normalization, f'update="{update}"')
+
+
+def of_image(
+    unary: Any, image: Any, params: Any, compatibility: Any, mask: Any, kernels: Any, energy: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None, tuple[jax.Array, ...], tuple[Value, ...]]:
+    """Checks the arguments that describe a CRF over an image or a batch.
+
+    Args:
+      energy: what needs an affinity that is symmetric in the labels, in words; None = nothing.
+
+    Returns:
+      The unary, the image, the mask as booleans, the features of `kernels` and their weights.
+    """
+    unary, image, kernels = real_array(unary, "unary"), real_array(image, "image"), kernel_pairs(kernels)
+    check_unary(unary, (3, 4))
+    check_image(image, unary.shape)
+    check_params(params)
+    for name in WEIGHT_FIELDS:
+        check_weight(getattr(params, name), name, unary.shape[-1])
+    own = (params.bilateral_weight, params.gaussian_weight)
+    mask, points, weights = _of_kernels(unary, compatibility, mask, kernels, own, energy)
+    return unary, image, mask, points, weights
+
+
+def of_points(
+    unary: Any, compatibility: Any, mask: Any, kernels: Any, energy: str | None
+) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...], tuple[Value, ...]]:
+    """Like `of_image`, for unary [N, C] without an image."""
+    unary, kernels = real_array(unary, "unary"), kernel_pairs(kernels)
+    check_unary(unary, (2,))
+    return unary, *_of_kernels(unary, compatibility, mask, kernels, (), energy)
+
+
+def _of_kernels(
+    unary: jax.Array,
+    compatibility: Any,
+    mask: Any,
+    kernels: Sequence[tuple[Any, Any]],
+    own: tuple[Value, ...],
+    energy: str | None,
+) -> tuple[jax.Array | None, tuple[jax.Array, ...], tuple[Value, ...]]:
+    """Checks what a unary goes with; `own` are the weights of kernels that are not in `kernels`."""
+    labels = unary.shape[-1]
+    check_mask(mask, unary.shape)
+    check_compatibility(compatibility, labels)
+    for n, (features, weight) in enumerate(kernels):
+        check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
+        check_weight(weight, f"kernels[{n}][1]", labels)
+    weights = tuple(weight for _, weight in kernels)
+    if energy is not None:
+        check_affinities((*own, *weights), compatibility, labels, energy)
+    return as_mask(mask), tuple(as_array(features) for features, _ in kernels), weights
 
 
 def counts_of(return_all: bool | Sequence[int], iterations: int) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.crf import checks, convergent, filters, gaussian
+from deeplab_jax.crf import checks, filters, gaussian
 from deeplab_jax.crf.kernels import (
     Kernel,
     choose_bilateral,
@@ -20,13 +20,10 @@ from deeplab_jax.crf.kernels import (
 )
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import (
-    WEIGHT_FIELDS,
     Array,
     CRFParams,
     Value,
     as_array,
-    as_mask,
-    check_params,
     truncation_radius,
 )
 
@@ -128,22 +125,8 @@ def kl_free_energy(
     """
     checks.check_static(0, normalization)
     checks.check_symmetric(normalization, "the CRF")
-    unary, image, q = (checks.real_array(x, name) for x, name in ((unary, "unary"), (image, "image"), (q, "q")))
-    kernels = checks.kernel_pairs(kernels)
-    checks.check_unary(unary, (3, 4))
-    checks.check_image(image, unary.shape)
-    checks.check_mask(mask, unary.shape)
-    mask = as_mask(mask)
-    checks.check_compatibility(compatibility, unary.shape[-1])
-    check_params(params)
-    for name in WEIGHT_FIELDS:
-        checks.check_weight(getattr(params, name), name, unary.shape[-1])
-    for n, (features, weight) in enumerate(kernels):
-        checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
-        checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
-    weights = tuple(w for _, w in kernels)
-    every = [params.bilateral_weight, params.gaussian_weight, *weights]
-    convergent.check_affinities(every, compatibility, unary.shape[-1], "the CRF")
+    unary, image, mask, points, weights = checks.of_image(unary, image, params, compatibility, mask, kernels, "the CRF")
+    q = checks.real_array(q, "q")
     if q.shape != unary.shape:
         raise ValueError(f"q must have the unary's shape {unary.shape}, not {q.shape}")
     chosen = choose_bilateral(bilateral, unary.shape[-3], unary.shape[-2])
@@ -151,10 +134,9 @@ def kl_free_energy(
         normalization=normalization,
         bilateral=chosen,
         radius=truncation_radius(params.gaussian_xy_std, gaussian.TRUNCATE),
-        extra=(filters.for_points(chosen),) * len(kernels),
+        extra=(filters.for_points(chosen),) * len(points),
         include_self=include_self,
     )
-    points = tuple(as_array(f) for f, _ in kernels)
     return _free_energy(q, unary, image, params, compatibility, mask, points, weights, options)
 
 

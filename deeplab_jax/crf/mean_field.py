@@ -15,18 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deeplab_jax.crf import checks, convergent, filters, gaussian, iteration, plain, pruning
+from deeplab_jax.crf import checks, filters, gaussian, iteration, plain, pruning
 from deeplab_jax.crf.kernels import Kernel, choose_bilateral, image_kernels, point_kernels
 from deeplab_jax.crf.options import Options
 from deeplab_jax.crf.params import (
     IMPOSSIBLE,
-    WEIGHT_FIELDS,
     Array,
     CRFParams,
     Value,
-    as_array,
-    as_mask,
-    check_params,
     truncation_radius,
 )
 
@@ -101,22 +97,8 @@ def mean_field(
     """
     checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype, return_log, prune)
     checks.check_regularizer(regularizer, regularization, update)
-    unary, image = checks.real_array(unary, "unary"), checks.real_array(image, "image")
-    kernels = checks.kernel_pairs(kernels)
-    checks.check_unary(unary, (3, 4))
-    checks.check_image(image, unary.shape)
-    checks.check_mask(mask, unary.shape)
-    mask = as_mask(mask)
-    checks.check_compatibility(compatibility, unary.shape[-1])
-    check_params(params)
-    for name in WEIGHT_FIELDS:
-        checks.check_weight(getattr(params, name), name, unary.shape[-1])
-    for n, (features, weight) in enumerate(kernels):
-        checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
-        checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
-    if update != "parallel":
-        every = [params.bilateral_weight, params.gaussian_weight, *(w for _, w in kernels)]
-        convergent.check_affinities(every, compatibility, unary.shape[-1], f'update="{update}"')
+    energy = None if update == "parallel" else f'update="{update}"'
+    unary, image, mask, points, weights = checks.of_image(unary, image, params, compatibility, mask, kernels, energy)
     counts = checks.counts_of(return_all, iterations)
     chosen = choose_bilateral(bilateral, unary.shape[-3], unary.shape[-2])
     options = Options(
@@ -125,7 +107,7 @@ def mean_field(
         bilateral=chosen,
         cutoff=None if cutoff is None else float(cutoff),
         radius=truncation_radius(params.gaussian_xy_std, gaussian.TRUNCATE),
-        extra=(filters.for_points(chosen),) * len(kernels),
+        extra=(filters.for_points(chosen),) * len(points),
         update=update,
         regularizer=regularizer,
         regularization=float(regularization),
@@ -136,8 +118,6 @@ def mean_field(
         prune=prune,
         storage_dtype=storage_dtype,
     )
-    points = tuple(as_array(f) for f, _ in kernels)
-    weights = tuple(w for _, w in kernels)
     arguments = unary, image, params, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.image_marginals(*arguments, options)
@@ -191,16 +171,8 @@ def mean_field_features(
     """
     checks.check_static(iterations, normalization, update, cutoff, include_self, storage_dtype, return_log, prune)
     checks.check_regularizer(regularizer, regularization, update)
-    unary, kernels = checks.real_array(unary, "unary"), checks.kernel_pairs(kernels)
-    checks.check_unary(unary, (2,))
-    checks.check_mask(mask, unary.shape)
-    mask = as_mask(mask)
-    checks.check_compatibility(compatibility, unary.shape[-1])
-    for n, (features, weight) in enumerate(kernels):
-        checks.check_features(features, f"kernels[{n}][0]", unary.shape[:-1])
-        checks.check_weight(weight, f"kernels[{n}][1]", unary.shape[-1])
-    if update != "parallel":
-        convergent.check_affinities([w for _, w in kernels], compatibility, unary.shape[-1], f'update="{update}"')
+    energy = None if update == "parallel" else f'update="{update}"'
+    unary, mask, points, weights = checks.of_points(unary, compatibility, mask, kernels, energy)
     counts = checks.counts_of(return_all, iterations)
     chosen = choose_bilateral(bilateral, unary.shape[0], 1)
     if filters.FILTERS[chosen].grid:
@@ -210,7 +182,7 @@ def mean_field_features(
         normalization=normalization,
         bilateral=None,
         cutoff=None if cutoff is None else float(cutoff),
-        extra=(chosen,) * len(kernels),
+        extra=(chosen,) * len(points),
         update=update,
         regularizer=regularizer,
         regularization=float(regularization),
@@ -221,8 +193,6 @@ def mean_field_features(
         prune=prune,
         storage_dtype=storage_dtype,
     )
-    points = tuple(as_array(f) for f, _ in kernels)
-    weights = tuple(w for _, w in kernels)
     arguments = unary, compatibility, mask, points, weights
     if plain.covers(options, *arguments):
         q = plain.point_marginals(*arguments, options)
