@@ -1,6 +1,6 @@
 """Every field of a run, with its default. The other configs change a few of them; flags change the rest."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -44,10 +44,10 @@ def get_config() -> ConfigDict:
     config.crf.normalization = "after"  # none, before, after, symmetric
     # A name in crf.PRESETS, a preset file (.json), or "" = the five fields below, which count only then.
     config.crf.preset = "v2_resnet101"
-    config.crf.bilateral_weight = 4.0  # w1; or one for each class: 1,1,4
+    config.crf.bilateral_weight = _number_or_more(4.0)  # w1; or one for each class: 1,1,4
     config.crf.bilateral_xy_std = 67.0  # sigma_alpha, pixels of the photograph
     config.crf.bilateral_rgb_std = 3.0  # sigma_beta, 0..255
-    config.crf.gaussian_weight = 3.0  # w2; or one for each class
+    config.crf.gaussian_weight = _number_or_more(3.0)  # w2; or one for each class
     config.crf.gaussian_xy_std = 1.0  # sigma_gamma, pixels of the photograph
     config.crf.train = "off"  # off (test time only, the papers' piecewise way) or end_to_end
     config.crf.train_iterations = 5  # iterations of the CRF inside training
@@ -154,3 +154,8 @@ def get_config() -> ConfigDict:
     config.log.every = 20  # steps between lines, and between checks that loss and gradient are finite
     config.log.images_every = 1000  # steps between training pictures in TensorBoard; 0 = none
     return config
+
+
+def _number_or_more(default):
+    """A field that also takes a tuple: others keep the type of their default."""
+    return FieldReference(default, field_type=object)

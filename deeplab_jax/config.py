@@ -73,6 +73,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UserError(f"{path}: line {lines[-1] if lines else 1}: {problem}{old_fields.hint(problem)}") from e
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returns {type(config).__name__}; it must return the config")
+    config = config.copy_and_resolve_references()
     if old_fields.has_old(config):
         try:
             config = ConfigDict(old_fields.renamed(config.to_dict()))

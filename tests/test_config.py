@@ -99,6 +99,17 @@ def test_mistakes_in_a_users_own_config_are_named(tmp_path, line, sentence):
         load_config(str(file))
 
 
+def test_a_file_sets_one_weight_for_each_class_as_flags_do(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from deeplab_jax.configs import base\n\ndef get_config():\n    config = base.get_config()\n"
+        "    config.crf.update(bilateral_weight=(1.0, 4.0), gaussian_weight=2.0)\n    return config\n"
+    )
+    config = load_config(str(file), ["crf.gaussian_weight=1,2"])
+    assert (config.crf.bilateral_weight, config.crf.gaussian_weight) == ((1.0, 4.0), (1.0, 2.0))
+    assert load_config("base").crf.bilateral_weight == 4.0
+
+
 def test_a_value_of_another_type_is_named(tmp_path):
     """A config that begins with a copy of its own is not held to types until a command reads it."""
     file = tmp_path / "mine.py"

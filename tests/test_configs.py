@@ -33,7 +33,7 @@ def test_builds(monkeypatch, name):
 def test_all_promised_configs_are_there():
     promised = """voc_aspp_l voc_aspp_s voc_largefov voc_resnet101 voc_vgg16 voc_vgg16_4x4 voc_vgg16_7x7
         voc_vgg16_largefov voc_vgg16_msc voc_vgg16_msc_largefov voc_vgg16_aspp_s voc_vgg16_aspp_l coco_pretrain
-        context_aspp_l person_part_aspp_l cityscapes_aspp_l camvid camvid_resnet101 folder shapes"""
+        context_aspp_l person_part_aspp_l cityscapes_aspp_l camvid camvid_all camvid_resnet101 folder shapes"""
     assert set(promised.split()) <= set(NAMES)
 
 

@@ -51,6 +51,7 @@ def test_every_published_system_is_documented():
         "__init__",
         "base",
         "camvid",
+        "camvid_all",
         "camvid_resnet101",
         "folder",
         "shapes",

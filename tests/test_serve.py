@@ -130,7 +130,9 @@ def test_wrong_requests_get_a_sentence(bare_app, bare):
     answer = bare.post("/photograph", data={"file": (io.BytesIO(encoded(photograph(SIZE))), "a.png")})
     assert answer.status_code == 400
     assert answer.get_json()["error"].startswith("the body is a form; send the picture's bytes alone")
-    assert bare.post("/segment", data=b"x").status_code == 415
+    answer = bare.post("/segment", data={"id": "a"})
+    assert answer.status_code == 415
+    assert answer.get_json()["error"].endswith("with the header Content-Type: application/json")
     assert bare.get("/../setup.py").status_code == 404
     assert bare.get("/photograph").status_code == 405
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flask import Flask, Response, abort, jsonify, render_template, request
 from PIL import Image
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 
 from deeplab_jax import crf
 from deeplab_jax.crf.adjustable import mean_field_any, radius_for
@@ -292,6 +292,8 @@ def create_app(segment: Any, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
             wanted = request.get_json()
         except RecursionError:
             abort(400, "the JSON is nested too deeply; give one object")
+        except UnsupportedMediaType:  # also keeps other pages' forms out
+            abort(415, "the request is not JSON; give one object, with the header Content-Type: application/json")
         except BadRequest:
             abort(400, "the request is not valid JSON; give one object")
         if not isinstance(wanted, dict) or not isinstance(wanted.get("id"), str):

@@ -177,6 +177,19 @@ def test_label_studio(tmp_path):
     np.testing.assert_array_equal(made["a b.png"], wanted)
 
 
+@pytest.mark.parametrize(
+    ("beside", "name"), [(None, "a.png"), ("a.jpg", "a.png"), ("9f3c2b1a-a.jpg", "9f3c2b1a-a.png")]
+)
+def test_uploads_to_label_studio_have_their_own_names(tmp_path, beside, name):
+    results = [{"original_width": W, "original_height": H, "value": {"polygonlabels": ["cat"], "points": LARGE}}]
+    task = {"data": {"image": "/data/upload/1/9f3c2b1a-a.jpg"}, "annotations": [{"result": results}]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    if beside is not None:
+        (tmp_path / "images").mkdir()
+        Image.new("RGB", (W, H)).save(tmp_path / "images" / beside)
+    assert list(convert(tmp_path / "export.json", tmp_path)[1]) == [name]
+
+
 def studio_file(tmp_path, results):
     results = [{"original_width": W, "original_height": H} | r for r in results]
     (tmp_path / "export.json").write_text(json.dumps([{"data": {"image": "a.jpg"}, "annotations": [

@@ -65,7 +65,7 @@ def test_scales_of_the_first_papers_network_line_up():
 @pytest.mark.parametrize(
     "name",
     ["voc_aspp_l", "voc_resnet101", "voc_largefov", "voc_vgg16_largefov", "voc_vgg16_msc_largefov", "cityscapes_aspp_l",
-     "person_part_aspp_l", "context_aspp_l", "camvid", "camvid_resnet101", "folder"],
+     "person_part_aspp_l", "context_aspp_l", "camvid", "camvid_all", "camvid_resnet101", "folder"],
 )  # fmt: skip
 def test_shipped_crops_fit(name):
     check_crop(load_config(name))

@@ -4,6 +4,8 @@ A result holds an area with its class (`polygonlabels`), or, where the project h
 the area (`polygon`) and another one of the same id the class (`labels`).
 """
 
+import glob
+import re
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -12,6 +14,7 @@ import numpy as np
 from deeplab_jax.data.annotations.drawing import Annotated, Area, Part, box, checked_size, ellipse, polygon, progress
 from deeplab_jax.errors import UserError
 
+_UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an upload
 _KINDS = ("polygon", "rectangle", "ellipse", "brush")
 
 
@@ -43,8 +46,7 @@ def _task(path: Path, task: dict) -> Annotated | None:
     if not shapes:
         return None
     url = str(task["data"].get("image") or next((v for v in task["data"].values() if isinstance(v, str)), ""))
-    split = urlsplit(url)
-    name = Path(unquote(parse_qs(split.query).get("d", [split.path])[0])).name
+    name = _name(path.parent, url)
     size = checked_size(f"{path}: {name}", shapes[0]["original_height"], shapes[0]["original_width"])
     labelled = [r for r in results if r.get("id") is not None and r.get("value", {}).get("labels")]
     classes = {r["id"]: r["value"]["labels"] for r in labelled}
@@ -62,6 +64,15 @@ def _task(path: Path, task: dict) -> Annotated | None:
         else:
             without_class += 1
     return Annotated(name, size, areas, left_out, without_class)
+
+
+def _name(folder: Path, url: str) -> str:
+    """A photograph's name; of an upload its own one, unless one with Label Studio's name for it is in the folder."""
+    split = urlsplit(url)
+    name = Path(unquote(parse_qs(split.query).get("d", [split.path])[0])).name
+    if "/upload/" in split.path and not any(folder.rglob(glob.escape(name))):
+        return name[begin.end() :] if (begin := _UPLOADED.match(name)) else name
+    return name
 
 
 def _kind(result: dict) -> str | None:
