@@ -30,6 +30,7 @@ def program(segmenter: Segmenter, bilateral: str):
             swaps=segmenter.mirror_swaps if segmenter.mirror else (),
             extra=segmenter.size_extra,
             resize=segmenter.resize,
+            multiple=segmenter.canvas_multiple,
         )
         y, x = jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])
         return mean_field_any(

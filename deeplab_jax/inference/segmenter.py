@@ -1,5 +1,6 @@
 """Photograph -> marginals: the single path shared by evaluation, prediction, parameter search and the local page."""
 
+import inspect
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -110,6 +111,8 @@ class Segmenter:
         self.tile = tiling.padded_size(tile, size_multiple, size_extra) if tile else 0
         self.batch_size, self.size_multiple, self.size_extra = batch_size, size_multiple, size_extra
         self.resize = resize
+        takes_canvas = "canvas" in inspect.signature(type(model).__call__).parameters
+        self.canvas_multiple = min(size_multiple, _PLANNED_MULTIPLE) if takes_canvas else None
         self.devices = list(devices) if devices else jax.local_devices()[:1]
         self.programs: set[tuple] = set()
         self._shapes: list[tuple[int, int]] = []
@@ -255,6 +258,7 @@ class Segmenter:
             swaps=self.mirror_swaps if self.mirror else (),
             extra=self.size_extra,
             resize=self.resize,
+            multiple=self.canvas_multiple,
         )
         return list(self._run(kind, device, run, self._variables[device], batch, sizes, light))[: len(images)]
 

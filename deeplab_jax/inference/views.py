@@ -13,7 +13,7 @@ from deeplab_jax.models.layers import resize_bilinear
 LOG_FLOOR = -30.0  # lower limit of log-probabilities: exp(-30) is negligible, and sums stay finite
 
 
-@partial(jax.jit, static_argnames=("model", "scales", "mirror", "swaps", "extra", "resize"))
+@partial(jax.jit, static_argnames=("model", "scales", "mirror", "swaps", "extra", "resize", "multiple"))
 def network_scores(
     model,
     variables: dict,
@@ -26,6 +26,7 @@ def network_scores(
     swaps: tuple[tuple[int, int], ...] = (),
     extra: int = 1,
     resize: str = "corners",
+    multiple: int | None = None,
 ) -> tuple[jax.Array, ...]:
     """Log-probabilities at the padded size, averaged over scales and mirroring.
 
@@ -38,6 +39,8 @@ def network_scores(
       swaps: pairs of classes that are exchanged in the mirrored images.
       extra: the excess of sizes over a multiple of the output stride, at every scale.
       resize: "corners" or "half_pixel".
+      multiple: each photograph gets the scores that it would have if `images` were only padded to the next multiple of
+        this plus `extra`; None = those of `images` as they are, for models that do not take a `canvas`.
 
     Returns:
       B arrays [H, W, C] float32.
@@ -50,19 +53,25 @@ def network_scores(
     flipped = jnp.maximum(sizes[:, 1:] - 1 - x, 0)
 
     count = images.shape[0]
+    canvas = None
+    if multiple is not None:
+        canvas = jnp.minimum(jnp.maximum(-((extra - sizes) // multiple), 1) * multiple + extra, jnp.asarray(size))
     if mirror:  # in one batch with the images, for half the program
         images = jnp.concatenate([images, jnp.take_along_axis(images, flipped[:, None, :, None], axis=2)])
         valid = jnp.concatenate([valid, valid])
+        canvas = None if canvas is None else jnp.concatenate([canvas, canvas])
     views = []
-    lit = {} if light is None else {"light": light}
+    given = {} if light is None else {"light": light}
     for scale in scales:
         target = tuple(round((n - extra) * scale / STRIDE) * STRIDE + extra for n in size)
+        if canvas is not None:
+            given["canvas"] = jnp.round((canvas - extra) * scale / STRIDE).astype(jnp.int32) * STRIDE + extra
         scaled, inside = images, valid
         if target != size:
             scaled = resize_bilinear(images, target, resize)
             rows, columns = (_nearest(n, m, resize) for n, m in zip(size, target))
             inside = valid[:, rows][:, :, columns]
-        logits, _ = model.apply(variables, scaled, train=False, valid=inside, **lit)
+        logits, _ = model.apply(variables, scaled, train=False, valid=inside, **given)
         log_probs = jax.nn.log_softmax(resize_bilinear(logits.astype(jnp.float32), size, resize))
         views.append(log_probs[:count])
         if mirror:

@@ -12,6 +12,7 @@ from jax import lax
 from deeplab_jax.crf import MeanFieldCRF
 from deeplab_jax.models.architecture import Architecture
 from deeplab_jax.models.backbones import architecture_of, backbone_of
+from deeplab_jax.models.canvas import kept_out, scaled, within
 from deeplab_jax.models.layers import fold_keys, resize_bilinear
 from deeplab_jax.models.multiscale import fuse_scales
 
@@ -56,6 +57,7 @@ class DeepLab(nn.Module):
         valid: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
         light: jax.Array | None = None,
+        canvas: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Runs the network.
 
@@ -66,6 +68,8 @@ class DeepLab(nn.Module):
           dropout_keys: [B] keys, one for each example; without them the "dropout" generator is used.
           light: [B, 2], see `preprocess`. In training, photographs have had `OWN_MEAN` and `OWN_DEVIATION` before the
             random changes (`data.augment.even_light`).
+          canvas: [B, 2] int32, the size to which each image would be padded alone; the scores within are then those
+            of the image alone, whatever the size of the batch. None = that of the batch.
 
         Returns:
           Scores [B, h, w, num_classes] float32 at the output stride, or at stride 4 with a `fine_branch`; and a dict:
@@ -80,10 +84,14 @@ class DeepLab(nn.Module):
         train = train and not a.freeze_network  # stored statistics, no dropout: the same scores as in testing
 
         def network(x: jax.Array, scale: int) -> jax.Array:
-            features = trunk(x, train and not a.freeze_trunk)
-            if a.freeze_trunk:
-                features = lax.stop_gradient(features)  # the backward pass ends here
-            return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
+            size, whole = x.shape[1:3], images.shape[1:3]
+            own = scaled(canvas, whole, size, a.size_extra)
+            with kept_out(own, size, a.size_extra):
+                features = trunk(x, train and not a.freeze_trunk)
+                if a.freeze_trunk:
+                    features = lax.stop_gradient(features)  # the backward pass ends here
+                features = {name: within(f, own, size, a.size_extra) for name, f in features.items()}
+                return head(features, train, fold_keys(dropout_keys, scale)).astype(jnp.float32)
 
         prepared = preprocess(images, a.preprocessing, valid, light)
         with matmul_precision(a.matmul_precision):
