@@ -48,8 +48,8 @@ def scores(model, variables, image, program, multiple, **views):
         ("shapes", SMALL, {}),
         ("camvid", SMALL, {"mirror": True}),
         ("camvid", [*SMALL, "model.output_stride=8"], {"scales": (0.75, 1.0, 1.5)}),
-        ("voc_vgg16_largefov", [], {}),
-        ("voc_resnet101_msc", ["model.allow_random_frozen=True"], {}),
+        pytest.param("voc_vgg16_largefov", [], {}, marks=pytest.mark.long),
+        pytest.param("voc_resnet101_msc", ["model.allow_random_frozen=True"], {}, marks=pytest.mark.long),
     ],
 )
 def test_the_scores_in_a_larger_program_are_those_alone(name, overrides, views):
@@ -57,12 +57,11 @@ def test_the_scores_in_a_larger_program_are_those_alone(name, overrides, views):
     image = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), np.uint8)
     own = [padded_size(n, MULTIPLE) for n in SIZE]
     alone = scores(model, variables, image, own, None, **views)
-    np.testing.assert_array_equal(scores(model, variables, image, own, MULTIPLE, **views), alone)
+    np.testing.assert_allclose(scores(model, variables, image, own, MULTIPLE, **views), alone, atol=1e-5)
     large = scores(model, variables, image, (129, 161), MULTIPLE, **views)
     np.testing.assert_allclose(large, alone, rtol=1e-3, atol=2e-3)
-    assert (
-        np.abs(scores(model, variables, image, (129, 161), None, **views) - alone).max() > 0.02
-    )  # else it shows nothing
+    without = scores(model, variables, image, (129, 161), None, **views)
+    assert np.abs(without - alone).max() > 0.02  # else it shows nothing
 
 
 def test_a_batch_keeps_each_image_within_its_own_canvas():
