@@ -84,7 +84,8 @@ class Segmenter:
         """Keeps a copy of `variables` on each device.
 
         Args:
-          model: a module whose `apply(variables, images, train=False, valid=valid)` returns (scores, out).
+          model: a module whose `apply(variables, images, train=False, valid=valid)` returns (scores, out). If it also
+            takes a `canvas`, as `DeepLab` does, scores do not depend on the size to which a photograph is padded.
           variables: its variables.
           setting: of the CRF, for photographs at their own size; its iterations are what callers use by default,
             0 = without the CRF.

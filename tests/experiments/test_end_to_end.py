@@ -119,10 +119,13 @@ def test_experiment_on_shapes(tiny_config, tmp_path, monkeypatch):
     for v in (b, c):
         assert v["params"]["crf"]["bilateral_weight"].shape == (7,)
         assert np.any(v["params"]["crf"]["compatibility"] != 1 - np.eye(7))
-    # Again: nothing is trained, searched or evaluated twice.
+    # Again: nothing is trained, measured or evaluated twice.
+    measured = {path: path.read_bytes() for path in tmp_path.rglob("crf_search/results.jsonl")}
+    assert len(measured) == 3
     monkeypatch.setattr("deeplab_jax.evaluation.workdir.evaluate_split", None)
-    monkeypatch.setattr("deeplab_jax.search.workdir.search_as_configured", None)
+    monkeypatch.setattr("deeplab_jax.search.workdir.create_segmenter", None)
     assert end_to_end.experiment(config, tmp_path, **arguments) == found
+    assert {path: path.read_bytes() for path in measured} == measured
 
 
 def _leaves(tree):
