@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import load_config
+from deeplab_jax.imaging.palettes import voc_palette
+from deeplab_jax.inference.from_config import create_segmenter
 from deeplab_jax.inference.tiling import padded_size
 from deeplab_jax.inference.views import network_scores
 from deeplab_jax.models.deeplab import create_model
@@ -75,3 +77,14 @@ def test_a_batch_keeps_each_image_within_its_own_canvas():
     for image, (height, width), both in zip(images, sizes, found, strict=True):
         alone = scores(model, variables, image[:height, :width], (height, width), None, mirror=True)
         np.testing.assert_allclose(np.asarray(both)[:height, :width], alone, atol=1e-4)
+
+
+def test_other_photographs_of_a_call_do_not_matter():
+    config = load_config("shapes", [*SMALL, "eval.mirror=True"])
+    _, variables = network("shapes", SMALL)
+    segmenter = create_segmenter(config, variables, ("a", "b", "c"), voc_palette())
+    image = np.random.default_rng(3).integers(0, 256, (*SIZE, 3), np.uint8)
+    (alone,) = segmenter.scores([image])
+    segmenter.plan([SIZE, (200, 20), (20, 200), (100, 100), (150, 90)])
+    assert segmenter.padded_shape(SIZE) == (257, 257)
+    np.testing.assert_allclose(segmenter.scores([image])[0], alone, atol=1e-4)
